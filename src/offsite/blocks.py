@@ -1,0 +1,182 @@
+"""Find, take and put back the list of transformer blocks of a model.
+
+Every model is *ends + one list of blocks*. In transformers 5 that list is the ``nn.ModuleList``
+whose items are ``GradientCheckpointingLayer``; this is true of language and vision families alike.
+This file is the only one that knows where blocks live and what must be renumbered when they move.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from offsite.errors import OffsiteError
+
+Value = TypeVar("Value")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def block_path(model: nn.Module) -> str:
+    """The dotted path of the model's one list of blocks, such as ``"model.layers"``.
+
+    Raises:
+        OffsiteError: there is no such list, or more than one (an encoder-decoder, a two-tower model).
+    """
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(isinstance(item, GradientCheckpointingLayer) for item in module)
+    ]
+    if len(found) != 1:
+        what = "no list of transformer blocks" if not found else f"several: {', '.join(found)}"
+        raise OffsiteError(
+            f"{type(model).__name__} has {what}; offsite needs a model with exactly one list of "
+            "transformers blocks, such as a decoder-only language model or a vision transformer."
+        )
+    return found[0]
+
+
+def get_blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's list of blocks itself (not a copy)."""
+    blocks = model.get_submodule(block_path(model))
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def block_config(model: nn.Module) -> Any:
+    """The configuration that governs the block list (``config.vision_config`` in a CLIP classifier)."""
+    names = block_path(model).split(".")[:-1]
+    for length in range(len(names), -1, -1):
+        owner = model.get_submodule(".".join(names[:length]))
+        if getattr(owner, "config", None) is not None:
+            return owner.config
+    raise OffsiteError(f"{type(model).__name__} carries no transformers configuration.")
+
+
+def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[int]) -> None:
+    """Replace the block list in place, renumber it and make the configuration agree.
+
+    Args:
+        model: a transformers model.
+        blocks: the new blocks, in order; no module may appear twice (use :func:`alias`), because
+            each needs a cache slot of its own.
+        source: for each new block, the index in the *present* list whose per-block settings
+            (``config.layer_types``, window sizes) it takes over.
+
+    Raises:
+        OffsiteError: empty list, a repeated module, or a family whose arithmetic depends on the
+            position of a block, so that moving one would change it silently.
+    """
+    if not blocks or len(blocks) != len(source):
+        raise OffsiteError("A model needs at least one block, and one source position per block.")
+    if len({id(block) for block in blocks}) < len(blocks):
+        raise OffsiteError("The same block module stands twice; each place needs its own alias.")
+    config, total = block_config(model), len(get_blocks(model))
+    renumber_config(config, source, total)
+    path = block_path(model)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+            if type(getattr(module, "config", None)) is type(config):
+                module.config = config
+
+
+def renumber_config(config: Any, source: Sequence[int], total: int) -> None:
+    """Make a configuration of ``total`` blocks describe the blocks ``source`` instead, in place.
+
+    Every list with one entry per block is re-sliced (``layer_types``, ``no_rope_layers`` ...), and
+    the derived ``stage_names`` of vision backbones are rebuilt.
+    """
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False) and list(source) != list(
+        range(len(source))
+    ):
+        raise OffsiteError(
+            "This GPT-2 scales attention by the inverse of the block's index, so its blocks cannot "
+            "move; use a model without scale_attn_by_inverse_layer_idx."
+        )
+    for key, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == total and not key.startswith("_"):
+            if key not in ("out_features", "out_indices", "pool_scales", "architectures"):
+                setattr(config, key, type(value)(value[index] for index in source))
+    config.num_hidden_layers = len(source)
+    if getattr(config, "stage_names", None):
+        config.stage_names = ["stem"] + [f"stage{i + 1}" for i in range(len(source))]
+        config.out_features, config.out_indices = [config.stage_names[-1]], [len(source)]
+
+
+def alias(module: Module) -> Module:
+    """A second module tree over the *same* parameters and buffers.
+
+    Sub-modules are new (so ``layer_idx``, hooks and surgery on one do not reach the other); tensors
+    are shared by reference, so no memory is spent.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        memo[id(tensor)] = tensor
+    return copy.deepcopy(module, memo)
+
+
+def assemble(model: Module, blocks: Sequence[nn.Module], source: Sequence[int]) -> Module:
+    """A new model of the same ends around other blocks; no tensor is copied.
+
+    ``model`` is untouched. See :func:`set_blocks` for ``source``.
+    """
+    path = block_path(model)
+    parent, _, name = path.rpartition(".")
+    owner, original = model.get_submodule(parent), get_blocks(model)
+    try:
+        # alias only the ends: a placeholder list keeps the original blocks out of the copy
+        setattr(owner, name, nn.ModuleList([original[0]]))
+        shell = alias(model)
+    finally:
+        setattr(owner, name, original)
+    setattr(shell.get_submodule(parent), name, nn.ModuleList(original))
+    set_blocks(shell, [alias(block) for block in blocks], source)
+    return shell
+
+
+def rename_blocks(
+    tensors: Mapping[str, Value], path: str, mapping: Mapping[int, int]
+) -> dict[str, Value]:
+    """Rename ``...{path}.{i}.rest`` to ``...{path}.{mapping[i]}.rest``; other names stay.
+
+    Works on any name that contains the path, so on peft's ``base_model.model.`` names too.
+
+    Raises:
+        OffsiteError: a name refers to a block that ``mapping`` does not have.
+    """
+    pattern = re.compile(rf"((?:^|\.){re.escape(path)}\.)(\d+)(?=\.|$)")
+
+    def move(match: re.Match[str]) -> str:
+        index = int(match[2])
+        if index not in mapping:
+            raise OffsiteError(
+                f"A tensor belongs to block {index}, which is not one of the adapter blocks "
+                f"{sorted(mapping)}."
+            )
+        return f"{match[1]}{mapping[index]}"
+
+    return {pattern.sub(move, name): value for name, value in tensors.items()}
+
+
+def block_of(name: str, path: str) -> int | None:
+    """The block index in a tensor name, or None when the tensor lies outside the block list."""
+    match = re.search(rf"(?:^|\.){re.escape(path)}\.(\d+)(?:\.|$)", name)
+    return int(match[1]) if match else None
+
+
+def freeze(model: nn.Module, trainable: Iterable[nn.Module] = ()) -> None:
+    """Freeze every parameter of ``model`` but those of the ``trainable`` modules."""
+    model.requires_grad_(False)
+    for module in trainable:
+        module.requires_grad_(True)

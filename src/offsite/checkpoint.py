@@ -1,0 +1,244 @@
+"""Load and save transformers checkpoints, whole or only some blocks of them.
+
+Only safetensors are read, remote code is never run, and a checkpoint that does not fit its model
+exactly is refused: transformers would fill what is missing with random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from offsite.blocks import block_config, block_path, rename_blocks, renumber_config
+from offsite.errors import OffsiteError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """``"float32"``, ``"bfloat16"`` or ``"float16"`` as a torch dtype; None stays None.
+
+    Raises:
+        OffsiteError: any other name.
+    """
+    if name is None or name in DTYPES:
+        return DTYPES[name] if name else None
+    raise OffsiteError(f"'{name}' is no dtype offsite computes in; use {', '.join(DTYPES)}.")
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the accelerator if there is one, or the CPU.
+
+    Raises:
+        OffsiteError: the device does not exist here.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise OffsiteError(f"There is no device '{name}' here; try --device cpu.") from error
+
+
+def load_config(name: str | Path) -> Any:
+    """The configuration of a local folder or a hub model.
+
+    Raises:
+        OffsiteError: neither a folder with a ``config.json`` nor a model the hub can deliver, or
+            one that needs remote code.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise OffsiteError(f"The folder '{name}' has no config.json, so it holds no model.")
+    try:
+        return transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (
+            "its architecture is not one that transformers knows (remote code is never run)"
+            if Path(name).is_dir()
+            else "it is no local folder, and no model of that name could be fetched from the hub"
+        )
+        raise OffsiteError(f"Cannot load the model '{name}': {reason}.") from error
+
+
+def load_model(
+    name: str | Path,
+    auto_class: str = "AutoModelForCausalLM",
+    *,
+    dtype: torch.dtype | None = None,
+    keep: Sequence[int] | None = None,
+    new: Sequence[str] = (),
+) -> Any:
+    """Load a model in evaluation mode on the CPU, from a local folder or the hub.
+
+    Args:
+        name: folder or hub name.
+        auto_class: which ``transformers`` auto class builds it.
+        dtype: None for the dtype of the checkpoint.
+        keep: load only these blocks (ascending positions); never holds more than their tensors
+            and one tensor in passing.
+        new: prefixes of parameters that may be missing and start fresh (a new classifier head).
+
+    Raises:
+        OffsiteError: no such model, no safetensors, or weights that do not fit the architecture.
+    """
+    config = load_config(name)
+    build = getattr(transformers, auto_class)
+    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False}
+    if keep is not None:
+        options["dtype"] = dtype or getattr(config, "dtype", None) or torch.float32
+        skeleton = build_skeleton(config, auto_class)
+        path, total = block_path(skeleton), skeleton_blocks(skeleton)
+        options["state_dict"] = read_blocks(name, skeleton, path, keep)
+        config = copy.deepcopy(config)
+        small = build_skeleton(config, auto_class)
+        renumber_config(block_config(small), keep, total)
+        config = small.config
+    try:
+        with quiet():
+            model, info = build.from_pretrained(
+                None if keep is not None else str(name),
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OffsiteError(
+            f"Cannot load the weights of '{name}' as {auto_class}; a complete set of safetensors "
+            "weights of a matching architecture is needed."
+        ) from error
+    missing = [key for key in info["missing_keys"] if not key.startswith(tuple(new) or ("\0",))]
+    wrong = [*missing, *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise OffsiteError(
+            f"The weights of '{name}' do not fit its architecture: {len(wrong)} tensors are missing, "
+            f"unexpected or of another shape, first '{wrong[0]}'."
+        )
+    return model.eval()
+
+
+def build_skeleton(config: Any, auto_class: str) -> Any:
+    """The model of a configuration on the meta device: every name and shape, no memory."""
+    with torch.device("meta"), quiet():
+        try:
+            return getattr(transformers, auto_class).from_config(copy.deepcopy(config))
+        except ValueError as error:
+            raise OffsiteError(
+                f"A model of type '{config.model_type}' cannot be built as {auto_class}; "
+                "choose the task that fits the model."
+            ) from error
+
+
+def skeleton_blocks(skeleton: nn.Module) -> int:
+    """How many blocks a model has."""
+    return len(skeleton.get_submodule(block_path(skeleton)))  # type: ignore[arg-type]
+
+
+def shard_files(name: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint, local or from the hub.
+
+    Raises:
+        OffsiteError: the checkpoint has no safetensors weights.
+    """
+    try:
+        index = cached_file(
+            str(name), SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False
+        )
+        if index:
+            return [Path(f) for f in get_checkpoint_shard_files(str(name), index)[0]]
+        single = cached_file(
+            str(name), SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError:
+        single = None
+    if not single:
+        raise OffsiteError(f"'{name}' has no safetensors weights; convert it to safetensors first.")
+    return [Path(single)]
+
+
+def stored_tensors(name: str | Path, skeleton: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint, one at a time, under its name in the model.
+
+    Checkpoints saved from a bare backbone lack the ``base_model_prefix``; it is added. Names that
+    the model does not have (old buffers, tied heads) are passed over.
+    """
+    known = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+    prefix = getattr(skeleton, "base_model_prefix", "")
+    for file in shard_files(name):
+        with safe_open(file, framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118 (not a dictionary)
+                for candidate in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")):
+                    if candidate in known:
+                        yield candidate, shard.get_tensor(key)
+                        break
+
+
+def read_blocks(
+    name: str | Path, skeleton: nn.Module, path: str, keep: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint outside the block list and of the blocks ``keep``, renumbered."""
+    mapping = {position: index for index, position in enumerate(keep)}
+    wanted: dict[str, torch.Tensor] = {}
+    for key, tensor in stored_tensors(name, skeleton):
+        position = key[len(path) + 1 :].split(".")[0] if key.startswith(f"{path}.") else None
+        if position is None or int(position) in mapping:
+            wanted[key] = tensor.clone()  # own memory, not a view of the mapped file
+    return rename_blocks(wanted, path, mapping)
+
+
+def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A name for a set of weights that does not depend on the dtype they were loaded in.
+
+    SHA-256 over the sorted names, shapes and SHA-256 of every parameter rounded to bfloat16.
+    """
+    lines = []
+    for name, tensor in tensors:
+        raw = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
+        digest = hashlib.sha256(raw.numpy().data).hexdigest()
+        lines.append(f"{name} {tuple(tensor.shape)} {digest}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """:func:`fingerprint` of a model in memory; tied parameters count once."""
+    return fingerprint(model.named_parameters())
+
+
+def checkpoint_fingerprint(name: str | Path, auto_class: str) -> str:
+    """:func:`fingerprint` of a checkpoint on disk, reading one tensor at a time."""
+    skeleton = build_skeleton(load_config(name), auto_class)
+    parameters = dict(skeleton.named_parameters())
+    return fingerprint((n, t) for n, t in stored_tensors(name, skeleton) if n in parameters)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' loading reports off the screen; what matters is checked and raised."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,68 @@
+"""Layer drop: keep some blocks of the middle, by position, at random or by importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from offsite.compress.importance import importance
+from offsite.compress.step import Context
+from offsite.config import require
+from offsite.errors import OffsiteError
+from offsite.split import Middle
+
+Strategy = Literal["uniform", "random", "influence", "angular", "leave_one_out"]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Keep ``keep`` blocks of the middle.
+
+    ``uniform`` keeps evenly spaced ones, first and last included, as in Offsite-Tuning (arXiv
+    2302.04870, section 3.3); one alone is the middle one. ``random`` is that paper's baseline. The
+    others keep the blocks of highest importance, see :mod:`offsite.compress.importance`.
+    """
+
+    keep: int
+    by: Strategy = "uniform"
+
+    kind: ClassVar[str] = "drop"
+
+    def __post_init__(self) -> None:
+        require(self.keep >= 1, f"At least one middle block must stay, not {self.keep}.")
+
+    def plan(self, positions: Sequence[int], seed: int) -> tuple[int, ...] | None:
+        """The positions to keep, where that needs no weights; else None."""
+        self._check(len(positions))
+        if self.by == "uniform":
+            return tuple(positions[i] for i in uniform_indices(len(positions), self.keep))
+        if self.by == "random":
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(len(positions), generator=generator)[: self.keep]
+            return tuple(positions[i] for i in sorted(chosen.tolist()))
+        return None
+
+    def __call__(self, middle: Middle, context: Context) -> Middle:
+        kept = self.plan(middle.positions, context.seed)
+        if kept is None:
+            scores = importance(self.by, middle, context, keep=self.keep)
+            ranked = sorted(middle.positions, key=lambda p: scores[p], reverse=True)
+            kept = tuple(sorted(ranked[: self.keep]))
+        standing = dict(zip(middle.positions, middle.blocks, strict=True))
+        return Middle(tuple(standing[p] for p in kept), kept)
+
+    def _check(self, count: int) -> None:
+        if self.keep > count:
+            raise OffsiteError(
+                f"Cannot keep {self.keep} of {count} middle blocks; choose 1 to {count}."
+            )
+
+
+def uniform_indices(count: int, keep: int) -> list[int]:
+    """``round(i (count - 1) / (keep - 1))`` for i = 0 .. keep - 1; the middle one for ``keep`` 1."""
+    if keep == 1:
+        return [(count - 1) // 2]
+    return [round(i * (count - 1) / (keep - 1)) for i in range(keep)]

@@ -1,0 +1,112 @@
+"""What a compression step is: a frozen dataclass that maps a middle to a lighter middle.
+
+A recipe is an ordered list of steps. Steps never write into a tensor they were given: the middle
+may share tensors with the owner's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from offsite.errors import OffsiteError
+from offsite.split import Middle, Split, whole_middle
+from offsite.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may use besides the middle.
+
+    Attributes:
+        model: the owner's full model, frozen, in evaluation mode, on the device to compute on.
+        split: which of its blocks are adapter.
+        task: how to make batches and losses of the calibration data.
+        data: the owner's calibration data set, or None.
+        seed: for every random choice.
+        work: folder where a long step keeps what it needs to resume, or None.
+        resume: continue from what ``work`` holds.
+    """
+
+    model: nn.Module
+    split: Split
+    task: Task | None = None
+    data: Dataset[Any] | None = None
+    seed: int = 0
+    work: Path | None = None
+    resume: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def batches(self, count: int, size: int, seed: int | None = None) -> Iterator[dict[str, Any]]:
+        """``count`` random calibration batches of ``size`` rows, on the model's device.
+
+        Raises:
+            OffsiteError: the owner gave no calibration data.
+        """
+        if self.data is None or self.task is None:
+            raise OffsiteError(
+                "This recipe needs calibration data of the owner; give it with --data."
+            )
+        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        sampler = RandomSampler(
+            self.data,
+            replacement=True,
+            num_samples=count * size,
+            generator=generator,  # type: ignore[arg-type]
+        )
+        for batch in DataLoader(
+            self.data, batch_size=size, sampler=sampler, collate_fn=self.task.collate
+        ):
+            yield {key: value.to(self.device) for key, value in batch.items()}
+
+
+class Step(Protocol):
+    """One compression step.
+
+    A step that can choose positions before any weight is read (uniform drop) also has
+    ``plan(positions, seed) -> positions``; the owner then loads only those blocks.
+    """
+
+    kind: ClassVar[str]
+
+    def __call__(self, middle: Middle, context: Context) -> Middle: ...
+
+
+def compress(recipe: Sequence[Step], context: Context, middle: Middle | None = None) -> Middle:
+    """Apply the steps of a recipe in order, by default to the model's whole middle."""
+    middle = middle or whole_middle(context.model, context.split)
+    for step in recipe:
+        middle = step(middle, context)
+    return middle
+
+
+def plan(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> tuple[int, ...]:
+    """The positions left after the leading steps that need no weights."""
+    chosen = tuple(positions)
+    for step in recipe:
+        planned = getattr(step, "plan", lambda *_: None)(chosen, seed)
+        if planned is None:
+            break
+        chosen = planned
+    return chosen
+
+
+def map_linears(
+    block: nn.Module, change: Any, names: Mapping[str, nn.Module] | None = None
+) -> None:
+    """Replace linear layers of a block in place: ``change(name, layer)`` returns a layer or None."""
+    for name, layer in list((names or dict(block.named_modules())).items()):
+        new = change(name, layer)
+        if new is not None and new is not layer:
+            parent, _, leaf = name.rpartition(".")
+            setattr(block.get_submodule(parent), leaf, new)

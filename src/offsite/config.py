@@ -1,0 +1,59 @@
+"""A method *is* its configuration: frozen dataclasses to and from one line of JSON.
+
+Compression steps and delta methods are frozen dataclasses with a ``kind``. Their JSON form is
+``{"kind": "drop", "keep": 8}``; only the kinds in a given table can come back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from offsite.errors import OffsiteError
+
+
+def to_json(method: Any) -> dict[str, Any]:
+    """The JSON form of a method: its ``kind`` and every field."""
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    return {"kind": method.kind, **fields}
+
+
+def from_json(kinds: Mapping[str, type], data: Any, what: str) -> Any:
+    """Build a method from its JSON form.
+
+    Args:
+        kinds: the table of allowed kinds.
+        data: ``{"kind": ..., field: value}``; numbers in text form are accepted.
+        what: a noun for messages, such as ``"delta method"``.
+
+    Raises:
+        OffsiteError: unknown kind, unknown field or a value out of range.
+    """
+    if not isinstance(data, Mapping) or data.get("kind") not in kinds:
+        given = str(data.get("kind"))[:40] if isinstance(data, Mapping) else "that"
+        raise OffsiteError(f"'{given}' is no {what}; choose one of: {', '.join(sorted(kinds))}.")
+    cls = kinds[data["kind"]]
+    values = {key: value for key, value in data.items() if key != "kind"}
+    allowed = [field.name for field in dataclasses.fields(cls)]
+    if odd := sorted(set(values) - set(allowed)):
+        raise OffsiteError(
+            f"The {what} '{data['kind']}' has no option '{odd[0]}'; it has: "
+            f"{', '.join(allowed) or 'none'}."
+        )
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise OffsiteError(
+            f"The {what} '{data['kind']}' cannot take this {where or 'value'}: {first['msg'].lower()}."
+        ) from error
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`OffsiteError` unless ``condition``; for the checks of a ``__post_init__``."""
+    if not condition:
+        raise OffsiteError(message)

@@ -1,0 +1,86 @@
+"""What a tuning method is: a frozen dataclass that can attach itself to some blocks of a model.
+
+The same code attaches on both sides: to the emulator at the adapter's positions there, and to the
+full model at the adapter's positions in it. So *plugging* is: attach, load, and merge if possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from offsite.errors import OffsiteError
+from offsite.tensors import TensorEntry
+
+
+class Method(Protocol):
+    """One delta-tuning method.
+
+    Attributes:
+        kind: its name on the command line and in manifests.
+        merges: whether :meth:`merge` gives a plain model of the family.
+        lr: a learning rate that is a fair start for it.
+    """
+
+    kind: ClassVar[str]
+    merges: ClassVar[bool]
+    lr: ClassVar[float]
+
+    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+        """Freeze ``model`` but for this method's numbers in ``blocks``; return the model to run.
+
+        Changes ``model`` in place. Before training the output is unchanged unless the method's
+        docstring says otherwise.
+        """
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """What travels, by name in the model that :meth:`attach` returned."""
+
+    def expected(
+        self, model: nn.Module, given: Mapping[str, TensorEntry]
+    ) -> dict[str, TensorEntry]:
+        """The names, shapes and dtypes a delta may have; ``given`` is what one declares.
+
+        Usually just what :meth:`tensors` of the attached model describes.
+        """
+
+    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set this method's numbers in the model that :meth:`attach` returned."""
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Fold the numbers into the weights and return the plain model, where ``merges``."""
+
+    def peft_config(self, model: nn.Module) -> str | None:
+        """The text of ``adapter_config.json`` if the tensors form a peft adapter, else None."""
+
+
+def check_entries(
+    given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry], *, subset: bool = False
+) -> None:
+    """Compare what a delta declares with what the contract expects; dtypes may be wider.
+
+    Raises:
+        OffsiteError: a tensor that is unexpected, missing (unless ``subset``) or of another shape.
+    """
+    for name in sorted(given):
+        if name not in expected:
+            raise OffsiteError(
+                f"The delta has a tensor '{name}' that its method does not produce here; "
+                "only the adapter blocks of the offer may change."
+            )
+        if given[name].shape != expected[name].shape:
+            raise OffsiteError(
+                f"The tensor '{name}' of the delta has shape {list(given[name].shape)}, but the "
+                f"contract asks for {list(expected[name].shape)}."
+            )
+        if given[name].dtype not in (expected[name].dtype, "F32"):
+            raise OffsiteError(
+                f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
+                f"for {expected[name].dtype} or F32."
+            )
+    missing = sorted(set(expected) - set(given))
+    if missing and not subset:
+        raise OffsiteError(f"The delta lacks {len(missing)} tensors, first '{missing[0]}'.")

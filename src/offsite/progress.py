@@ -1,0 +1,13 @@
+"""Progress bars on standard error; results alone go to standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def track(items: Iterable[Any], text: str, total: int | None = None) -> Any:
+    """Iterate with a bar on standard error; silent when that is no terminal."""
+    return tqdm(items, desc=text, total=total, disable=None, leave=False)

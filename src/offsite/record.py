@@ -1,0 +1,145 @@
+"""The model owner's private record: what each offer of one model was made of.
+
+It is written beside an offer, never inside it. One file may hold several offers of the same model,
+because two offers with different kept blocks disclose their union. It is also the ledger that
+accepts one delta per offer and round.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from offsite.errors import OffsiteError
+from offsite.files import read_json, write_file
+from offsite.manifest import Contract, Id, Sha256, now
+from offsite.tensors import parse
+
+
+class Accepted(BaseModel):
+    """A delta the owner has plugged: its id and when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    delta: Id
+    round: int
+    at: datetime
+
+
+class OfferRecord(BaseModel):
+    """What the owner must remember of one offer.
+
+    Attributes:
+        adapter: positions of the adapter blocks in the full model, ascending.
+        middle: positions at which the emulator's middle blocks stand.
+        recipe: the compression steps, as JSON.
+        disclosed_tensors: middle tensors of the full model that left verbatim, with their sizes
+            in parameters.
+        accepted: the deltas plugged so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    offer: Id
+    created: datetime
+    adapter: tuple[int, ...]
+    emulator_adapter: tuple[int, ...]
+    middle: tuple[int, ...]
+    total: int
+    recipe: list[dict[str, Any]]
+    seed: int
+    contract: Contract
+    disclosed_tensors: dict[str, int]
+    accepted: tuple[Accepted, ...] = ()
+
+
+class Record(BaseModel):
+    """All offers of one model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["record"] = "record"
+    schema_version: Literal[1] = 1
+    fingerprint: Sha256
+    model_name: str
+    auto_class: str
+    block_path: str
+    middle_parameters: int
+    offers: tuple[OfferRecord, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record.
+
+        Raises:
+            OffsiteError: missing file or another format.
+        """
+        return parse(cls, read_json(path), path)
+
+    def save(self, path: str | Path) -> None:
+        """Write the record; when ``path`` holds offers of the same model, add to them.
+
+        Raises:
+            OffsiteError: ``path`` is the record of another model.
+        """
+        record = self
+        if Path(path).exists():
+            old = Record.load(path)
+            if old.fingerprint != self.fingerprint:
+                raise OffsiteError(
+                    f"The record '{path}' belongs to another model; name another --record file."
+                )
+            mine = {offer.offer for offer in self.offers}
+            kept = tuple(offer for offer in old.offers if offer.offer not in mine)
+            record = self.model_copy(update={"offers": kept + self.offers})
+        write_file(path, record.model_dump_json(indent=1) + "\n")
+
+    def find(self, offer: str) -> OfferRecord:
+        """The record of one offer.
+
+        Raises:
+            OffsiteError: no offer of that id here: the delta answers somebody else's offer.
+        """
+        for entry in self.offers:
+            if entry.offer == offer:
+                return entry
+        raise OffsiteError(
+            f"The delta answers the offer {offer[:8]}..., which this record does not know; it was "
+            "tuned on another offer, so use the record written with that offer."
+        )
+
+    @property
+    def disclosed(self) -> float:
+        """Share of the middle's parameters that left verbatim, over all offers together (0..1)."""
+        union: dict[str, int] = {}
+        for offer in self.offers:
+            union |= offer.disclosed_tensors
+        return sum(union.values()) / self.middle_parameters
+
+    def check_fresh(self, offer: str, delta: str, round: int, *, again: bool = False) -> None:
+        """Refuse a delta that was plugged before, or a second one for the same round.
+
+        Raises:
+            OffsiteError: replayed, or the round is taken by another delta.
+        """
+        for accepted in self.find(offer).accepted:
+            if accepted.delta == delta and not again:
+                raise OffsiteError(
+                    f"The delta {delta[:8]}... was plugged already at {accepted.at.isoformat()}; "
+                    "a replayed delta is refused unless you pass --again."
+                )
+            if accepted.round == round and accepted.delta != delta:
+                raise OffsiteError(
+                    f"Round {round} of this offer was answered by the delta {accepted.delta[:8]}...; "
+                    "one delta per offer and round is accepted, so make a new offer."
+                )
+
+    def accept(self, offer: str, delta: str, round: int) -> Record:
+        """This record with the delta entered in the ledger."""
+        entry = self.find(offer)
+        if any(a.delta == delta for a in entry.accepted):
+            return self
+        done = Accepted(delta=delta, round=round, at=now())
+        updated = entry.model_copy(update={"accepted": (*entry.accepted, done)})
+        offers = tuple(updated if e.offer == offer else e for e in self.offers)
+        return self.model_copy(update={"offers": offers})

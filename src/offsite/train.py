@@ -1,0 +1,290 @@
+"""The one training path: tuning, distilling and the full fine-tuning baseline all run here.
+
+It is ``transformers.Trainer`` around whatever parameters require gradients, so mixed precision,
+accumulation, checkpointing, torchrun, trackers, early stopping and resuming are the ecosystem's.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from offsite.errors import OffsiteError
+
+Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long and how to train.
+
+    Attributes:
+        steps: optimiser steps; None to count by ``epochs``.
+        epochs: passes over the data when ``steps`` is None.
+        lr: peak learning rate of AdamW; None for the default of the method that is tuned.
+        batch_size: rows per step and process.
+        accumulate: batches per optimiser step.
+        warmup: share of the steps with a rising learning rate; then it follows ``schedule``.
+        precision: ``"float32"``, or autocast in ``"bfloat16"`` or ``"float16"``.
+        patience: stop after so many evaluations without a lower loss (needs evaluation data).
+        save_every: steps between resumable checkpoints when a work folder is given.
+        eval_every: steps between evaluations; None for ten over the run.
+        report_to: trackers such as ``("tensorboard",)`` or ``("wandb",)``.
+    """
+
+    steps: int | None = None
+    epochs: float = 1.0
+    lr: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    warmup: float = 0.06
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    patience: int | None = None
+    save_every: int = 100
+    eval_every: int | None = None
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is not None and self.steps < 1) or self.epochs <= 0 or self.batch_size < 1:
+            raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
+        if self.lr is not None and not 0 < self.lr < 100:
+            raise OffsiteError(f"A learning rate of {self.lr} is not usable; try 1e-4 to 1e-2.")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise OffsiteError(
+                f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
+            )
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training run did: steps, seconds, final loss and the logged points."""
+
+    steps: int
+    seconds: float
+    loss: float
+    points: tuple[dict[str, float], ...]
+
+
+class Interrupted(OffsiteError):
+    """Training was stopped by the user after saving a checkpoint to resume from."""
+
+
+class _Tunable(nn.Module):
+    """Only the trainable tensors of a model are state; so checkpoints are small and may share."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.config = getattr(model, "config", None)
+
+    def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
+        items = batch.pop("num_items_in_batch", None)
+        return {"loss": self.loss(self.model, batch, items)}
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: p.detach().clone() for name, p in self.named_trainable().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        own = self.named_trainable()
+        if own.keys() != state_dict.keys():
+            raise OffsiteError(
+                "The saved checkpoint trains other tensors than this run; resume with the same "
+                "offer, method and options, or start afresh without --resume."
+            )
+        with torch.no_grad():
+            for name, value in state_dict.items():
+                own[name].copy_(value)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+        if hasattr(self.model, "enable_input_require_grads"):
+            self.model.enable_input_require_grads()
+
+
+class _Watch(TrainerCallback):
+    """A progress bar on standard error, and a first Ctrl-C that saves before it stops."""
+
+    def __init__(self, text: str, can_save: bool) -> None:
+        self.text, self.can_save, self.interrupted = text, can_save, False
+        self.bar: Any = None
+        self.previous: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.text, disable=None
+        )
+        if self.can_save:
+            try:
+                self.previous = signal.signal(signal.SIGINT, self._interrupt)
+            except ValueError:  # not in the main thread: Ctrl-C stays what it is
+                self.can_save = False
+
+    def _interrupt(self, *args: Any) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(1)
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
+
+    def close(self) -> None:
+        """Put the signal handler and the screen back."""
+        if self.bar is not None:
+            self.bar.close()
+        if self.can_save and self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def train(
+    model: nn.Module,
+    data: Dataset[Any],
+    *,
+    loss: Loss,
+    collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+    options: TrainOptions,
+    device: torch.device,
+    eval_data: Dataset[Any] | None = None,
+    work: Path | None = None,
+    resume: bool = False,
+    text: str = "tuning",
+) -> History:
+    """Train the parameters of ``model`` that require gradients, in place.
+
+    Args:
+        model: any module; it is moved to ``device`` and left there in evaluation mode.
+        loss: ``(model, batch, number of targets or None) -> scalar``.
+        eval_data: evaluated now and then with ``loss`` (for curves and early stopping).
+        work: folder for resumable checkpoints and tracker logs; None keeps nothing.
+        resume: continue from the last checkpoint in ``work``; on CPU the final weights are then
+            bit-equal to those of an uninterrupted run.
+
+    Raises:
+        OffsiteError: nothing to train, or nothing to resume.
+        Interrupted: Ctrl-C; a checkpoint is in ``work``.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise OffsiteError("There is nothing to train: no parameter requires gradients.")
+    if options.patience and eval_data is None:
+        raise OffsiteError("Early stopping needs evaluation data; give it with --eval-data.")
+    checkpoint = get_last_checkpoint(str(work)) if work and resume and work.is_dir() else None
+    if resume and checkpoint is None:
+        raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
+    total = options.steps or max(1, int(len(data) / options.batch_size * options.epochs))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=_Tunable(model.to(device), loss),
+            args=_arguments(
+                options, str(work or scratch), total, device, eval_data, work is not None
+            ),
+            train_dataset=data,
+            eval_dataset=eval_data,
+            data_collator=collate,
+            callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
+        )
+        trainer.remove_callback(PrinterCallback)
+        watch = _Watch(text, work is not None)
+        trainer.add_callback(watch)
+        level = logging.getLogger("transformers").level
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            logging.getLogger("transformers").setLevel(level)
+            watch.close()
+    model.eval()
+    if watch.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"Interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            "run the same command with --resume to go on."
+        )
+    points = tuple(
+        {key: float(value) for key, value in point.items() if key in ("step", "loss", "eval_loss")}
+        for point in trainer.state.log_history
+        if "loss" in point or "eval_loss" in point
+    )
+    return History(
+        trainer.state.global_step, result.metrics["train_runtime"], result.training_loss, points
+    )
+
+
+def _arguments(
+    options: TrainOptions,
+    folder: str,
+    total: int,
+    device: torch.device,
+    eval_data: Dataset[Any] | None,
+    save: bool,
+) -> TrainingArguments:
+    every = options.eval_every or max(1, total // 10)
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=options.steps or -1,
+        num_train_epochs=options.epochs,
+        learning_rate=options.lr or 1e-4,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        warmup_steps=round(options.warmup * total),
+        lr_scheduler_type=options.schedule,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=options.precision == "bfloat16",
+        fp16=options.precision == "float16",
+        gradient_checkpointing=options.gradient_checkpointing,
+        logging_steps=max(1, total // 50),
+        eval_strategy="steps" if eval_data is not None else "no",
+        eval_steps=every,
+        save_strategy="steps" if save else "no",
+        save_steps=every if options.patience else options.save_every,
+        save_total_limit=2,
+        load_best_model_at_end=bool(options.patience) and save,
+        report_to=list(options.report_to) or "none",
+        seed=options.seed,
+        data_seed=options.seed,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        prediction_loss_only=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type != "cpu",
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs of one host: torchrun, not threads
+    return arguments
+
+
+def with_lr(options: TrainOptions, lr: float) -> TrainOptions:
+    """The options with ``lr`` filled in where the caller left it open."""
+    return options if options.lr is not None else replace(options, lr=lr)
