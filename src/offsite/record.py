@@ -65,6 +65,7 @@ class Record(BaseModel):
     auto_class: str
     block_path: str
     middle_parameters: int
+    model_bytes: int
     offers: tuple[OfferRecord, ...]
 
     @classmethod

@@ -1,0 +1,334 @@
+"""The model owner's side: make an offer, plug a delta."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.blocks import assemble, block_path, get_blocks, rename_blocks
+from offsite.checkpoint import (
+    build_skeleton,
+    checkpoint_fingerprint,
+    load_config,
+    load_model,
+    model_fingerprint,
+    pick_device,
+)
+from offsite.compress.step import Context, Step, compress, plan
+from offsite.config import to_json
+from offsite.delta import Delta
+from offsite.deltas import parse_method
+from offsite.deltas.method import Method, check_entries
+from offsite.errors import OffsiteError
+from offsite.manifest import Contract, OfferManifest, new_id, now, tool_versions
+from offsite.offer import Offer, load_processor
+from offsite.record import OfferRecord, Record
+from offsite.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
+from offsite.tasks.task import Task
+from offsite.tasks.text import CausalText
+from offsite.tensors import TensorEntry
+
+
+def make_offer(
+    model: str | Path | nn.Module,
+    *,
+    adapter: Adapter = ends(2, 2),  # noqa: B008 (frozen)
+    recipe: Sequence[Step] = (),
+    data: Any = None,
+    task: Task | None = None,
+    processor: Any = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    name: str | None = None,
+    expires: datetime | None = None,
+    work: Path | None = None,
+    resume: bool = False,
+) -> tuple[Offer, Record]:
+    """Cut a model and compress its middle.
+
+    Args:
+        model: folder, hub name, or a transformers model in memory (which is not changed). From a
+            folder, a recipe that only drops blocks reads only the blocks it keeps.
+        adapter: a rule such as ``ends(2, 2)`` or the positions themselves.
+        recipe: compression steps, applied in order to the middle; none ships the middle whole.
+        data: the owner's calibration data (a path, or rows the task made), where a step needs it.
+        task: what kind of data; plain text by default.
+        processor: tokenizer or image processor; read from ``model`` when that is a path.
+        dtype: dtype to compress in; None for float32. The offer keeps the checkpoint's dtype.
+        name: what the manifest calls the model; by default the last part of its path.
+
+    Returns:
+        The offer, and the private record without which no delta can be plugged.
+
+    Raises:
+        OffsiteError: a split, recipe or data set that cannot work with this model.
+    """
+    task = task or CausalText()
+    source = model if isinstance(model, (str, Path)) else None
+    if source is not None:
+        processor = processor or load_processor(source, task.name)
+        cut = _cut_checkpoint(source, adapter, recipe, seed, task, dtype)
+    else:
+        assert isinstance(model, nn.Module)
+        cut = _cut_module(model, adapter)
+    if cut.rest:
+        target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
+        full = cut.model.to(target).eval()
+        if data is not None and isinstance(data, (str, Path)):
+            data = task.load(data, processor, full, train=True)
+        context = Context(full, cut.split, task, data, seed, work, resume)
+        middle = compress(recipe, context, cut.middle)
+        full.requires_grad_(False)
+        emulator, positions = join(full, cut.split, middle)
+        disclosed = _disclosed(get_blocks(full), middle, cut.native)
+    else:
+        emulator, middle = cut.model, cut.middle
+        positions = places(cut.split, middle.positions)[1]
+        disclosed = {
+            f"{p}.{name}": tensor.numel()
+            for p, block in zip(middle.positions, middle.blocks, strict=True)
+            for name, tensor in block.named_parameters()
+        }
+    emulator = emulator.to(cut.native)
+    label = name or (Path(source).resolve().name if source is not None else type(model).__name__)
+    path = block_path(emulator)
+    contract = make_contract(emulator, path, positions)
+    manifest = OfferManifest(
+        id=new_id(),
+        created=now(),
+        expires=expires,
+        model_name=label,
+        task=task.name,
+        block_path=path,
+        adapter=positions,
+        files={},
+        tensors={},
+        tools=tool_versions(),
+        fingerprint=cut.fingerprint,
+        contract=contract,
+    )
+    entry = OfferRecord(
+        offer=manifest.id,
+        created=manifest.created,
+        adapter=cut.split.adapter,
+        emulator_adapter=positions,
+        middle=middle.positions,
+        total=cut.split.total,
+        recipe=[to_json(step) for step in recipe],
+        seed=seed,
+        contract=contract,
+        disclosed_tensors=disclosed,
+    )
+    record = Record(
+        fingerprint=cut.fingerprint,
+        model_name=label,
+        auto_class=task.auto_class,
+        block_path=path,
+        middle_parameters=cut.middle_parameters,
+        model_bytes=cut.model_bytes,
+        offers=(entry,),
+    )
+    return Offer(emulator, manifest, processor), record
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A model cut in two, before compression; ``rest`` when steps remain that need the whole."""
+
+    model: Any
+    split: Split
+    middle: Middle
+    rest: bool
+    native: torch.dtype
+    fingerprint: str
+    middle_parameters: int
+    model_bytes: int
+
+
+def _sizes(skeleton: nn.Module, split: Split, native: torch.dtype) -> tuple[int, int]:
+    """Parameters of the middle, and bytes of the whole model."""
+    blocks = get_blocks(skeleton)
+    middle = sum(p.numel() for i in split.middle for p in blocks[i].parameters())
+    return middle, sum(p.numel() for p in skeleton.parameters()) * native.itemsize
+
+
+def _cut_checkpoint(
+    source: str | Path,
+    adapter: Adapter,
+    recipe: Sequence[Step],
+    seed: int,
+    task: Task,
+    dtype: torch.dtype | None,
+) -> _Cut:
+    skeleton = build_skeleton(load_config(source), task.auto_class)
+    split = make_split(adapter, len(get_blocks(skeleton)))
+    kept = plan(recipe, split.middle, seed)
+    planned = recipe_is_planned(recipe, split.middle, seed)
+    order = places(split, kept)[0]
+    model = load_model(source, task.auto_class, keep=order if planned else None)
+    native = next(model.parameters()).dtype
+    if not planned:
+        model = model.to(dtype or torch.float32)
+    blocks = get_blocks(model)
+    middle = (
+        Middle(tuple(blocks[order.index(p)] for p in kept), kept)
+        if planned
+        else whole_middle(model, split)
+    )
+    print_ = checkpoint_fingerprint(source, task.auto_class)
+    return _Cut(model, split, middle, not planned, native, print_, *_sizes(skeleton, split, native))
+
+
+def recipe_is_planned(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> bool:
+    """Whether every step of a recipe chooses blocks without reading weights."""
+    for step in recipe:
+        chosen = getattr(step, "plan", lambda *_: None)(positions, seed)
+        if chosen is None:
+            return False
+        positions = chosen
+    return True
+
+
+def _cut_module(model: nn.Module, adapter: Adapter) -> _Cut:
+    split = make_split(adapter, len(get_blocks(model)))
+    native = next(model.parameters()).dtype
+    return _Cut(
+        model, split, whole_middle(model, split), True, native, model_fingerprint(model),
+        *_sizes(model, split, native),
+    )  # fmt: skip
+
+
+def _device_of(model: nn.Module, source: object) -> torch.device:
+    return pick_device() if source is not None else next(model.parameters()).device
+
+
+def _disclosed(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict[str, int]:
+    """Middle tensors that stand in the emulator bit for bit, as ``position.name`` to parameters."""
+    same = {}
+    for position, block in zip(middle.positions, middle.blocks, strict=True):
+        original = dict(full[position].named_parameters())
+        for name, tensor in block.named_parameters():
+            other = original.get(name)
+            if other is not None and other.shape == tensor.shape:
+                if tensor is other or torch.equal(tensor.to(native), other.to(native)):
+                    same[f"{position}.{name}"] = tensor.numel()
+    return same
+
+
+def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contract:
+    """What a delta may bring back: only tensors of the adapter blocks, within generous bounds."""
+    blocks = get_blocks(model)
+    tensors = {
+        f"{path}.{index}.{name}": parameter
+        for index in adapter
+        for name, parameter in blocks[index].named_parameters()
+    }
+    norm = sum(float(t.detach().float().pow(2).sum()) for t in tensors.values()) ** 0.5
+    size = sum(t.numel() for t in tensors.values())
+    return Contract(
+        tensors={name: TensorEntry.of(t) for name, t in tensors.items()},
+        max_bytes=8 * size + 2**20,
+        max_norm=10 * norm + 100,
+    )
+
+
+def plug(model: str | Path | nn.Module, delta: Delta, record: Record) -> Any:
+    """Put a delta into the full model.
+
+    Args:
+        model: the full model: folder, hub name, or in memory (which is not changed).
+        delta: as loaded by :meth:`Delta.load`.
+        record: the private record that was made with the offer.
+
+    Returns:
+        The tuned model, plain where the method merges and with its modules attached where it does
+        not. Merging is done in float32 and rounded to the model's dtype; an untrained delta gives
+        the model back bit for bit.
+
+    Raises:
+        OffsiteError: another model, another offer, or a delta that breaks the return contract; all
+            of that is checked before a tensor of the delta is read, finiteness and norm after.
+    """
+    runner, method, full = attach_delta(model, delta, record)
+    if not method.merges:
+        return runner
+    merged = method.merge(runner)
+    dtype = next(full.parameters()).dtype
+    for index in record.find(delta.manifest.parent).adapter:
+        get_blocks(merged)[index].to(dtype)
+    return merged.eval()
+
+
+def attach_delta(
+    model: str | Path | nn.Module, delta: Delta, record: Record
+) -> tuple[nn.Module, Method, nn.Module]:
+    """Check a delta and attach it, unmerged, to a copy of the full model's adapter blocks.
+
+    Returns:
+        The model with the delta attached, the method, and the untouched full model.
+    """
+    entry = record.find(delta.manifest.parent)
+    if isinstance(model, (str, Path)):
+        model = load_model(model, record.auto_class)
+    assert isinstance(model, nn.Module)
+    if model_fingerprint(model) != record.fingerprint:
+        raise OffsiteError(
+            f"This is not the model that the record was made for ('{record.model_name}'); plug the "
+            "delta into exactly the weights the offer was cut from."
+        )
+    check_contract(delta, entry)
+    method = parse_method(delta.manifest.method)
+    blocks = [
+        copy.deepcopy(block).float() if index in entry.adapter else block
+        for index, block in enumerate(get_blocks(model))
+    ]
+    runner = method.attach(assemble(model, blocks, range(entry.total)), entry.adapter)
+    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
+    path = record.block_path
+    given = rename_blocks(delta.manifest.tensors, path, mapping)
+    check_entries(given, method.expected(runner, given))
+    tensors = delta.values()
+    check_norm(tensors, entry.contract)
+    method.load(runner, rename_blocks(tensors, path, mapping))
+    runner.requires_grad_(False)
+    return runner.eval(), method, model
+
+
+def check_contract(delta: Delta, entry: OfferRecord) -> None:
+    """Compare what a delta declares with its offer, reading no tensor.
+
+    Raises:
+        OffsiteError: other adapter blocks than offered, or more bytes than allowed.
+    """
+    if delta.manifest.adapter != entry.emulator_adapter:
+        raise OffsiteError(
+            f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter is "
+            f"{list(entry.emulator_adapter)}."
+        )
+    if delta.bytes > entry.contract.max_bytes:
+        raise OffsiteError(
+            f"The delta has {delta.bytes} bytes of tensors; its offer allows "
+            f"{entry.contract.max_bytes}."
+        )
+
+
+def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
+    """Refuse a delta whose numbers are far larger than the adapter's own.
+
+    Raises:
+        OffsiteError: the L2 norm of all floating-point tensors exceeds the contract's bound.
+    """
+    squares = sum(float(t.float().pow(2).sum()) for t in tensors.values() if t.is_floating_point())
+    if squares**0.5 > contract.max_norm:
+        raise OffsiteError(
+            f"The delta's values have norm {squares**0.5:.3g}; its offer allows "
+            f"{contract.max_norm:.3g}, so tune again with a lower learning rate."
+        )

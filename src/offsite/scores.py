@@ -1,0 +1,123 @@
+"""The five numbers everybody reports, and the figures derived from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from offsite.errors import OffsiteError
+
+KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")
+TITLES = {
+    "zero_shot": "full zero-shot",
+    "full_tuned": "full fine-tuned",
+    "emulator_zero_shot": "emulator zero-shot",
+    "emulator_tuned": "emulator fine-tuned",
+    "plug_in": "plug-in",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Any subset of the five scores of one setting; None where unknown.
+
+    No party can compute all five in a real deployment, so partial scores merge.
+
+    Attributes:
+        metric: what the numbers are: ``"loss"`` in nats per token, ``"accuracy"`` ...
+        higher_is_better: direction of the metric.
+        disclosed: share of the model's middle parameters that leave verbatim, 0..1.
+    """
+
+    metric: str
+    higher_is_better: bool
+    zero_shot: float | None = None
+    full_tuned: float | None = None
+    emulator_zero_shot: float | None = None
+    emulator_tuned: float | None = None
+    plug_in: float | None = None
+    disclosed: float | None = None
+
+    @property
+    def recovered(self) -> float | None:
+        """``(plug - zs) / (ft - zs)``: the share of full fine-tuning's gain that plugging keeps."""
+        plug, zero, full = self.plug_in, self.zero_shot, self.full_tuned
+        if plug is None or zero is None or full is None or full == zero:
+            return None
+        return (plug - zero) / (full - zero)
+
+    @property
+    def gap(self) -> float | None:
+        """Plug-in against tuned emulator, signed so that larger is better for the owner."""
+        if self.plug_in is None or self.emulator_tuned is None:
+            return None
+        sign = 1 if self.higher_is_better else -1
+        return sign * (self.plug_in - self.emulator_tuned)
+
+    def merge(self, other: Scores) -> Scores:
+        """Both together; a number known to both must be the same.
+
+        Raises:
+            OffsiteError: another metric, or two different values for one score.
+        """
+        if (self.metric, self.higher_is_better) != (other.metric, other.higher_is_better):
+            raise OffsiteError(
+                f"Scores of '{self.metric}' and of '{other.metric}' cannot be merged."
+            )
+        changes = {}
+        for key in (*KEYS, "disclosed"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise OffsiteError(
+                    f"Two different values of '{key}' ({mine:.6g} and {theirs:.6g}) cannot be "
+                    "merged; they come from different models, data or settings."
+                )
+            changes[key] = mine if mine is not None else theirs
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores under ``scores``, unknown ones absent, and the derived figures beside them."""
+        known = {key: getattr(self, key) for key in KEYS if getattr(self, key) is not None}
+        derived = {
+            key: getattr(self, key)
+            for key in ("recovered", "gap", "disclosed")
+            if getattr(self, key) is not None
+        }
+        return {
+            "scores": known,
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            **derived,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scores:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            OffsiteError: not such an object.
+        """
+        try:
+            known = {key: float(value) for key, value in data["scores"].items() if key in KEYS}
+            disclosed = data.get("disclosed")
+            return cls(
+                str(data["metric"]), bool(data["higher_is_better"]), **known, disclosed=disclosed
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OffsiteError(
+                "This is no scores file; it needs 'scores', 'metric' and 'higher_is_better', as "
+                "'offsite score --json' writes them."
+            ) from error
+
+
+def mean(scores: Iterable[Scores]) -> Scores:
+    """The mean of every number that all of them have."""
+    rows = list(scores)
+    values = {
+        field.name: [getattr(row, field.name) for row in rows]
+        for field in fields(Scores)
+        if field.name not in ("metric", "higher_is_better")
+    }
+    known = {k: sum(v) / len(v) for k, v in values.items() if v and None not in v}
+    return Scores(rows[0].metric, rows[0].higher_is_better, **known)

@@ -1,0 +1,148 @@
+"""The data owner's side: tune the adapter of an offer on private data.
+
+This path needs nothing but the offer: it never imports the compressors or the owner's side.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.blocks import assemble, get_blocks
+from offsite.checkpoint import pick_device
+from offsite.config import to_json
+from offsite.delta import Delta, new_delta
+from offsite.deltas.full import Full
+from offsite.deltas.method import Method
+from offsite.errors import OffsiteError
+from offsite.manifest import now
+from offsite.offer import Offer, task_auto_class
+from offsite.tasks.task import Evaluation, Task
+from offsite.tasks.text import CausalText
+from offsite.tensors import DTYPES
+from offsite.train import History, TrainOptions, train, with_lr
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of tuning: the delta, the tuned emulator, how training went, its score."""
+
+    delta: Delta
+    model: nn.Module
+    history: History
+    evaluation: Evaluation | None
+
+
+def tune(offer: Offer, data: Any, method: Method | None = None, **options: Any) -> Delta:
+    """Tune the adapter of ``offer`` on ``data`` and return the delta; see :func:`run_tune`."""
+    return run_tune(offer, data, method, **options).delta
+
+
+def run_tune(
+    offer: Offer,
+    data: Any,
+    method: Method | None = None,
+    *,
+    options: TrainOptions | None = None,
+    eval_data: Any = None,
+    task: Task | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    work: Path | None = None,
+    resume: bool = False,
+) -> Tuned:
+    """Tune the adapter of an offer on private data.
+
+    Args:
+        offer: a loaded offer; its model is not changed.
+        data: a path, or rows the task made.
+        method: what is tuned in the adapter blocks; all of them by default.
+        eval_data: like ``data``; scored after tuning, and during it for curves and early stopping.
+        task: the kind of data; by default the offer's.
+        dtype: dtype of the weights while tuning.
+        work, resume: see :func:`offsite.train.train`.
+
+    Raises:
+        OffsiteError: an expired offer, unusable data, or a method that does not fit the blocks.
+    """
+    method, task = method or Full(), task or CausalText()
+    check_usable(offer, task)
+    options = with_lr(options or TrainOptions(), method.lr)
+    model = private_copy(offer, dtype)
+    rows = _rows(task, data, offer, model, train=True)
+    eval_rows = _rows(task, eval_data, offer, model, train=False)
+    torch.manual_seed(options.seed)
+    runner = method.attach(model, offer.manifest.adapter)
+    history = train(
+        runner,
+        rows,
+        loss=task.loss,
+        collate=task.collate,
+        options=options,
+        device=pick_device(None if device is None else str(device)),
+        eval_data=eval_rows,
+        work=work,
+        resume=resume,
+    )
+    tensors = rounded(method.tensors(runner), offer)
+    method.load(runner, tensors)  # score what travels, not what was more precise
+    changed = drop_unchanged(tensors, offer)
+    evaluation = None if eval_rows is None else task.evaluate(runner, eval_rows)
+    delta = new_delta(
+        offer.manifest, changed, to_json(method), peft_config=method.peft_config(runner)
+    )
+    return Tuned(delta, runner, history, evaluation)
+
+
+def check_usable(offer: Offer, task: Task) -> None:
+    """Refuse an expired offer, or one for another kind of data."""
+    expires = offer.manifest.expires
+    if expires is not None and expires < now():
+        raise OffsiteError(
+            f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
+        )
+    if task.auto_class != task_auto_class(offer.manifest.task):
+        raise OffsiteError(
+            f"The offer is for the task '{offer.manifest.task}', which '{task.name}' data does not fit."
+        )
+
+
+def private_copy(offer: Offer, dtype: torch.dtype) -> nn.Module:
+    """The offer's model with adapter blocks of its own, so that tuning leaves the offer as it is."""
+    model = offer.model
+    if any(p.dtype != dtype for p in model.parameters() if p.is_floating_point()):
+        return copy.deepcopy(model).to(dtype)
+    adapter = offer.manifest.adapter
+    blocks = [copy.deepcopy(b) if i in adapter else b for i, b in enumerate(get_blocks(model))]
+    return assemble(model, blocks, range(len(blocks)))
+
+
+def rounded(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+    """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
+    wanted = {name: entry.dtype for name, entry in offer.manifest.contract.tensors.items()}
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    return {
+        name: (t.to(dtypes[wanted[name]]) if name in wanted else t).detach().cpu().clone()
+        for name, t in tensors.items()
+    }
+
+
+def drop_unchanged(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+    """Only what changed travels: tensors equal to the offer's own are left out."""
+    own = dict(offer.model.named_parameters())
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in own or not torch.equal(own[name].detach().cpu().to(tensor.dtype), tensor)
+    }
+
+
+def _rows(task: Task, data: Any, offer: Offer, model: nn.Module, *, train: bool) -> Any:
+    if isinstance(data, (str, Path)):
+        return task.load(data, offer.processor, model, train=train)
+    return data
