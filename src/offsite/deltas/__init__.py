@@ -5,11 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from offsite.config import from_json
+from offsite.deltas.bitfit import BitFit
+from offsite.deltas.diff_pruning import DiffPruning
+from offsite.deltas.fourier import FourierFT
 from offsite.deltas.full import Full
+from offsite.deltas.ia3 import IA3
+from offsite.deltas.intrinsic import IntrinsicDimension
+from offsite.deltas.loha import LoHa
+from offsite.deltas.lokr import LoKr
 from offsite.deltas.lora import LoRA
+from offsite.deltas.masking import Masking
 from offsite.deltas.method import Method
+from offsite.deltas.oft import OFT
+from offsite.deltas.vera import VeRA
 
-METHODS: dict[str, type] = {method.kind: method for method in (Full, LoRA)}
+METHODS: dict[str, type] = {
+    method.kind: method
+    for method in (
+        Full,
+        LoRA,
+        IA3,
+        LoHa,
+        LoKr,
+        VeRA,
+        OFT,
+        FourierFT,
+        BitFit,
+        DiffPruning,
+        Masking,
+        IntrinsicDimension,
+    )
+}
 
 
 def parse_method(data: Any) -> Method:

@@ -10,23 +10,9 @@ import torch
 from torch import nn
 
 from offsite.blocks import freeze, get_blocks
+from offsite.deltas.targets import part_of
 from offsite.errors import OffsiteError
 from offsite.tensors import TensorEntry, describe
-
-
-def part_of(name: str) -> str:
-    """The part of a block a parameter belongs to: ``attention``, ``mlp`` or ``norm``.
-
-    Judged by the family's own names: ``norm`` or ``ln`` in the module's name is a norm, ``attn`` or
-    ``attention`` above it is attention, and the rest of a block is its feed-forward.
-    """
-    names = name.split(".")[:-1]
-    last = names[-1].lower() if names else ""
-    if "norm" in last or last.startswith("ln") or "scale" in last:
-        return "norm"
-    if any("attn" in part or "attention" in part for part in names):
-        return "attention"
-    return "mlp"
 
 
 @dataclass(frozen=True)
@@ -34,6 +20,9 @@ class Full:
     """Tune every parameter of the adapter blocks, or of one part of each.
 
     What travels: the new values of the tensors that changed. Starts at no change; merges exactly.
+
+    Attributes:
+        part: ``all``, or only ``attention``, ``mlp`` or ``norm``.
     """
 
     part: Literal["all", "attention", "mlp", "norm"] = "all"
@@ -41,6 +30,7 @@ class Full:
     kind: ClassVar[str] = "full"
     merges: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-3
+    when: ClassVar[str] = "the best quality, when the bytes of whole blocks do not matter"
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         freeze(model)
@@ -64,13 +54,18 @@ class Full:
         return {name: everything[name] for name in given if name in everything}
 
     def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        own = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in tensors.items():
-                own[name].copy_(value)
+        copy_into(model, tensors)
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model
 
     def peft_config(self, model: nn.Module) -> str | None:
         return None
+
+
+def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Set parameters of a model by name."""
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)

@@ -23,11 +23,13 @@ class Method(Protocol):
         kind: its name on the command line and in manifests.
         merges: whether :meth:`merge` gives a plain model of the family.
         lr: a learning rate that is a fair start for it.
+        when: one line on when to choose it.
     """
 
     kind: ClassVar[str]
     merges: ClassVar[bool]
     lr: ClassVar[float]
+    when: ClassVar[str]
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         """Freeze ``model`` but for this method's numbers in ``blocks``; return the model to run.
@@ -51,7 +53,11 @@ class Method(Protocol):
         """Set this method's numbers in the model that :meth:`attach` returned."""
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """Fold the numbers into the weights and return the plain model, where ``merges``."""
+        """Fold the numbers into the weights and return the plain model.
+
+        Raises:
+            OffsiteError: a method that does not merge.
+        """
 
     def peft_config(self, model: nn.Module) -> str | None:
         """The text of ``adapter_config.json`` if the tensors form a peft adapter, else None."""
@@ -60,7 +66,7 @@ class Method(Protocol):
 def check_entries(
     given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry], *, subset: bool = False
 ) -> None:
-    """Compare what a delta declares with what the contract expects; dtypes may be wider.
+    """Compare what a delta declares with what the contract expects; any float may stand for any.
 
     Raises:
         OffsiteError: a tensor that is unexpected, missing (unless ``subset``) or of another shape.
@@ -76,10 +82,12 @@ def check_entries(
                 f"The tensor '{name}' of the delta has shape {list(given[name].shape)}, but the "
                 f"contract asks for {list(expected[name].shape)}."
             )
-        if given[name].dtype not in (expected[name].dtype, "F32"):
+        floats = ("F32", "BF16", "F16")
+        wanted = floats if expected[name].dtype in floats else (expected[name].dtype,)
+        if given[name].dtype not in wanted:
             raise OffsiteError(
                 f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
-                f"for {expected[name].dtype} or F32."
+                f"for {' or '.join(wanted)}."
             )
     missing = sorted(set(expected) - set(given))
     if missing and not subset:

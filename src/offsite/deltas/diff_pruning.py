@@ -1,0 +1,142 @@
+"""Sparse differences by hard-concrete gates (diff pruning; Guo et al., arXiv 2012.07463)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from offsite.config import require
+from offsite.deltas.reweight import fold, reweight, reweighted
+from offsite.deltas.targets import linear_layers
+from offsite.errors import OffsiteError
+from offsite.tensors import TensorEntry, describe
+
+BETA, LOW, HIGH = 2 / 3, -0.1, 1.1  # the hard-concrete constants of Louizos et al. (1712.01312)
+SPEED = 100.0  # gates are stored divided by this, so that one learning rate suits both
+OPEN = 2.0
+
+
+class SparseDifference(nn.Module):
+    """``weight + z * value`` with a gate ``z`` in [0, 1] for each number; ``value`` starts at zero.
+
+    In training ``z`` is drawn from the hard-concrete distribution. In evaluation it is its
+    deterministic value, and only the ``count`` largest differences are kept: what travels.
+    """
+
+    def __init__(self, weight: torch.Tensor, density: float) -> None:
+        super().__init__()
+        self.count = max(1, round(density * weight.numel()))
+        self.density = density
+        self.value = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
+        self.gate = nn.Parameter(torch.full_like(self.value, OPEN / SPEED))
+        self.gate.register_post_accumulate_grad_hook(self.press)
+
+    def press(self, gate: torch.Tensor) -> None:
+        """Add the gradient of the expected L0 norm while it lies above the target density."""
+        assert gate.grad is not None
+        is_open = torch.sigmoid(gate.detach() * SPEED - BETA * math.log(-LOW / HIGH))
+        if is_open.mean() > self.density:
+            slope = is_open * (1 - is_open)
+            size = gate.grad.pow(2).mean().sqrt()
+            gate.grad += slope / slope.mean().clamp_min(1e-30) * size
+
+    def difference(self) -> torch.Tensor:
+        """The dense difference before pruning, in float32."""
+        logit = self.gate * SPEED
+        if self.training:
+            noise = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
+            logit = (torch.logit(noise) + logit) / BETA
+        return (torch.sigmoid(logit) * (HIGH - LOW) + LOW).clamp(0, 1) * self.value
+
+    def kept(self) -> torch.Tensor:
+        """Flat indices of the ``count`` largest differences, ascending, int64."""
+        flat = self.difference().detach().abs().flatten()
+        return flat.topk(self.count).indices.sort().values
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        difference = self.difference()
+        if not self.training:
+            mask = torch.zeros_like(difference).flatten()
+            mask[self.kept()] = 1
+            difference = difference * mask.view_as(difference)
+        return (weight.float() + difference).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class DiffPruning:
+    """``W + z * v`` where the gates ``z`` leave only a small share of the differences.
+
+    What travels, per weight: ``indices`` (count,) int32 into the flattened weight and ``values``
+    (count,) float32, count = round(density * size), so the size is known before training. Starts
+    at no change; merges. The target is reached by the L0 gradient of equation 4, applied until the
+    expected density meets it, and the final magnitude pruning of section 3.2; both per tensor,
+    where the paper prunes all tensors together, uses a fixed penalty weight and tunes once more
+    after pruning.
+
+    Attributes:
+        density: share of the numbers of each weight that travel, 0..1.
+        targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
+    """
+
+    density: float = 0.005
+    targets: str = "all"
+
+    kind: ClassVar[str] = "diff_pruning"
+    merges: ClassVar[bool] = True
+    lr: ClassVar[float] = 1e-3
+    when: ClassVar[str] = "a sparse change of a size fixed beforehand; merges without new modules"
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.density <= 0.5,
+            f"A density of {self.density} is not sparse; use more than 0 and at most 0.5.",
+        )
+
+    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+        layers = linear_layers(model, blocks, self.targets)
+        return reweight(model, layers, lambda _, weight: SparseDifference(weight, self.density))
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        was_training = model.training
+        model.eval()
+        tensors = {}
+        for name, part in reweighted(model).items():
+            kept = part.kept()
+            tensors[f"{name}.indices"] = kept.to(torch.int32)
+            tensors[f"{name}.values"] = part.difference().detach().flatten()[kept]
+        model.train(was_training)
+        return tensors
+
+    def expected(
+        self, model: nn.Module, given: Mapping[str, TensorEntry]
+    ) -> dict[str, TensorEntry]:
+        return describe(self.tensors(model))
+
+    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the differences.
+
+        Raises:
+            OffsiteError: indices that are not ascending or point outside the weight.
+        """
+        for name, part in reweighted(model).items():
+            indices = tensors[f"{name}.indices"].long().to(part.value.device)
+            if indices[0] < 0 or indices[-1] >= part.value.numel() or (indices.diff() <= 0).any():
+                raise OffsiteError(
+                    f"The indices of '{name}' must ascend and lie within its "
+                    f"{part.value.numel()} numbers; the delta is malformed."
+                )
+            with torch.no_grad():
+                part.value.zero_()
+                part.value.view(-1)[indices] = tensors[f"{name}.values"].to(part.value)
+                part.gate.fill_(10 / SPEED)  # wide open: a gate of exactly one
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return fold(model.eval())
+
+    def peft_config(self, model: nn.Module) -> str | None:
+        return None

@@ -1,0 +1,95 @@
+"""Which layers of the adapter blocks a method works on, without knowing any family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from offsite.blocks import block_path, get_blocks
+from offsite.config import require
+from offsite.errors import OffsiteError
+from offsite.layers import linear_spec
+
+
+def part_of(name: str) -> str:
+    """The part of a block a parameter belongs to: ``attention``, ``mlp`` or ``norm``.
+
+    Judged by the family's own names: ``norm`` or ``ln`` in the module's name is a norm, ``attn`` or
+    ``attention`` above it is attention, and the rest of a block is its feed-forward.
+    """
+    names = [part.lower() for part in name.split(".")[:-1]]
+    last = names[-1] if names else ""
+    if "norm" in last or last.startswith("ln") or "scale" in last:
+        return "norm"
+    if any("attn" in part or "attention" in part for part in names):
+        return "attention"
+    return "mlp"
+
+
+def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[str]:
+    """Names inside a block of the linear layers to work on, in the order of the block.
+
+    Args:
+        targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
+
+    Raises:
+        OffsiteError: nothing in the blocks matches.
+    """
+    found = {
+        name: None  # a dictionary keeps the order
+        for index in blocks
+        for name, module in get_blocks(model)[index].named_modules()
+        if linear_spec(module) is not None
+    }
+    leaves = targets.replace(" ", "").split(",")
+    wanted = [
+        name
+        for name in found
+        if targets == "all"
+        or part_of(f"{name}.weight") == targets
+        or name.rsplit(".", 1)[-1] in leaves
+    ]
+    known = sorted({name.rsplit(".", 1)[-1] for name in found})
+    require(
+        bool(wanted),
+        f"No linear layer of the adapter blocks matches targets={targets}; use all, attention, "
+        f"mlp, or names among {', '.join(known)}.",
+    )
+    return wanted
+
+
+def linear_layers(model: nn.Module, blocks: Sequence[int], targets: str) -> dict[str, nn.Module]:
+    """The linear layers to work on, by full name in the model, blocks ascending."""
+    names, path = linear_names(model, blocks, targets), block_path(model)
+    return {
+        f"{path}.{index}.{name}": layer
+        for index in sorted(blocks)
+        for name, layer in get_blocks(model)[index].named_modules()
+        if name in names and linear_spec(layer) is not None
+    }
+
+
+def sublayer_outputs(block: nn.Module) -> dict[str, nn.Module]:
+    """The linear layer with which attention and feed-forward each write to the residual stream.
+
+    It is the last linear layer of its part, in every family transformers registers in the order
+    of computation. Its output is taken before dropout and residual, which BLOOM adds inside.
+
+    Raises:
+        OffsiteError: a part is missing or does not end in a plain linear layer (a mixture of
+            experts, a harmonizer).
+    """
+    last: dict[str, nn.Module] = {}
+    widths = {}
+    for name, module in block.named_modules():
+        spec = linear_spec(module)
+        if spec is not None:
+            part = part_of(f"{name}.weight")
+            last[part], widths[part] = module, spec.outputs
+    if set(last) < {"attention", "mlp"} or widths["attention"] != widths["mlp"]:
+        raise OffsiteError(
+            f"The adapter block {type(block).__name__} does not end its attention and its "
+            "feed-forward in plain linear layers of one width; use lora or full instead."
+        )
+    return last
