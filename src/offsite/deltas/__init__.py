@@ -6,6 +6,7 @@ from typing import Any
 
 from offsite.config import from_json
 from offsite.deltas.bitfit import BitFit
+from offsite.deltas.bottleneck import Bottleneck
 from offsite.deltas.diff_pruning import DiffPruning
 from offsite.deltas.fourier import FourierFT
 from offsite.deltas.full import Full
@@ -17,6 +18,8 @@ from offsite.deltas.lora import LoRA
 from offsite.deltas.masking import Masking
 from offsite.deltas.method import Method
 from offsite.deltas.oft import OFT
+from offsite.deltas.prefix import Prefix
+from offsite.deltas.prompt import Prompt
 from offsite.deltas.vera import VeRA
 
 METHODS: dict[str, type] = {
@@ -30,6 +33,9 @@ METHODS: dict[str, type] = {
         VeRA,
         OFT,
         FourierFT,
+        Bottleneck,
+        Prefix,
+        Prompt,
         BitFit,
         DiffPruning,
         Masking,

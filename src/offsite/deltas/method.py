@@ -63,6 +63,21 @@ class Method(Protocol):
         """The text of ``adapter_config.json`` if the tensors form a peft adapter, else None."""
 
 
+class Attached(Method, Protocol):
+    """A method that does not merge: it is served with its modules in place, and can leave again."""
+
+    def detach(self, model: nn.Module) -> nn.Module:
+        """Take this method's modules out, in place; the model is plain and bit-equal again."""
+
+
+def cannot_merge(method: Method) -> OffsiteError:
+    """The error of ``merge`` for a method whose modules stay in the model."""
+    return OffsiteError(
+        f"A {method.kind} delta cannot be folded into the weights; it stays attached, so use "
+        "load_plugged to serve it, or tune with lora, full or another method that merges."
+    )
+
+
 def check_entries(
     given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry], *, subset: bool = False
 ) -> None:

@@ -18,9 +18,9 @@ class VeRA(ThroughPeft):
 
     What travels: ``vera_lambda_b`` (outputs,) and ``vera_lambda_d`` (rank,) of each layer, as a
     peft adapter. ``A`` and ``B`` do not: peft draws them from ``seed`` on the CPU at the size of
-    the largest layer of the adapter, so emulator and full model agree (torch promises one stream per
-    release, so both sides should run the same torch). ``b`` is zero at the start, so an untrained
-    delta changes nothing; merges.
+    the largest layer of the adapter, so emulator and full model agree (torch promises one stream
+    per release, so run the same torch on both sides). ``b`` is zero at the start, so an
+    untrained delta changes nothing; merges.
 
     Attributes:
         rank: rank of the shared projections; larger than LoRA's, as they are not trained.
