@@ -258,13 +258,11 @@ def plug(model: str | Path | nn.Module, delta: Delta, record: Record) -> Any:
             of that is checked before a tensor of the delta is read, finiteness and norm after.
     """
     runner, method, full = attach_delta(model, delta, record)
-    if not method.merges:
-        return runner
-    merged = method.merge(runner)
+    plugged = method.merge(runner) if method.merges else runner
     dtype = next(full.parameters()).dtype
     for index in record.find(delta.manifest.parent).adapter:
-        get_blocks(merged)[index].to(dtype)
-    return merged.eval()
+        get_blocks(plugged)[index].to(dtype)
+    return plugged.eval()
 
 
 def attach_delta(
