@@ -7,25 +7,54 @@ hashes, then parsing; unknown keys and unknown versions are refused.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from offsite.errors import OffsiteError
-from offsite.files import folder_files, read_json, sha256_file, write_file
+from offsite.files import folder_files, open_regular, read_json, sha256_file, shown, write_file
 from offsite.layers import Spec
-from offsite.tensors import TensorEntry, parse
+from offsite.tensors import NAME, TensorEntry, parse
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+MAX_SIDE_BYTES = 256 * 1024 * 1024
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be seen")
+    return text
+
+
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Word = Annotated[str, Field(max_length=200)]
+Word = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+TensorName = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Round = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Plain = Word | bool | int | Number | None
+
+
+def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(numbers) != sorted(set(numbers)) or not numbers:
+        raise ValueError("it must be at least one number, ascending, none twice")
+    return numbers
+
+
+def _named(method: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(method.get("kind"), str):
+        raise ValueError("it must name its kind")
+    return method
 
 
 class _Model(BaseModel):
@@ -35,7 +64,7 @@ class _Model(BaseModel):
 class FileEntry(_Model):
     """One file of the folder: bytes and SHA-256."""
 
-    size: int
+    size: Count
     sha256: Sha256
 
 
@@ -48,9 +77,9 @@ class Contract(_Model):
         max_norm: bound on the L2 norm of all returned floating-point tensors together.
     """
 
-    tensors: dict[str, TensorEntry]
-    max_bytes: int
-    max_norm: float
+    tensors: dict[TensorName, TensorEntry]
+    max_bytes: Count
+    max_norm: Annotated[Number, Field(gt=0)]
 
 
 class Manifest(_Model):
@@ -58,15 +87,15 @@ class Manifest(_Model):
 
     schema_version: Literal[1] = 1
     id: Id
-    created: datetime
+    created: AwareDatetime
     model_name: Word
     task: Word
     block_path: Word
-    adapter: tuple[int, ...]
+    adapter: Annotated[tuple[Count, ...], AfterValidator(_ascending)]
     files: dict[str, FileEntry]
-    tensors: dict[str, TensorEntry]
-    tools: dict[str, Word]
-    scores: dict[str, Any] = {}
+    tensors: dict[TensorName, TensorEntry]
+    tools: dict[Word, Word]
+    scores: dict[Word, Plain | dict[Word, Plain]] = {}
 
 
 class OfferManifest(Manifest):
@@ -77,10 +106,10 @@ class OfferManifest(Manifest):
     """
 
     kind: Literal["offer"] = "offer"
-    round: int = 1
-    expires: datetime | None = None
+    round: Round = 1
+    expires: AwareDatetime | None = None
     fingerprint: Sha256
-    layers: dict[str, Spec] = {}
+    layers: dict[TensorName, Spec] = {}
     shared: dict[int, int] = {}
     contract: Contract
 
@@ -90,8 +119,8 @@ class DeltaManifest(Manifest):
 
     kind: Literal["delta"] = "delta"
     parent: Id
-    round: int = 1
-    method: dict[str, Any]
+    round: Round = 1
+    method: Annotated[dict[Word, Plain | tuple[Plain, ...]], AfterValidator(_named)]
     format: Literal["tensors", "peft"]
 
 
@@ -147,8 +176,41 @@ def read_manifest(folder: str | Path, kind: type[Kind]) -> Kind:
     data = read_json(folder / MANIFEST)
     check_kind(data, kind.model_fields["kind"].default, folder)
     manifest: Kind = parse(kind, data, folder / MANIFEST)
+    check_names(folder, manifest.files)
     check_files(folder, sizes, manifest.files)
     return manifest
+
+
+def check_names(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Refuse file names that could leave the folder or be mistaken for another."""
+    for name in files:
+        if not FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise OffsiteError(
+                f"The manifest of '{folder}' names the file '{shown(name)}'; a name has letters, "
+                "digits, '.', '_' and '-' only, and no folder."
+            )
+    if len({name.lower() for name in files}) < len(files):
+        raise OffsiteError(
+            f"Two file names in '{folder}' differ only in upper and lower case, which is refused."
+        )
+
+
+def copy_verified(folder: Path, files: Mapping[str, FileEntry], target: Path) -> None:
+    """Copy files into ``target`` from single reads whose bytes have the size and hash declared.
+
+    Raises:
+        OffsiteError: more than 256 MiB in all, or a file that changed since the manifest was read.
+    """
+    if sum(entry.size for entry in files.values()) > MAX_SIDE_BYTES:
+        raise OffsiteError(
+            f"The files of '{folder}' beside the weights have more than {MAX_SIDE_BYTES} bytes."
+        )
+    for name, entry in files.items():
+        with open_regular(folder / name) as file:
+            data = file.read(entry.size + 1)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise OffsiteError(f"'{folder / name}' was changed while it was read.")
+        (target / name).write_bytes(data)
 
 
 def check_kind(data: Any, kind: str, folder: Path) -> None:
@@ -156,12 +218,13 @@ def check_kind(data: Any, kind: str, folder: Path) -> None:
     found = data.get("kind") if isinstance(data, dict) else None
     if found != kind:
         raise OffsiteError(
-            f"'{folder}' is {f'a folder of kind {str(found)[:20]!r}' if found else 'no manifest'}, "
+            f"'{folder}' is {f'a folder of kind {shown(found)!r}' if found else 'no manifest'}, "
             f"but {'an offer' if kind == 'offer' else f'a {kind}'} is needed here."
         )
-    if data.get("schema_version") != SCHEMA_VERSION:
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION or type(version) is not int:
         raise OffsiteError(
-            f"'{folder}' has schema version {str(data.get('schema_version'))[:20]}; this offsite "
+            f"'{folder}' has schema version {shown(version)}; this offsite "
             f"reads version {SCHEMA_VERSION}, so use a matching release."
         )
 
@@ -171,7 +234,9 @@ def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, File
     present = set(sizes) - {MANIFEST}
     if odd := sorted(present ^ set(files)):
         state = "is missing" if odd[0] in files else "is not in the manifest"
-        raise OffsiteError(f"The file '{odd[0]}' of '{folder}' {state}; the folder was changed.")
+        raise OffsiteError(
+            f"The file '{shown(odd[0])}' of '{folder}' {state}; the folder was changed."
+        )
     for name, entry in files.items():
         if sizes[name] != entry.size:
             raise OffsiteError(

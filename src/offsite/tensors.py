@@ -6,23 +6,26 @@ checked here. Nothing in this package reads tensors in any other format.
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
+import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 
 from offsite.errors import OffsiteError
+from offsite.files import open_regular, parse_json, shown
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
-DTYPES = {
+DTYPES: dict[torch.dtype, Any] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -34,33 +37,51 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+TORCH: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}
+METADATA = {"format": "pt"}
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}  # others: 1
+Offset = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Length = Annotated[int, Field(strict=True, ge=1, lt=2**40)]
 
 
 class TensorEntry(BaseModel):
     """One tensor as a manifest names it: safetensors dtype (``"BF16"``) and shape."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Literal["F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    shape: Annotated[tuple[Length, ...], Field(max_length=8)]
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorEntry:
-        """The entry that describes ``tensor``."""
+        """The entry that describes ``tensor``.
+
+        Raises:
+            OffsiteError: a dtype that never travels, such as complex numbers.
+        """
+        if tensor.dtype not in DTYPES:
+            raise OffsiteError(f"Tensors of {tensor.dtype} cannot travel; convert the model first.")
         return cls(dtype=DTYPES[tensor.dtype], shape=tuple(tensor.shape))
+
+    @property
+    def count(self) -> int:
+        """How many numbers the tensor holds."""
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
         """Size of the tensor's data on disk."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count * SIZES.get(self.dtype, 1)
+        return self.count * SIZES.get(self.dtype, 1)
 
 
 def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorEntry]:
     """Entries for a whole dictionary of tensors, by name."""
     return {name: TensorEntry.of(tensor) for name, tensor in sorted(tensors.items())}
+
+
+class _Stored(TensorEntry):
+    """A tensor as a safetensors header names it: with where its data begins and ends."""
+
+    data_offsets: tuple[Offset, Offset]
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -70,60 +91,74 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         OffsiteError: header over 4 MB, not strict JSON, an unsafe tensor name, an unknown dtype, or
             offsets that leave gaps, overlap or do not fill the file exactly.
     """
+    with open_regular(path) as file:
+        stored = _parse_header(path, *_read_prefix(path, file))
+    return {name: _entry(spot) for name, spot in stored.items()}
 
-    def refuse(reason: str) -> OffsiteError:
-        return OffsiteError(f"'{path}' is not an acceptable safetensors file: {reason}.")
 
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-            raise refuse("its header is truncated or larger than 4 MB")
-        text = file.read(length)
+def _entry(spot: _Stored) -> TensorEntry:
+    return TensorEntry(dtype=spot.dtype, shape=spot.shape)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise refuse("its header repeats a name")
-        return dict(pairs)
 
-    try:
-        header = json.loads(text, object_pairs_hook=unique)
-        header.pop("__metadata__", None)
-        spans, entries = [], {}
-        for name, entry in header.items():
-            if not NAME.fullmatch(name) or ".." in name:
-                raise refuse("it has a tensor name with unusual characters")
-            entries[name] = TensorEntry(dtype=entry["dtype"], shape=tuple(entry["shape"]))
-            begin, end = entry["data_offsets"]
-            spans.append((begin, end))
-            known = entries[name].dtype in DTYPES.values()
-            if not known or min(entries[name].shape, default=0) < 0:
-                raise refuse("it has a tensor of an unknown dtype or a negative shape")
-            if end - begin != entries[name].bytes:
-                raise refuse("a tensor's size disagrees with its shape")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, OffsiteError):
-            raise
-        raise refuse("its header is malformed") from error
+def _refuse(path: Path, reason: str) -> OffsiteError:
+    return OffsiteError(f"'{path}' is not an acceptable safetensors file: {reason}.")
+
+
+def _read_prefix(path: Path, file: BufferedReader) -> tuple[bytes, int]:
+    """The length field and header of a safetensors file, and the bytes of data behind them."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+    if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+        raise _refuse(path, "its header is truncated or larger than 4 MB")
+    return prefix + file.read(length), size - 8 - length
+
+
+def _parse_header(path: Path, head: bytes, size: int) -> dict[str, _Stored]:
+    """The entries of a header in the order of their data, which they must tile exactly."""
+    header = parse_json(head[8:], path)
+    if not isinstance(header, dict):
+        raise _refuse(path, "its header is malformed")
+    if header.pop("__metadata__", METADATA) not in (METADATA, {}):
+        raise _refuse(path, "its metadata says more than the format")
+    stored = {}
+    for name, entry in header.items():
+        if not NAME.fullmatch(name) or ".." in name:
+            raise _refuse(path, "it has a tensor name with unusual characters")
+        try:
+            stored[name] = _Stored.model_validate(entry)
+        except ValidationError as error:
+            raise _refuse(path, "a tensor has an unknown dtype, shape or offset") from error
+        begin, end = stored[name].data_offsets
+        if end - begin != stored[name].bytes:
+            raise _refuse(path, "a tensor's size disagrees with its shape")
+    stored = dict(sorted(stored.items(), key=lambda item: item[1].data_offsets))
     position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise refuse("its tensors overlap or leave a gap")
-        position = end
-    if 8 + length + position != size:
-        raise refuse("it is truncated or has bytes after its last tensor")
-    return entries
+    for spot in stored.values():
+        if spot.data_offsets[0] != position:
+            raise _refuse(path, "its tensors overlap or leave a gap")
+        position = spot.data_offsets[1]
+    if position != size:
+        raise _refuse(path, "it is truncated or has bytes after its last tensor")
+    return stored
 
 
 def load_tensors(
-    paths: Sequence[Path], expected: Mapping[str, TensorEntry] | None = None
+    paths: Sequence[Path],
+    expected: Mapping[str, TensorEntry] | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load safetensors files whose headers are as ``expected`` and whose values are all finite.
 
+    Every byte is read once, into memory of its own, and hashed as it is read: what was checked is
+    what is returned, whatever happens to the files meanwhile.
+
+    Args:
+        hashes: file name to SHA-256.
+
     Raises:
         OffsiteError: see :func:`read_header`; names, shapes or dtypes other than expected; a tensor
-            in two files; NaN or infinity in any floating-point tensor.
+            in two files; another hash; NaN or infinity in any floating-point tensor.
     """
     declared: dict[str, TensorEntry] = {}
     for path in paths:
@@ -143,11 +178,32 @@ def load_tensors(
         )
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
-        try:
-            tensors |= load_file(path)
-        except SafetensorError as error:
-            raise OffsiteError(f"'{path}' cannot be read as safetensors; it is damaged.") from error
+        tensors |= _read_tensors(path, declared, hashes[path.name] if hashes else None)
     check_finite(tensors)
+    return tensors
+
+
+def _read_tensors(
+    path: Path, declared: Mapping[str, TensorEntry], sha256: str | None
+) -> dict[str, torch.Tensor]:
+    """All tensors of one file, which must still be the one whose header was checked."""
+    tensors = {}
+    with open_regular(path) as file:
+        head, size = _read_prefix(path, file)
+        digest = hashlib.sha256(head)
+        for name, spot in _parse_header(path, head, size).items():
+            if declared.get(name) != _entry(spot):
+                raise _refuse(path, "it was changed while it was read")
+            data = torch.empty(spot.bytes, dtype=torch.uint8)
+            if file.readinto(data.numpy().data) != spot.bytes:
+                raise _refuse(path, "it was changed while it was read")
+            if sha256 is not None:
+                digest.update(data.numpy().data)
+            if spot.dtype == "BOOL" and bool((data > 1).any()):
+                raise _refuse(path, "it has truth values other than 0 and 1")
+            tensors[name] = data.view(TORCH[spot.dtype]).view(spot.shape)
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise OffsiteError(f"'{path}' was changed while it was read; ask for a fresh copy.")
     return tensors
 
 
@@ -158,7 +214,8 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
         OffsiteError: naming the first tensor that holds one.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        parts = tensor.flatten().split(2**22) if tensor.is_floating_point() else ()
+        if not all(bool(torch.isfinite(part).all()) for part in parts):  # no copy of a whole tensor
             raise OffsiteError(
                 f"The tensor '{name}' holds NaN or infinity; only finite values are accepted, so "
                 "tune again with a lower learning rate."
@@ -168,7 +225,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write one safetensors file, names sorted, one metadata key, so that it is byte-stable."""
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    save_file(ready, path, metadata={"format": "pt"})
+    save_file(ready, path, metadata=METADATA)
 
 
 def parse(model: type[BaseModel], data: Any, path: str | Path) -> Any:
@@ -179,9 +236,11 @@ def parse(model: type[BaseModel], data: Any, path: str | Path) -> Any:
     """
     try:
         return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its top level"
+    except (ValidationError, RecursionError, OverflowError) as error:
+        first: Any = {"loc": (), "msg": "it is nested too deeply"}
+        if isinstance(error, ValidationError):
+            first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(shown(part) for part in first["loc"]) or "its top level"
         raise OffsiteError(
             f"'{path}' does not follow the format: {where}: {first['msg'].lower()}."
         ) from error
