@@ -81,8 +81,9 @@ class Described(Protocol):
 class Harmonizer(GradientCheckpointingLayer):
     """``x + W_up relu(W_down x)``, ``W_up`` zero at the start (ScaleOT, arXiv 2412.09812).
 
-    Stands in the block list; shapes ``(batch, length, hidden)`` in and out. It keeps no key/value
-    cache, so it must not be the first block of a model.
+    Stands in the block list; shapes ``(batch, length, hidden)`` in and out, in any floating dtype:
+    it computes in that of its own weights. It keeps no key/value cache, so it must not be the first
+    block of a model, nor the first of its kind of attention.
     """
 
     def __init__(self, hidden: int, rank: int, returns_tuple: bool = False) -> None:
@@ -99,26 +100,27 @@ class Harmonizer(GradientCheckpointingLayer):
         )
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = hidden_states + self.up(torch.relu(self.down(hidden_states)))
+        change = self.up(torch.relu(self.down(hidden_states.to(self.up.weight.dtype))))
+        output = hidden_states + change.to(hidden_states.dtype)
         return (output, None) if self.returns_tuple else output
 
 
 class LowRankLinear(nn.Module):
-    """``y = up(down(x)) + bias`` with ``up`` of shape (outputs, rank), ``down`` (rank, inputs)."""
+    """``y = up(down(x)) + bias`` with ``up`` of shape (outputs, rank), ``down`` (rank, inputs).
+
+    Either factor may be quantised in its turn; the manifest then names it beside this layer.
+    """
 
     def __init__(self, inputs: int, outputs: int, rank: int, bias: bool) -> None:
         super().__init__()
+        self.inputs, self.outputs, self.rank = inputs, outputs, rank
         self.down = nn.Linear(inputs, rank, bias=False)
         self.up = nn.Linear(rank, outputs, bias=bias)
 
     @property
     def spec(self) -> LowRankSpec:
-        return LowRankSpec(
-            inputs=self.down.in_features,
-            outputs=self.up.out_features,
-            rank=self.down.out_features,
-            bias=self.up.bias is not None,
-        )
+        bias = self.up.bias is not None
+        return LowRankSpec(inputs=self.inputs, outputs=self.outputs, rank=self.rank, bias=bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.up(self.down(inputs))
@@ -220,18 +222,18 @@ def find_specs(model: nn.Module, family: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         if isinstance(module, Described):
             specs[name] = module.spec
-        elif (spec := linear_spec(module)) and not any(name.startswith(f"{n}.") for n in specs):
-            if spec != linear_spec(family.get_submodule(name)):
-                specs[name] = spec
+        elif (spec := linear_spec(module)) and not name.startswith(tuple(f"{n}." for n in specs)):
+            original = linear_spec(family.get_submodule(name))
+            specs |= {name: spec} if spec != original else {}
     return specs
 
 
 def find_shared(model: nn.Module) -> dict[int, int]:
-    """Blocks that share the parameters of an earlier one: index to index of the first."""
-    first: dict[int, int] = {}
+    """Blocks that share all parameters of an earlier one: index to index of the first."""
+    first: dict[tuple[int, ...], int] = {}
     shared = {}
     for index, block in enumerate(get_blocks(model)):
-        key = id(next(block.parameters()))
+        key = tuple(id(parameter) for parameter in block.parameters())
         if key in first:
             shared[index] = first[key]
         first.setdefault(key, index)
@@ -240,6 +242,9 @@ def find_shared(model: nn.Module) -> dict[int, int]:
 
 def rebuild(model: nn.Module, specs: Mapping[str, Any]) -> None:
     """Put empty layers of the allow-list where an offer's manifest says, in place.
+
+    They are built on the meta device, so a size in a manifest costs no memory before the offer's
+    tensors are there to fill it.
 
     Raises:
         OffsiteError: a name that is not in the model's block list.
@@ -253,7 +258,8 @@ def rebuild(model: nn.Module, specs: Mapping[str, Any]) -> None:
             raise OffsiteError(f"The offer replaces '{name}', which its model lacks.") from error
         if not name.startswith(f"{path}."):
             raise OffsiteError(f"The offer replaces '{name}', which is not part of a block.")
-        setattr(model.get_submodule(parent), leaf, build(spec))
+        with torch.device("meta"):
+            setattr(model.get_submodule(parent), leaf, build(spec))
 
 
 def share(model: nn.Module, shared: Mapping[int, int]) -> None:

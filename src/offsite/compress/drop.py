@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from offsite.compress.importance import importance
+from offsite.compress.importance import importance, weakest_run
 from offsite.compress.step import Context
 from offsite.config import require
 from offsite.errors import OffsiteError
@@ -22,8 +22,10 @@ class Drop:
     """Keep ``keep`` blocks of the middle.
 
     ``uniform`` keeps evenly spaced ones, first and last included, as in Offsite-Tuning (arXiv
-    2302.04870, section 3.3); one alone is the middle one. ``random`` is that paper's baseline. The
-    others keep the blocks of highest importance, see :mod:`offsite.compress.importance`.
+    2302.04870, section 3.3); one alone is the middle one. ``random`` is that paper's baseline.
+    ``influence`` and ``leave_one_out`` keep the blocks of highest importance, ``angular`` drops the
+    one run of consecutive blocks that turns the hidden states least; see
+    :mod:`offsite.compress.importance`. These three need calibration data.
     """
 
     keep: int
@@ -48,11 +50,19 @@ class Drop:
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)
         if kept is None:
-            scores = importance(self.by, middle, context, keep=self.keep)
-            ranked = sorted(middle.positions, key=lambda p: scores[p], reverse=True)
-            kept = tuple(sorted(ranked[: self.keep]))
+            kept = self._measured(middle.positions, context)
         standing = dict(zip(middle.positions, middle.blocks, strict=True))
         return Middle(tuple(standing[p] for p in kept), kept)
+
+    def _measured(self, positions: tuple[int, ...], context: Context) -> tuple[int, ...]:
+        if self.keep == len(positions):
+            return positions
+        if self.by == "angular":
+            removed = weakest_run(context, positions, len(positions) - self.keep)
+            return tuple(p for p in positions if p not in removed)
+        scores = importance(context, [self.by])[self.by]
+        ranked = sorted(positions, key=lambda p: scores[p], reverse=True)
+        return tuple(sorted(ranked[: self.keep]))
 
     def _check(self, count: int) -> None:
         if self.keep > count:
@@ -62,7 +72,7 @@ class Drop:
 
 
 def uniform_indices(count: int, keep: int) -> list[int]:
-    """``round(i (count - 1) / (keep - 1))`` for i = 0 .. keep - 1; the middle one for ``keep`` 1."""
+    """``round(i (count - 1) / (keep - 1))``, i = 0 .. keep - 1; the middle one for ``keep`` 1."""
     if keep == 1:
         return [(count - 1) // 2]
     return [round(i * (count - 1) / (keep - 1)) for i in range(keep)]

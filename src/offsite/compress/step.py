@@ -6,7 +6,7 @@ may share tensors with the owner's model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -59,10 +59,10 @@ class Context:
             )
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
         sampler = RandomSampler(
-            self.data,
+            self.data,  # type: ignore[arg-type]
             replacement=True,
             num_samples=count * size,
-            generator=generator,  # type: ignore[arg-type]
+            generator=generator,
         )
         for batch in DataLoader(
             self.data, batch_size=size, sampler=sampler, collate_fn=self.task.collate
@@ -99,14 +99,3 @@ def plan(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> tuple[i
             break
         chosen = planned
     return chosen
-
-
-def map_linears(
-    block: nn.Module, change: Any, names: Mapping[str, nn.Module] | None = None
-) -> None:
-    """Replace linear layers of a block in place: ``change(name, layer)`` returns a layer or None."""
-    for name, layer in list((names or dict(block.named_modules())).items()):
-        new = change(name, layer)
-        if new is not None and new is not layer:
-            parent, _, leaf = name.rpartition(".")
-            setattr(block.get_submodule(parent), leaf, new)
