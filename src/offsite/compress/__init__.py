@@ -1,0 +1,36 @@
+"""Compression steps: frozen dataclasses, each a map from a middle to a lighter middle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from offsite.compress.crash import Cluster, Share
+from offsite.compress.distill import Distill
+from offsite.compress.drop import Drop
+from offsite.compress.gradot import GradOT
+from offsite.compress.prune import Prune
+from offsite.compress.quantise import Quantise
+from offsite.compress.rank import Rank
+from offsite.compress.scaleot import LayerReplace
+from offsite.compress.step import Step
+from offsite.config import from_json
+from offsite.errors import OffsiteError
+
+STEPS: Mapping[str, type[Any]] = {
+    cls.kind: cls
+    for cls in (Drop, Cluster, Share, LayerReplace, Rank, GradOT, Prune, Quantise, Distill)
+}
+
+
+def parse_recipe(steps: Any) -> list[Step]:
+    """A recipe from its JSON form, such as ``[{"kind": "drop", "keep": 8}]``.
+
+    Raises:
+        OffsiteError: not a list, or a step of an unknown kind or with options it does not have.
+    """
+    if isinstance(steps, (str, Mapping)) or not isinstance(steps, Sequence):
+        raise OffsiteError(
+            'A recipe is a list of steps, such as [{"kind": "drop", "keep": 8}]; this is no list.'
+        )
+    return [from_json(STEPS, step, "compression step") for step in steps]

@@ -4,9 +4,10 @@ The authors published no code. What follows them: a score per block, probabiliti
 groups of four consecutive blocks of which those at or above the group's median of ``u p`` stay,
 harmonizers for the others, alternating steps (language-model loss by AdamW 1e-4 on the
 harmonizers; three sampled configurations and the rule ``s += eta r p (1 - p)`` on the scores),
-reward ``exp(-L)`` minus its mean. Ours: the median of four is the mean of the two in the middle, so two stay; a last
-group of fewer than four is treated alike; validation batches are every tenth row of the data;
-rewards are divided by their mean, so that ``eta`` means the same for every model.
+reward ``exp(-L)`` minus its mean. Ours: the median of four is the mean of the two in the middle,
+so two stay; a last group of fewer than four is treated alike; validation batches are of every
+tenth row of the data; rewards are divided by their mean, so that ``eta`` means the same for every
+model.
 """
 
 from __future__ import annotations

@@ -1,0 +1,159 @@
+"""Ready-made recipes for a budget: the share of the middle's bytes that the emulator may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from offsite.blocks import block_config, get_blocks
+from offsite.compress.crash import Cluster, Share
+from offsite.compress.distill import Distill
+from offsite.compress.drop import Drop, Strategy
+from offsite.compress.gradot import GradOT
+from offsite.compress.linears import is_attention, linears
+from offsite.compress.prune import Prune
+from offsite.compress.quantise import Quantise
+from offsite.compress.rank import Rank
+from offsite.compress.scaleot import LayerReplace
+from offsite.compress.step import Step
+from offsite.errors import OffsiteError
+from offsite.layers import linear_spec
+from offsite.split import Split
+
+BETA = 0.6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a preset must know of a model to meet a budget.
+
+    Attributes:
+        blocks: how many the middle has.
+        hidden: width of the hidden states.
+        parameters: of one middle block.
+        attention: (outputs, inputs) of each of its attention projections.
+        itemsize: bytes of one weight in the checkpoint.
+    """
+
+    blocks: int
+    hidden: int
+    parameters: int
+    attention: tuple[tuple[int, int], ...]
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: nn.Module, split: Split) -> Shape:
+        """The shape of a model, or of its skeleton on the meta device."""
+        block, config = get_blocks(model)[split.middle[0]], block_config(model)
+        specs = [linear_spec(layer) for name, layer in linears(block) if is_attention(name)]
+        dtype = getattr(config, "dtype", None) or next(block.parameters()).dtype
+        return cls(
+            len(split.middle),
+            config.hidden_size,
+            sum(p.numel() for p in block.parameters()),
+            tuple((spec.outputs, spec.inputs) for spec in specs if spec is not None),
+            dtype.itemsize,
+        )
+
+    def keep(self, share: float) -> int:
+        """The number of blocks nearest to a share of them, at least one."""
+        return min(self.blocks, max(1, round(share * self.blocks)))
+
+
+Make = Callable[[Shape, float, str | None], list[Step]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe for any budget, and one line that describes it."""
+
+    text: str
+    make: Make
+
+
+def _drop(by: Strategy) -> Make:
+    return lambda shape, budget, learned: [Drop(keep=shape.keep(budget), by=by)]
+
+
+def _distil(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    return [Drop(keep=shape.keep(budget)), Distill()]
+
+
+def _crash(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    return [Cluster(keep=shape.keep(budget)), Share()]
+
+
+def _replace(beta: float) -> Make:
+    def make(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+        step = LayerReplace(alpha=0.0, learned=learned)
+        dense = sum(m * n for m, n in shape.attention)
+        thin = sum(
+            min(m * n, max(1, round((1 - beta) * min(m, n))) * (m + n)) for m, n in shape.attention
+        )
+        block = 1 - (dense - thin) / shape.parameters
+        harmonizer = 2 * shape.hidden * step.rank / shape.parameters
+        real = shape.keep((budget - harmonizer) / (block - harmonizer))
+        recipe: list[Step] = [LayerReplace(alpha=1 - real / shape.blocks, learned=learned)]
+        return [*recipe, Rank(beta=beta)] if beta else recipe
+
+    return make
+
+
+def _gradot(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    return [GradOT(attention=budget, feed_forward=budget)]
+
+
+def _prune(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    return [Prune(keep=budget)]
+
+
+def _quantise(bits: int) -> Make:
+    def make(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+        step = Quantise(bits=bits)  # type: ignore[arg-type]
+        share = bits / 8 / shape.itemsize + 1 / step.group
+        keep = shape.keep(budget / share)
+        return [step] if keep == shape.blocks else [Drop(keep=keep), step]
+
+    return make
+
+
+PRESETS: dict[str, Preset] = {
+    "uniform": Preset("evenly spaced blocks (Offsite-Tuning)", _drop("uniform")),
+    "random": Preset("blocks at random", _drop("random")),
+    "influence": Preset("blocks of highest block influence (ShortGPT)", _drop("influence")),
+    "angular": Preset("all but the run of least angular distance", _drop("angular")),
+    "leave-one-out": Preset("blocks whose absence costs most", _drop("leave_one_out")),
+    "distil": Preset("evenly spaced blocks, then distilled (Offsite-Tuning)", _distil),
+    "crash": Preset("one block per cluster, shared by reference (CRaSh)", _crash),
+    "scaleot": Preset("harmonizers and low-rank attention (ScaleOT)", _replace(BETA)),
+    "scaleot-replace": Preset("harmonizers alone (ScaleOT without rank)", _replace(0.0)),
+    "gradot": Preset("singular values and channels the gradient needs (GradOT)", _gradot),
+    "prune": Preset("magnitude pruning; as lossy, but no smaller", _prune),
+    "int8": Preset("8-bit weights; fewer blocks where the budget asks", _quantise(8)),
+    "int4": Preset("4-bit weights; fewer blocks where the budget asks", _quantise(4)),
+}
+
+
+def make_recipe(
+    name: str, shape: Shape, budget: float, *, learned: str | None = None
+) -> list[Step]:
+    """The steps of a preset.
+
+    Args:
+        name: one of :data:`PRESETS`.
+        shape: of the model that is cut.
+        budget: share of the middle's bytes, over 0 to 1; met to the nearest block.
+        learned: folder of a LayerReplace pass, so that ScaleOT need not run it again.
+
+    Raises:
+        OffsiteError: an unknown preset, or a budget out of range.
+    """
+    if name not in PRESETS:
+        raise OffsiteError(f"'{name}' is no preset; choose one of: {', '.join(PRESETS)}.")
+    if not 0 < budget <= 1:
+        raise OffsiteError(
+            f"A budget is the share of the middle's bytes kept, over 0 to 1, not {budget}."
+        )
+    return PRESETS[name].make(shape, budget, learned)
