@@ -57,8 +57,8 @@ def pick_device(name: str | None = None) -> torch.device:
         raise OffsiteError(f"There is no device '{name}' here; try --device cpu.") from error
 
 
-def load_config(name: str | Path) -> Any:
-    """The configuration of a local folder or a hub model.
+def load_config(name: str | Path, label: str | Path | None = None) -> Any:
+    """The configuration of a local folder or a hub model; ``label`` is what messages call it.
 
     Raises:
         OffsiteError: neither a folder with a ``config.json`` nor a model the hub can deliver, or
@@ -68,13 +68,13 @@ def load_config(name: str | Path) -> Any:
         raise OffsiteError(f"The folder '{name}' has no config.json, so it holds no model.")
     try:
         return transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # strict configurations raise types of their own
         reason = (
             "its architecture is not one that transformers knows (remote code is never run)"
             if Path(name).is_dir()
             else "it is no local folder, and no model of that name could be fetched from the hub"
         )
-        raise OffsiteError(f"Cannot load the model '{name}': {reason}.") from error
+        raise OffsiteError(f"Cannot load the model '{label or name}': {reason}.") from error
 
 
 def load_model(
@@ -99,37 +99,63 @@ def load_model(
         OffsiteError: no such model, no safetensors, or weights that do not fit the architecture.
     """
     config = load_config(name)
-    build = getattr(transformers, auto_class)
-    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False}
     if keep is not None:
-        options["dtype"] = dtype or getattr(config, "dtype", None) or torch.float32
         skeleton = build_skeleton(config, auto_class)
         path, total = block_path(skeleton), skeleton_blocks(skeleton)
-        options["state_dict"] = read_blocks(name, skeleton, path, keep)
-        config = copy.deepcopy(config)
+        native = dtype or getattr(config, "dtype", None) or torch.float32
+        tensors = read_blocks(name, skeleton, path, keep, native)
         small = build_skeleton(config, auto_class)
         renumber_config(block_config(small), keep, total)
-        config = small.config
+        return fill_model(small.config, auto_class, tensors, name, dtype=native, new=new)
+    return _from_pretrained(
+        getattr(transformers, auto_class), str(name), config, name, new, dtype=dtype or "auto"
+    )
+
+
+def fill_model(
+    config: Any,
+    auto_class: str,
+    tensors: dict[str, torch.Tensor],
+    label: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    new: Sequence[str] = (),
+) -> Any:
+    """A model in evaluation mode made of the given tensors, which are not copied unless cast.
+
+    Args:
+        tensors: names as in a checkpoint.
+        label: what messages call the checkpoint.
+        dtype: None for that of the configuration.
+
+    Raises:
+        OffsiteError: the tensors do not fit the architecture.
+    """
+    build = type(build_skeleton(config, auto_class))
+    return _from_pretrained(
+        build, None, config, label, new, dtype=dtype or "auto", state_dict=tensors
+    )
+
+
+def _from_pretrained(
+    build: Any, name: str | None, config: Any, label: str | Path, new: Sequence[str], **options: Any
+) -> Any:
     try:
         with quiet():
             model, info = build.from_pretrained(
-                None if keep is not None else str(name),
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
+                name, config=config, use_safetensors=True, output_loading_info=True, **options
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a damaged checkpoint makes the loaders raise
         raise OffsiteError(
-            f"Cannot load the weights of '{name}' as {auto_class}; a complete set of safetensors "
-            "weights of a matching architecture is needed."
+            f"Cannot load the weights of '{label}' as {build.__name__}; a complete set of "
+            "safetensors weights of a matching architecture is needed."
         ) from error
     missing = [key for key in info["missing_keys"] if not key.startswith(tuple(new) or ("\0",))]
     wrong = [*missing, *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise OffsiteError(
-            f"The weights of '{name}' do not fit its architecture: {len(wrong)} tensors are missing, "
-            f"unexpected or of another shape, first '{wrong[0]}'."
+            f"The weights of '{label}' do not fit its architecture: {len(wrong)} tensors are "
+            f"missing, unexpected or of another shape, first '{wrong[0]}'."
         )
     return model.eval()
 
@@ -139,10 +165,10 @@ def build_skeleton(config: Any, auto_class: str) -> Any:
     with torch.device("meta"), quiet():
         try:
             return getattr(transformers, auto_class).from_config(copy.deepcopy(config))
-        except ValueError as error:
+        except Exception as error:  # a configuration whose numbers do not fit each other
             raise OffsiteError(
-                f"A model of type '{config.model_type}' cannot be built as {auto_class}; "
-                "choose the task that fits the model."
+                f"A model of type '{config.model_type}' cannot be built as {auto_class} from its "
+                "configuration; choose the task that fits the model."
             ) from error
 
 
@@ -191,15 +217,19 @@ def stored_tensors(name: str | Path, skeleton: nn.Module) -> Iterator[tuple[str,
 
 
 def read_blocks(
-    name: str | Path, skeleton: nn.Module, path: str, keep: Sequence[int]
+    name: str | Path, skeleton: nn.Module, path: str, keep: Sequence[int], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint outside the block list and of the blocks ``keep``, renumbered."""
+    """The tensors of a checkpoint outside the block list and of the blocks ``keep``, renumbered.
+
+    Floating-point tensors come in ``dtype``.
+    """
     mapping = {position: index for index, position in enumerate(keep)}
     wanted: dict[str, torch.Tensor] = {}
     for key, tensor in stored_tensors(name, skeleton):
         position = key[len(path) + 1 :].split(".")[0] if key.startswith(f"{path}.") else None
         if position is None or int(position) in mapping:
-            wanted[key] = tensor.clone()  # own memory, not a view of the mapped file
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            wanted[key] = tensor.to(kind, copy=True)  # own memory, not a view of the mapped file
     return rename_blocks(wanted, path, mapping)
 
 

@@ -221,6 +221,6 @@ def folder_files(folder: str | Path) -> dict[str, int]:
             sizes[entry.name] = entry.stat().st_size
             if len(sizes) > MAX_FILES:
                 raise OffsiteError(
-                    f"'{folder}' holds more than the {MAX_FILES} files an offer or a delta may have."
+                    f"'{folder}' holds more than the {MAX_FILES} files allowed in one exchange."
                 )
     return dict(sorted(sizes.items()))

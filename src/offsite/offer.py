@@ -7,22 +7,32 @@ checkpoint. Otherwise its weights are named ``offer.safetensors``, so that a pla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate import init_empty_weights
 
 from offsite import layers
 from offsite.blocks import block_path
-from offsite.checkpoint import build_skeleton, load_config, load_model, quiet
+from offsite.checkpoint import build_skeleton, fill_model, load_config, quiet
 from offsite.errors import OffsiteError
-from offsite.files import new_folder, read_json
-from offsite.manifest import OfferManifest, hash_files, read_manifest, write_manifest
-from offsite.tensors import describe, load_tensors, save_tensors
+from offsite.files import new_folder
+from offsite.manifest import (
+    OfferManifest,
+    copy_verified,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+from offsite.tensors import describe, load_tensors, read_header, save_tensors
+from offsite.vetting import SPECIAL, scrub, vet_contents, vet_family, vet_files, vet_tensors
 
-WEIGHTS = "offer.safetensors"
-ALLOWED_FILES = (".safetensors", ".json", ".txt", ".jinja", ".model", ".md")
+PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
+MAX_SHARD = "4GB"
 
 
 @dataclass
@@ -40,12 +50,13 @@ class Offer:
     manifest: OfferManifest
     processor: Any = None
     folder: Path | None = None
+    _side_files: Any = field(default=None, repr=False)  # slow tokenizers copy theirs when saved
 
     def save(self, folder: str | Path) -> None:
         """Write the offer; the folder appears complete or not at all.
 
         Raises:
-            OffsiteError: the folder exists.
+            OffsiteError: the folder exists, or something in the model cannot travel.
         """
         with new_folder(folder) as partial:
             self.manifest = write_offer(self, partial)
@@ -55,26 +66,41 @@ class Offer:
     def load(cls, folder: str | Path, *, dtype: Any = None) -> Offer:
         """Verify and load an offer; nothing in the folder is executed.
 
+        Everything is checked before it is parsed, in a private copy, and compared with the declared
+        tensors before memory is taken for it.
+
         Args:
             folder: an offer folder.
             dtype: dtype to compute in; None for that of the weights.
 
         Raises:
-            OffsiteError: not an offer, changed, expired, or with layers outside the allow-list.
+            OffsiteError: not an offer, changed, or anything but a model of a family that
+                transformers has, with layers of the allow-list.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, OfferManifest)
-        check_contents(folder, manifest)
-        auto_class = task_auto_class(manifest.task)
-        weights = load_tensors(sorted(folder.glob("*.safetensors")), manifest.tensors)
-        if (folder / WEIGHTS).exists():
-            model = load_special(folder, manifest, auto_class, weights)
+        weights = vet_files(folder, manifest)
+        private = tempfile.TemporaryDirectory(prefix="offsite-")
+        inner = Path(private.name)
+        side = {name: entry for name, entry in manifest.files.items() if name not in weights}
+        copy_verified(folder, side, inner)
+        vet_contents(inner, manifest, weights)
+        config, auto_class = load_config(inner, folder), task_auto_class(manifest.task)
+        skeleton = build_skeleton(config, auto_class)
+        vet_family(skeleton, manifest)
+        layers.rebuild(skeleton, manifest.layers)
+        vet_tensors(skeleton, manifest)
+        processor = read_processor(inner, manifest, folder)
+        hashes = {name: manifest.files[name].sha256 for name in weights}
+        tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
+        if manifest.layers or manifest.shared:
+            model = build_special(config, manifest, auto_class, tensors)
             model = model.to(dtype) if dtype else model
         else:
-            model = load_model(folder, auto_class, dtype=dtype)
-        if block_path(model) != manifest.block_path:
-            raise OffsiteError(f"The block list of '{folder}' is not where its manifest says.")
-        return cls(model, manifest, load_processor(folder, manifest.task), folder)
+            model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
+            if (inner / "generation_config.json").is_file():
+                model.generation_config = transformers.GenerationConfig.from_pretrained(inner)
+        return cls(model, manifest, processor, folder, private)
 
 
 def task_auto_class(task: str) -> str:
@@ -83,7 +109,7 @@ def task_auto_class(task: str) -> str:
 
 
 def load_processor(folder: str | Path, task: str) -> Any:
-    """The tokenizer (text) or image processor (images) in a folder or on the hub; None if absent."""
+    """The tokenizer (text) or image processor (images) of a folder or hub name; None if absent."""
     build = "AutoImageProcessor" if task.startswith("image") else "AutoTokenizer"
     try:
         with quiet():
@@ -94,19 +120,25 @@ def load_processor(folder: str | Path, task: str) -> Any:
         return None
 
 
-def check_contents(folder: Path, manifest: OfferManifest) -> None:
-    """Refuse file types and configuration keys that could make a loader run code."""
-    for name in manifest.files:
-        if not name.endswith(ALLOWED_FILES):
-            raise OffsiteError(
-                f"'{folder}' holds '{name}'; an offer may hold only {', '.join(ALLOWED_FILES)}."
-            )
-        if name.endswith(".json") and not name.endswith(".index.json"):
-            content = read_json(folder / name)
-            if isinstance(content, dict) and "auto_map" in content:
-                raise OffsiteError(
-                    f"'{name}' of '{folder}' asks for remote code (auto_map), which is never run."
-                )
+def read_processor(inner: Path, manifest: OfferManifest, folder: Path) -> Any:
+    """The tokenizer or image processor of an offer; None where the offer has none.
+
+    Raises:
+        OffsiteError: there is one, and it cannot be read.
+    """
+    name = "preprocessor_config" if manifest.task.startswith("image") else "tokenizer_config"
+    if f"{name}.json" not in manifest.files:
+        return None
+    try:
+        processor = load_processor(inner, manifest.task)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise OffsiteError(f"The {name}.json of '{folder}' cannot be read.") from error
+    if processor is None:
+        raise OffsiteError(
+            f"The tokenizer or image processor of '{folder}' cannot be read by this transformers; "
+            "it is damaged, or needs a package or a release that is not here."
+        )
+    return processor
 
 
 def write_offer(offer: Offer, folder: Path) -> OfferManifest:
@@ -116,24 +148,47 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     specs, shared = layers.find_specs(model, family), layers.find_shared(model)
     if specs or shared:
         tensors = unique_tensors(model, shared)
-        save_tensors(tensors, folder / WEIGHTS)
+        save_tensors(tensors, folder / SPECIAL)
+        entries = describe(tensors)
         model.config.save_pretrained(folder)
     else:
         with quiet():
-            model.save_pretrained(folder)
-        tensors = load_tensors(sorted(folder.glob("*.safetensors")))
+            model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+        entries = {}
+        for path in folder.glob("*.safetensors"):
+            entries |= read_header(path)
     if offer.processor is not None:
         offer.processor.save_pretrained(folder)
+        shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    scrub(folder)
     manifest = offer.manifest.model_copy(
         update={
             "layers": specs,
             "shared": shared,
-            "tensors": describe(tensors),
+            "tensors": dict(sorted(entries.items())),
             "files": hash_files(folder),
         }
     )
+    vet_contents(folder, manifest, vet_files(folder, manifest))
+    check_processor(offer.processor, folder, manifest)
     write_manifest(folder, manifest)
     return manifest
+
+
+def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> None:
+    """Refuse a tokenizer that gives other token ids once it was saved and loaded.
+
+    Raises:
+        OffsiteError: transformers puts another class in its place, or cannot load it.
+    """
+    if not hasattr(processor, "get_vocab"):
+        return
+    loaded = read_processor(folder, manifest, folder)
+    if loaded is None or loaded(PROBE)["input_ids"] != processor(PROBE)["input_ids"]:
+        raise OffsiteError(
+            f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "
+            "saved and loaded; convert it to a tokenizer.json that does, and make the offer again."
+        )
 
 
 def unique_tensors(model: Any, shared: dict[int, int]) -> dict[str, Any]:
@@ -147,25 +202,29 @@ def unique_tensors(model: Any, shared: dict[int, int]) -> dict[str, Any]:
     return tensors
 
 
-def load_special(
-    folder: Path, manifest: OfferManifest, auto_class: str, weights: dict[str, Any]
+def build_special(
+    config: Any, manifest: OfferManifest, auto_class: str, tensors: dict[str, Any]
 ) -> Any:
-    """Build the family's model, put allow-listed layers in, and fill every tensor."""
-    with quiet():
-        model = getattr(transformers, auto_class).from_config(load_config(folder))
+    """Build the family's model, put allow-listed layers in, and fill every tensor.
+
+    Parameters exist on the meta device until they are filled, so a layer that is replaced costs
+    nothing.
+
+    Raises:
+        OffsiteError: the tensors do not fill the model exactly.
+    """
+    with quiet(), init_empty_weights(include_buffers=False):
+        model = getattr(transformers, auto_class).from_config(config)
     layers.rebuild(model, manifest.layers)
-    absent, extra = model.load_state_dict(weights, strict=False, assign=True)
-    layers.share(model, manifest.shared)
+    try:
+        _, extra = model.load_state_dict(tensors, strict=False, assign=True)
+        layers.share(model, manifest.shared)
+    except (RuntimeError, AttributeError) as error:
+        raise OffsiteError("The tensors of the offer do not fit its layers.") from error
     model.tie_weights()
-    prefixes = tuple(f"{manifest.block_path}.{index}." for index in manifest.shared)
-    present = {id(p) for n, p in model.state_dict(keep_vars=True).items() if n in weights}
-    state = model.state_dict(keep_vars=True)
-    absent = [
-        n for n in absent if not n.startswith(prefixes or ("\0",)) and id(state[n]) not in present
-    ]
-    if absent or extra:
+    empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
+    if odd := [*empty, *extra]:
         raise OffsiteError(
-            f"The tensors of '{folder}' do not fill its model; the first odd one is "
-            f"'{[*absent, *extra][0]}'."
+            f"The tensors of the offer do not fill its model; the first odd one is '{odd[0]}'."
         )
     return model.eval()
