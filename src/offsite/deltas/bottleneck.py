@@ -19,7 +19,7 @@ from offsite.tensors import TensorEntry, describe
 
 
 class DownUp(nn.Module):
-    """``x + up(relu(down(x)))``, ``up`` zero at the start; (..., hidden) in and out."""
+    """``x + up(gelu(down(x)))``, ``up`` zero at the start; (..., hidden) in and out."""
 
     def __init__(self, hidden: int, size: int, like: torch.Tensor) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class DownUp(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.up(torch.relu(self.down(x)))
+        return x + self.up(nn.functional.gelu(self.down(x)))
 
 
 def run_bottleneck(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -56,6 +56,7 @@ class Bottleneck:
 
     kind: ClassVar[str] = "bottleneck"
     merges: ClassVar[bool] = False
+    place: ClassVar[str] = "bottleneck"
     lr: ClassVar[float] = 3e-3
     when: ClassVar[str] = "to serve many tasks on one model, each as modules that come and go"
 

@@ -64,7 +64,13 @@ class Method(Protocol):
 
 
 class Attached(Method, Protocol):
-    """A method that does not merge: it is served with its modules in place, and can leave again."""
+    """A method that does not merge: it is served with its modules in place, and can leave again.
+
+    Attributes:
+        place: what it occupies in the model; two deltas cannot share one.
+    """
+
+    place: ClassVar[str]
 
     def detach(self, model: nn.Module) -> nn.Module:
         """Take this method's modules out, in place; the model is plain and bit-equal again."""

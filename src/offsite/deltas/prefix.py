@@ -111,6 +111,7 @@ class Prefix:
 
     kind: ClassVar[str] = "prefix"
     merges: ClassVar[bool] = False
+    place: ClassVar[str] = "prefix"
     lr: ClassVar[float] = 1e-2
     when: ClassVar[str] = "steer attention with a few thousand numbers, weights untouched"
 

@@ -50,6 +50,7 @@ class Prompt:
 
     kind: ClassVar[str] = "prompt"
     merges: ClassVar[bool] = False
+    place: ClassVar[str] = "prompt"
     lr: ClassVar[float] = 3e-2
     when: ClassVar[str] = "one small matrix for a large model; slow to converge on a small one"
 

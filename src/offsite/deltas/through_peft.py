@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -53,7 +54,9 @@ class ThroughPeft(ABC):
     def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         from peft.utils import set_peft_model_state_dict
 
-        result = set_peft_model_state_dict(model, dict(tensors))
+        with warnings.catch_warnings():  # VeRA's, that projections are drawn again: intended
+            warnings.filterwarnings("ignore", "Specified to not")
+            result = set_peft_model_state_dict(model, dict(tensors))
         require(
             not result.unexpected_keys,
             "The delta's tensors do not fit its peft method on these blocks.",

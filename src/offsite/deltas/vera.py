@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,10 +44,12 @@ class VeRA(ThroughPeft):
         from peft import VeraConfig
 
         names = target_names(model, blocks, self.targets)
-        return VeraConfig(
-            r=self.rank,
-            projection_prng_key=self.seed,
-            save_projection=False,
-            target_modules=names,
-            fan_in_fan_out=fan_in_fan_out(model, names),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Specified to not")
+            return VeraConfig(
+                r=self.rank,
+                projection_prng_key=self.seed,
+                save_projection=False,
+                target_modules=names,
+                fan_in_fan_out=fan_in_fan_out(model, names),
+            )

@@ -1,0 +1,60 @@
+"""What the tests of all methods share: every method in small, and the families it works on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from conftest import language_model
+from offsite.deltas import METHODS
+
+FAMILIES = ("gpt2", "opt", "bloom", "llama", "qwen2")
+ADAPTER = (0, 1, 5)
+SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2},
+    "loha": {"rank": 2},
+    "lokr": {"rank": 2},
+    "vera": {"rank": 4},
+    "oft": {"block_size": 8},
+    "fourier": {"frequencies": 20},
+    "diff_pruning": {"density": 0.05},
+    "intrinsic": {"dim": 20},
+    "bottleneck": {"size": 4},
+    "prefix": {"length": 3},
+    "prompt": {"length": 3},
+}
+METHOD_CASES: dict[str, Any] = {
+    **{kind: METHODS[kind](**SMALL.get(kind, {})) for kind in METHODS},
+    "full-attention": METHODS["full"](part="attention"),
+    "full-mlp": METHODS["full"](part="mlp"),
+    "full-norm": METHODS["full"](part="norm"),
+    "lora-dora": METHODS["lora"](rank=2, dora=True),
+    "lora-rslora": METHODS["lora"](rank=2, rslora=True),
+    "bottleneck-pfeiffer": METHODS["bottleneck"](size=4, style="pfeiffer"),
+    "prefix-prepended": METHODS["prefix"](length=3, gated=False),
+    "intrinsic-plain": METHODS["intrinsic"](dim=20, structured=False),
+}
+NOT_AT_ZERO = ("prompt", "prefix-prepended", "intrinsic_prompt")
+REFUSED = [
+    *((name, "gpt2") for name in ("loha", "lokr", "oft")),
+    *((name, "bloom") for name in ("prefix", "prefix-prepended")),
+]
+PAIRS = [(n, f) for n in METHOD_CASES for f in FAMILIES if (n, f) not in REFUSED]
+IDS = [f"{name}-{family}" for name, family in PAIRS]
+
+
+def small_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A tiny model of six blocks."""
+    return language_model(family).to(dtype)
+
+
+def disturb(runner: Any, size: float = 0.1) -> None:
+    """Move every trainable number by a random step, as training would."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in runner.named_parameters():
+            if parameter.requires_grad:
+                step = torch.randn(parameter.shape, generator=generator) * size
+                step = step * 8 if name.endswith(".score") else step  # a score must cross zero
+                parameter.add_(step.to(parameter.dtype))
