@@ -132,9 +132,11 @@ def fill_model(
         OffsiteError: the tensors do not fit the architecture.
     """
     build = type(build_skeleton(config, auto_class))
-    return _from_pretrained(
+    model = _from_pretrained(
         build, None, config, label, new, dtype=dtype or "auto", state_dict=tensors
     )
+    model.name_or_path = model.config._name_or_path = ""
+    return model
 
 
 def _from_pretrained(

@@ -6,6 +6,7 @@ of the emulator (``adapter_config.json``, ``adapter_model.safetensors``) with a 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from offsite.errors import OffsiteError
-from offsite.files import new_folder, write_file
+from offsite.files import new_folder, read_json, shown, write_file
 from offsite.manifest import (
     DeltaManifest,
     OfferManifest,
@@ -27,8 +28,14 @@ from offsite.manifest import (
 from offsite.tensors import check_finite, describe, load_tensors, save_tensors
 
 WEIGHTS = "delta.safetensors"
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-ALLOWED_FILES = (WEIGHTS, PEFT_WEIGHTS, PEFT_CONFIG, "README.md")
+PEFT_WEIGHTS, PEFT_CONFIG, README = "adapter_model.safetensors", "adapter_config.json", "README.md"
+FILES = {"tensors": (WEIGHTS,), "peft": (PEFT_WEIGHTS, PEFT_CONFIG)}
+MAX_SIDE_BYTES = 4 * 1024 * 1024
+# options of peft that lead to code, to other models, or to tensors outside the adapter blocks
+PEFT_REFUSED = (
+    "auto_mapping", "base_model_name_or_path", "modules_to_save", "trainable_token_indices",
+    "target_parameters", "layer_replication", "megatron_config", "revision",
+)  # fmt: skip
 
 
 @dataclass
@@ -80,11 +87,7 @@ class Delta:
         """
         folder = Path(folder)
         manifest = read_manifest(folder, DeltaManifest)
-        for name in manifest.files:
-            if name not in ALLOWED_FILES:
-                raise OffsiteError(
-                    f"'{folder}' holds '{name}'; a delta may hold only {', '.join(ALLOWED_FILES)}."
-                )
+        check_contents(folder, manifest)
         return cls(None, manifest, folder)
 
     def values(self) -> dict[str, torch.Tensor]:
@@ -95,9 +98,50 @@ class Delta:
         """
         if self.tensors is None:
             assert self.folder is not None
-            files = sorted(self.folder.glob("*.safetensors"))
-            self.tensors = load_tensors(files, self.manifest.tensors)
+            name = FILES[self.manifest.format][0]
+            hashes = {name: self.manifest.files[name].sha256}
+            self.tensors = load_tensors([self.folder / name], self.manifest.tensors, hashes)
         return self.tensors
+
+
+def check_contents(folder: Path, manifest: DeltaManifest) -> None:
+    """Refuse files a delta may not hold, and options that would cost its reader memory or more.
+
+    Plugging never reads ``adapter_config.json``; it is judged for those who open it with peft.
+
+    Raises:
+        OffsiteError: other files than the format's own, a hostile peft configuration, or a method
+            whose numbers exceed the tensors that came with it.
+    """
+    needed = FILES[manifest.format]
+    if odd := sorted((set(manifest.files) - {README}) ^ set(needed)):
+        state = "lacks" if odd[0] in needed else "holds"
+        raise OffsiteError(
+            f"'{folder}' {state} '{odd[0]}'; a delta of this format has the files "
+            f"{', '.join(needed)} and nothing else but a {README}."
+        )
+    if any(manifest.files[n].size > MAX_SIDE_BYTES for n in manifest.files if n != needed[0]):
+        raise OffsiteError(
+            f"'{folder}' has a file beside its tensors of more than {MAX_SIDE_BYTES} bytes."
+        )
+    if manifest.format == "peft":
+        config = read_json(folder / PEFT_CONFIG)
+        if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+            raise OffsiteError(f"The {PEFT_CONFIG} of '{folder}' names no peft method.")
+        for key in PEFT_REFUSED:
+            if config.get(key):
+                raise OffsiteError(
+                    f"The {PEFT_CONFIG} of '{folder}' sets '{key}', which a delta may not; import "
+                    "an adapter that tunes only the adapter blocks."
+                )
+    largest = max((n for entry in manifest.tensors.values() for n in entry.shape), default=0)
+    for key, value in manifest.method.items():
+        digits = isinstance(value, str) and value.strip("+- ")[:1].isdigit()
+        large = isinstance(value, (int, float)) and abs(value) > max(largest, 4096)
+        if digits or (large and key != "seed"):
+            raise OffsiteError(
+                f"The delta's method sets '{shown(key)}' to more than its tensors can hold."
+            )
 
 
 def new_delta(
@@ -125,4 +169,10 @@ def new_delta(
         method=method,
         format="peft" if peft_config else "tensors",
     )
-    return Delta(tensors, manifest, peft_config=peft_config)
+    return Delta(tensors, manifest, peft_config=peft_config and scrub_peft(peft_config))
+
+
+def scrub_peft(text: str) -> str:
+    """A peft configuration without the base model's name, where peft writes a local path."""
+    config = json.loads(text) | {"base_model_name_or_path": None, "revision": None}
+    return json.dumps(config, indent=1, sort_keys=True) + "\n"

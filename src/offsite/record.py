@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from offsite.errors import OffsiteError
-from offsite.files import read_json, write_file
+from offsite.files import locked, read_json, write_file
 from offsite.manifest import Contract, Id, Sha256, now
 from offsite.tensors import parse
 
@@ -37,6 +37,7 @@ class OfferRecord(BaseModel):
         recipe: the compression steps, as JSON.
         disclosed_tensors: middle tensors of the full model that left verbatim, with their sizes
             in parameters.
+        round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
     """
 
@@ -51,7 +52,24 @@ class OfferRecord(BaseModel):
     seed: int
     contract: Contract
     disclosed_tensors: dict[str, int]
+    round: int = 1
     accepted: tuple[Accepted, ...] = ()
+
+    def merge(self, other: OfferRecord) -> OfferRecord:
+        """This record with the ledger of another copy of it too: no acceptance is ever lost.
+
+        Raises:
+            OffsiteError: the two accepted different deltas for one round.
+        """
+        known = {entry.delta for entry in self.accepted}
+        accepted = (*self.accepted, *(e for e in other.accepted if e.delta not in known))
+        if len({entry.round for entry in accepted}) < len(accepted):
+            raise OffsiteError(
+                f"The offer {self.offer[:8]}... was answered meanwhile by another delta; one delta "
+                "per offer and round is accepted, so make a new offer."
+            )
+        latest = max(self, other, key=lambda entry: entry.round)
+        return latest.model_copy(update={"accepted": accepted})
 
 
 class Record(BaseModel):
@@ -81,19 +99,21 @@ class Record(BaseModel):
         """Write the record; when ``path`` holds offers of the same model, add to them.
 
         Raises:
-            OffsiteError: ``path`` is the record of another model.
+            OffsiteError: ``path`` is the record of another model, or accepted another delta.
         """
-        record = self
-        if Path(path).exists():
-            old = Record.load(path)
-            if old.fingerprint != self.fingerprint:
-                raise OffsiteError(
-                    f"The record '{path}' belongs to another model; name another --record file."
-                )
-            mine = {offer.offer for offer in self.offers}
-            kept = tuple(offer for offer in old.offers if offer.offer not in mine)
-            record = self.model_copy(update={"offers": kept + self.offers})
-        write_file(path, record.model_dump_json(indent=1) + "\n")
+        with locked(path):
+            offers = {entry.offer: entry for entry in self.offers}
+            if Path(path).exists():
+                old = Record.load(path)
+                if old.fingerprint != self.fingerprint:
+                    raise OffsiteError(
+                        f"The record '{path}' belongs to another model; name another --record file."
+                    )
+                kept = {entry.offer: entry for entry in old.offers}
+                mine = {k: v.merge(kept[k]) if k in kept else v for k, v in offers.items()}
+                offers = kept | mine
+            record = self.model_copy(update={"offers": tuple(offers.values())})
+            write_file(path, record.model_dump_json(indent=1) + "\n", private=True)
 
     def find(self, offer: str) -> OfferRecord:
         """The record of one offer.
@@ -121,8 +141,13 @@ class Record(BaseModel):
         """Refuse a delta that was plugged before, or a second one for the same round.
 
         Raises:
-            OffsiteError: replayed, or the round is taken by another delta.
+            OffsiteError: replayed, the round is taken by another delta, or was never opened.
         """
+        if round != self.find(offer).round:
+            raise OffsiteError(
+                f"The delta answers round {round} of its offer, but round "
+                f"{self.find(offer).round} is open; tune the offer of that round."
+            )
         for accepted in self.find(offer).accepted:
             if accepted.delta == delta and not again:
                 raise OffsiteError(
@@ -131,8 +156,8 @@ class Record(BaseModel):
                 )
             if accepted.round == round and accepted.delta != delta:
                 raise OffsiteError(
-                    f"Round {round} of this offer was answered by the delta {accepted.delta[:8]}...; "
-                    "one delta per offer and round is accepted, so make a new offer."
+                    f"Round {round} of this offer was answered by the delta {accepted.delta[:8]}...;"
+                    " one delta per offer and round is accepted, so make a new offer."
                 )
 
     def accept(self, offer: str, delta: str, round: int) -> Record:
