@@ -1,0 +1,79 @@
+"""The kinds of private data, found by name.
+
+Only :func:`load_task` and what the command line needs live here; each task's module is imported
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offsite.errors import OffsiteError
+
+if TYPE_CHECKING:
+    from offsite.tasks.task import Task
+
+
+def task_names() -> tuple[str, ...]:
+    """Every name :func:`load_task` knows; a path of a task file will do as well."""
+    from offsite.tasks.file import builtin_names
+
+    return ("text", "chat", "image-classification", *builtin_names())
+
+
+def load_task(name: str | Path, max_length: int = 512) -> Task:
+    """A task by name, or from a task file.
+
+    Args:
+        name: one of :func:`task_names`, or the path of a ``.toml`` or ``.json`` task file.
+        max_length: tokens of a row or a question, where the task reads text.
+
+    Raises:
+        OffsiteError: no such task, or a file that is not as described; file and line are named.
+    """
+    if max_length < 2:
+        raise OffsiteError(
+            f"A length of {max_length} tokens leaves nothing to predict; use 2 or more."
+        )
+    if str(name) == "text":
+        from offsite.tasks.text import CausalText
+
+        return CausalText(max_length)
+    if str(name) == "chat":
+        from offsite.tasks.chat import Chat
+
+        return Chat(max_length)
+    if str(name) == "image-classification":
+        from offsite.tasks.image import ImageClassification
+
+        return ImageClassification()
+    from offsite.tasks.choice import MultipleChoice
+    from offsite.tasks.file import read_task_file
+    from offsite.tasks.open_question import OpenQuestions
+
+    file, folder = read_task_file(name)
+    kind = MultipleChoice if file.kind == "multiple-choice" else OpenQuestions
+    return kind(max_length, file=file, folder=folder)
+
+
+def check_data(task: Task, source: str | Path, processor: Any = None, config: Any = None) -> None:
+    """Read a data file as a task would, before any model is loaded.
+
+    Args:
+        processor: the tokenizer, to find also what is longer than fits; None reads text alone.
+        config: the model's configuration, for its context length.
+
+    Raises:
+        OffsiteError: what :meth:`Task.load` would raise; file and line are named.
+    """
+    check = getattr(task, "check", None)
+    if check is not None:
+        check(source, processor, config)
+
+
+def default_data(task: Task, split: str) -> Path | None:
+    """The data path a task file names for ``"train"`` or ``"test"``; None where it names none."""
+    file = getattr(task, "file", None)
+    path = getattr(file, split, None)
+    return None if path is None else (getattr(task, "folder", None) or Path()) / path

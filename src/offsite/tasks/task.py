@@ -39,13 +39,26 @@ class Evaluation:
     items: tuple[float, ...] = ()
 
 
-class Task(Protocol):
-    """One kind of private data."""
+def mean_of(metric: str, values: Sequence[float], **extra: float) -> Evaluation:
+    """The mean of per-item values where larger is better, with its standard error."""
+    count = len(values)
+    mean = sum(values) / count
+    squares = sum((value - mean) ** 2 for value in values)
+    stderr = (squares / (count - 1) / count) ** 0.5 if count > 1 else None
+    return Evaluation(metric, mean, True, count, stderr, extra, tuple(values))
 
-    name: ClassVar[str]
+
+class Task(Protocol):
+    """One kind of private data; ``name`` is what :func:`offsite.tasks.load_task` knows it by."""
+
     auto_class: ClassVar[str]
-    metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metric(self) -> str: ...
 
     def load(self, source: str | Path, processor: Any, model: Any, *, train: bool) -> Dataset[Any]:
         """Read a data set into rows; ``train`` turns augmentation on where there is any.

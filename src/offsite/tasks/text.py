@@ -1,4 +1,4 @@
-"""Causal text: plain text, ``{"text"}`` or ``{"prompt", "completion"}`` lines; loss and perplexity."""
+"""Causal text: plain text, ``{"text"}`` or ``{"prompt", "completion"}`` lines; loss, perplexity."""
 
 from __future__ import annotations
 
@@ -32,10 +32,18 @@ class CausalText:
 
     max_length: int = 512
 
-    name: ClassVar[str] = "text"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    metric: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """``"text"``."""
+        return "text"
+
+    @property
+    def metric(self) -> str:
+        """``"loss"``, in nats per token."""
+        return "loss"
 
     def load(
         self, source: str | Path, processor: Any, model: Any, *, train: bool = False
@@ -43,13 +51,15 @@ class CausalText:
         """Read and pack ``.txt`` or ``.jsonl``; see :class:`~offsite.tasks.task.Task`."""
         if processor is None:
             raise OffsiteError("The model has no tokenizer, so text cannot be read for it.")
-        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        length = min(self.max_length, limit or self.max_length)
+        length = window(self.max_length, getattr(model, "config", None))
         documents = read_documents(Path(source))
         if isinstance(documents[0], str):
-            return stream(documents, processor, length, source)  # type: ignore[arg-type]
-        packs = "position_ids" in inspect.signature(model.forward).parameters
-        return pack(documents, processor, length, together=packs)
+            return stream(documents, processor, length, source)  # type: ignore
+        return pack(documents, processor, length, together=restarts(model))  # type: ignore
+
+    def check(self, source: str | Path, processor: Any = None, config: Any = None) -> int:
+        """Read a data file without any model and return the number of its documents."""
+        return len(read_documents(Path(source)))
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Stack rows; shorter ones are padded on the right, where no target looks."""
@@ -74,19 +84,34 @@ class CausalText:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
-        """Mean loss in nats per token, with perplexity beside it."""
+        """Mean loss in nats per token, with perplexity beside it; items are means per row."""
         device = next(model.parameters()).device
         total, count = 0.0, 0
+        items: list[float] = []
         model.eval()
         loader = DataLoader(data, batch_size=batch_size, collate_fn=self.collate)
         for batch in track(loader, "evaluating"):
-            losses = token_losses(model, {k: v.to(device) for k, v in batch.items()})
-            total, count = total + losses.double().sum().item(), count + losses.numel()
+            batch = {key: value.to(device) for key, value in batch.items()}
+            losses = token_losses(model, batch).double()
+            total, count = total + losses.sum().item(), count + losses.numel()
+            rows = (batch["labels"][:, 1:] != IGNORE).sum(dim=1).tolist()
+            items += [part.mean().item() for part in losses.split(rows) if len(part)]
         if not count:
             raise OffsiteError("The evaluation data has no token to predict; give more text.")
         mean = total / count
         extra = {"perplexity": math.exp(min(mean, 700.0))}
-        return Evaluation(self.metric, mean, False, count, extra=extra)
+        return Evaluation(self.metric, mean, False, count, extra=extra, items=tuple(items))
+
+
+def window(max_length: int, config: Any) -> int:
+    """How many tokens a row may have: ``max_length``, or the model's context where that is less."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return min(max_length, limit or max_length)
+
+
+def restarts(model: Any) -> bool:
+    """Whether the model takes position ids, and so keeps packed examples apart."""
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -179,12 +204,22 @@ def pack(
     Position ids restart at each example, which is how transformers keeps packed examples apart.
     An example longer than ``length`` loses the start of its prompt, then the end of its completion.
     """
-    bins: list[tuple[list[int], list[int], list[int]]] = []
     end = [] if processor.eos_token_id is None else [processor.eos_token_id]
-    for prompt, answer in sorted(
-        examples(pairs, processor, end, length), key=lambda e: -len(sum(e, []))
-    ):
-        ids, labels = prompt + answer, [IGNORE] * max(len(prompt), 1) + answer[not prompt :]
+    rows = [labelled(*example) for example in examples(pairs, processor, end, length)]
+    return pack_ids(rows, length, together=together)
+
+
+def labelled(prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+    """Token ids of prompt and answer, and labels that leave the prompt out."""
+    return prompt + answer, [IGNORE] * max(len(prompt), 1) + answer[not prompt :]
+
+
+def pack_ids(
+    encoded: Sequence[tuple[list[int], list[int]]], length: int, *, together: bool
+) -> list[dict[str, torch.Tensor]]:
+    """Rows of examples given as token ids and labels; see :func:`pack`."""
+    bins: list[tuple[list[int], list[int], list[int]]] = []
+    for ids, labels in sorted(encoded, key=lambda example: -len(example[0])):
         row = next((b for b in bins[-64:] if together and len(b[0]) + len(ids) <= length), None)
         if row is None:
             row = ([], [], [])

@@ -1,0 +1,93 @@
+"""Instruction data: only the assistant's turns are learnt, as the chat template writes them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import language_model
+from offsite.compress.drop import Drop
+from offsite.errors import OffsiteError
+from offsite.owner import make_offer
+from offsite.tasks import check_data, load_task
+from offsite.tasks.chat import encode_chat
+from offsite.tasks.text import IGNORE
+from offsite.train import TrainOptions
+from offsite.tuner import run_tune
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+TALK = [
+    {"role": "system", "content": "be a bird"},
+    {"role": "user", "content": "the cat"},
+    {"role": "assistant", "content": "sat on the mat"},
+    {"role": "user", "content": "and"},
+    {"role": "assistant", "content": "the dog"},
+]
+
+
+@pytest.fixture
+def chatty(tokenizer: Any) -> Any:
+    speaking = copy.deepcopy(tokenizer)
+    speaking.chat_template = TEMPLATE
+    return speaking
+
+
+def test_labels_are_exactly_the_assistants_turns(chatty: Any) -> None:
+    ids, labels = encode_chat(TALK, chatty, 128, "Line 1")
+    text = chatty.decode(ids)
+    assert text == chatty.apply_chat_template(TALK, tokenize=False)
+    learnt = chatty.decode([label for label in labels if label != IGNORE])
+    assert learnt == "sat on the mat<|end|>\nthe dog<|end|>\n"
+    assert len(encode_chat(TALK, chatty, 40, "Line 1")[0]) == 40
+
+
+def test_chats_tune_through_the_whole_path(chatty: Any, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text((json.dumps({"messages": TALK}) + "\n") * 3)
+    model, task = language_model("llama"), load_task("chat", max_length=128)
+    offer, _ = make_offer(model, recipe=[Drop(keep=1)], processor=chatty, task=task)
+    rows = task.load(path, chatty, offer.model, train=False)
+    before = task.evaluate(offer.model, rows)
+    tuned = run_tune(
+        offer, path, options=TrainOptions(steps=20, lr=1e-2), task=task, eval_data=path
+    )
+    assert tuned.evaluation is not None and tuned.evaluation.value < before.value - 0.5
+    assert before.metric == "loss" and before.extra["perplexity"] > 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "non-empty list"),
+        ([{"role": "robot", "content": "secret"}], '"role"'),
+        ([{"role": "user"}], '"content"'),
+        ([{"role": "user", "content": "secret"}], "no message of the assistant"),
+    ],
+)
+def test_bad_conversations_are_named_by_line(messages: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(OffsiteError, match=f"Line 1 of .*{message}") as caught:
+        check_data(load_task("chat"), path)
+    assert "secret" not in str(caught.value)
+
+
+def test_templates_that_cannot_serve_are_refused(chatty: Any, tokenizer: Any) -> None:
+    with pytest.raises(OffsiteError, match="no chat template"):
+        encode_chat(TALK, tokenizer, 128, "Line 1")
+    with pytest.raises(OffsiteError, match="Line 1 has nothing of the assistant"):
+        encode_chat(TALK, chatty, 10, "Line 1")
+    chatty.chat_template = "{{ raise_exception('secret ' + messages[0].content) }}"
+    with pytest.raises(OffsiteError, match="Line 1 is refused") as caught:
+        encode_chat(TALK, chatty, 128, "Line 1")
+    assert "secret" not in str(caught.value) and caught.value.__cause__ is None
+    chatty.chat_template = "{{ messages | length }}" + TEMPLATE
+    with pytest.raises(OffsiteError, match="changes earlier turns"):
+        encode_chat(TALK, chatty, 128, "Line 1")

@@ -1,0 +1,117 @@
+"""Task files, templates and tables: what is read, and how what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offsite.errors import OffsiteError
+from offsite.tasks import default_data, load_task
+from offsite.tasks.rows import Row, read_rows
+from offsite.tasks.template import render
+
+GOOD = """\
+name = "mine"
+kind = "multiple-choice"
+prompt = "{goal} - {{so}}:"
+choices = ["{first}", "{second}"]
+answer = "label"
+labels = ["one", "two"]
+metric = "accuracy_norm"
+train = "data/train.csv"
+"""
+
+
+def test_a_users_own_task_is_one_small_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text(
+        'goal,first,second,label\n"two\nlines, quoted",a,b,two\nshort,a,b,one\n'
+    )
+    task = load_task(path, max_length=64)
+    source = default_data(task, "train")
+    assert source is not None and default_data(task, "test") is None
+    first, second = task.read(source)  # type: ignore[attr-defined]
+    assert first.prompt == "two\nlines, quoted - {so}:" and first.answer == 1
+    assert second.where.startswith("Line 4 of") and second.choices == ("a", "b")
+    assert (task.name, task.metric) == ("mine", "accuracy_norm")
+    as_json = tmp_path / "mine.json"
+    as_json.write_text(json.dumps({"name": "q", "kind": "open", "prompt": "{a}", "answer": "b"}))
+    assert load_task(as_json).metric == "exact_match"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('name = "mine"', 'name = "Mine!"'), "Line 1 of the task file .*'name'"),
+        (('kind = "multiple-choice"', 'kind = "essay"'), "Line 2 .*'kind'"),
+        (("{goal}", "{goal.__class__}"), "Line 3 .*placeholder '{goal.__class__}'"),
+        (("{goal}", "{goal!r}"), "Line 3 .*placeholder"),
+        (("{goal}", "{goal"), "Line 3 .*braces"),
+        (('"{first}", "{second}"', '"{first}"'), "Line 4 .*at least two choices"),
+        (('labels = ["one", "two"]', 'labels = ["one"]'), "as many 'labels'"),
+        (('metric = "accuracy_norm"', 'metric = "exact_match"'), "metric of this kind"),
+        (('train = "data', 'training = "data'), "Line 8 .*'training': no such key"),
+        (('answer = "label"\n', ""), "'answer'"),
+        (('answer = "label"', "answer = "), "Line 5 .*not valid toml"),
+    ],
+)
+def test_bad_task_files_name_file_and_line(
+    change: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(OffsiteError, match=message) as caught:
+        load_task(path)
+    assert "mine.toml" in str(caught.value)
+
+
+def test_unknown_tasks_are_told_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(OffsiteError, match=r"There is no task 'arc'; use text, chat.*arc_easy"):
+        load_task("arc")
+    with pytest.raises(OffsiteError, match="There is no task file"):
+        load_task(tmp_path / "absent.toml")
+
+
+def test_templates_evaluate_nothing() -> None:
+    row = Row({"a": "{b}", "b": [1, "x"], "n": 3}, "Line 1 of 'x'")
+    assert render("{{{a}}} {b[1]} {n}", row) == "{{b}} x 3"
+    with pytest.raises(OffsiteError, match="no entry 2"):
+        render("{b[2]}", row)
+    with pytest.raises(OffsiteError, match="no column 'c'"):
+        render("{c}", row)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n{"secret": \n', r"Line 3 of .* not valid JSON"),
+        ("a.json", '[\n{"a": 1},\n{"secret" 2}\n]', r"Line 3 of .* not valid JSON"),
+        ("a.json", '[{"a": 1}', "ends inside its list"),
+        ("a.json", '{"a": 1}', "no JSON list"),
+        ("a.tsv", "a\tb\nsecret\n", r"Line 2 of .* 1 columns instead of 2"),
+        ("a.csv", "a,b\n", "is empty"),
+        ("a.txt", "secret", "no table of examples"),
+    ],
+)
+def test_bad_tables_name_the_line_and_never_its_text(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(OffsiteError, match=message) as caught:
+        read_rows(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_importing_the_tasks_loads_no_task() -> None:
+    code = (
+        "import sys, offsite.tasks; "
+        "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
