@@ -1,0 +1,49 @@
+"""Presets meet their budget, and say so when they cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from compress.world import world
+from offsite.compress import parse_recipe
+from offsite.compress.layer_replace import Training, learn
+from offsite.compress.presets import PRESETS, Shape, make_recipe
+from offsite.compress.step import compress
+from offsite.config import to_json
+from offsite.errors import OffsiteError
+from offsite.split import ends, whole_middle
+
+
+def stored(middle: Any) -> int:
+    """Bytes of a middle, every tensor once."""
+    tensors = {id(t): t for b in middle.blocks for t in b.state_dict(keep_vars=True).values()}
+    return sum(t.numel() * t.itemsize for t in tensors.values())
+
+
+@pytest.mark.parametrize("name", sorted({*PRESETS} - {"distil", "leave-one-out", "prune"}))
+def test_presets_meet_their_budget(name: str, tmp_path: Any) -> None:
+    context = world(
+        "llama", ends(1, 1), num_hidden_layers=14, hidden_size=128, intermediate_size=256,
+        head_dim=64,
+    )  # fmt: skip
+    shape = Shape.of(context.model, context.split)
+    learn(context, Training(steps=1)).save(tmp_path / "learned")
+    whole = stored(whole_middle(context.model, context.split))
+    for budget in (0.6, 0.45, 0.3):
+        recipe = make_recipe(name, shape, budget, learned=str(tmp_path / "learned"))
+        assert parse_recipe([to_json(step) for step in recipe]) == recipe
+        share = stored(compress(recipe, context)) / whole
+        assert share <= budget + 0.07
+        assert share >= budget - 0.07 or name in ("int8", "int4")
+
+
+def test_what_cannot_be_made_is_refused() -> None:
+    context = world()
+    shape = Shape.of(context.model, context.split)
+    assert shape.blocks == 4 and shape.hidden == 16 and len(shape.attention) == 4
+    with pytest.raises(OffsiteError, match="uniform"):
+        make_recipe("unknown", shape, 0.5)
+    with pytest.raises(OffsiteError, match="share of the middle's bytes"):
+        make_recipe("uniform", shape, 1.5)

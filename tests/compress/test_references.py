@@ -1,0 +1,298 @@
+"""Every method against a slow and obvious version of itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.world import emulator, generate, logits, world
+from conftest import LANGUAGE
+from offsite.blocks import get_blocks
+from offsite.compress.crash import Share, cluster, linear_cka, pooled_states
+from offsite.compress.drop import Drop
+from offsite.compress.gradot import channel_terms, combine, fewer_channels, value_terms
+from offsite.compress.importance import angle, bypass, candidate_runs, importance, weakest_run
+from offsite.compress.kfac import Statistics, collect
+from offsite.compress.linears import linears, matrix, with_matrix
+from offsite.compress.prune import prune
+from offsite.compress.quantise import fitting_group, quantised
+from offsite.compress.rank import Rank, factorised, largest
+from offsite.compress.step import compress
+from offsite.errors import OffsiteError
+from offsite.layers import LowRankLinear
+from offsite.replay import observe
+from offsite.split import ends
+
+
+def test_linear_cka_is_its_definition() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 5).double(), torch.randn(20, 7).double()
+    centre = torch.eye(20, dtype=torch.float64) - torch.ones(20, 20).double() / 20
+
+    def hsic(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return torch.trace(k @ centre @ m @ centre) / 19**2
+
+    k, m = x @ x.T, y @ y.T
+    expected = hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()
+    assert linear_cka(x, y) == pytest.approx(expected.item(), rel=1e-12)
+    rotated = x @ torch.linalg.qr(torch.randn(5, 5).double())[0] * 3 + 1
+    assert linear_cka(x, rotated) == pytest.approx(1)
+    assert linear_cka(x, torch.ones(20, 2).double()) == 0
+
+
+def test_pooled_states_are_token_means() -> None:
+    context = world()
+    states = pooled_states(context, [1, 4])
+    batch = next(context.batches(32, 8))
+    hidden = context.model(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
+    assert states[1].shape == (256, 16)
+    assert torch.allclose(states[4][:8], hidden[5].double().mean(1), atol=1e-6)
+
+
+def test_clusters_merge_the_most_similar_neighbours() -> None:
+    likeness = {(1, 2): 0.9, (2, 3): 0.5, (3, 4): 0.8, (4, 5): 0.6, (7, 8): 0.95}
+    found = [cluster([[1, 2, 3, 4, 5], [7, 8]], keep, lambda a, b: likeness[a, b])
+             for keep in (7, 6, 5, 4, 3, 2)]  # fmt: skip
+    assert found[0] == [[1], [2], [3], [4], [5], [7], [8]]
+    assert found[1] == [[1], [2], [3], [4], [5], [7, 8]]
+    assert found[3] == [[1, 2], [3, 4], [5], [7, 8]]
+    assert found[4] == [[1, 2], [3, 4, 5], [7, 8]]
+    assert found[5] == [[1, 2, 3, 4, 5], [7, 8]]
+    with pytest.raises(OffsiteError, match="choose 2 to 7"):
+        cluster([[1, 2, 3, 4, 5], [7, 8]], 1, lambda a, b: 0)
+
+
+def test_sharing_takes_the_nearest_block_of_its_own_kind() -> None:
+    kinds = ["sliding_attention", "full_attention"] * 4
+    context = world("gemma3", ends(2, 2), num_hidden_layers=8, layer_types=kinds)
+    middle = compress([Drop(keep=2), Share()], context)  # 2 and 5 stand
+    assert middle.positions == (2, 3, 4, 5)
+    same = [next(b.parameters()) for b in middle.blocks]
+    assert same[0] is same[2] and same[1] is same[3] and same[0] is not same[1]
+    model = emulator(context, [Drop(keep=2), Share()])
+    assert torch.equal(generate(model, cache=True), generate(model, cache=False))
+    alone = compress([Drop(keep=1), Share()], context)  # only 3, a full one
+    assert alone.positions == (3, 5)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 8)])
+def test_truncation_is_optimal_and_never_larger(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    values = torch.linalg.svdvals(weight)
+    for layer in (nn.Linear(shape[1], shape[0]), Conv1D(*shape)):
+        for rank in range(1, 9):
+            up, down = largest(weight, rank)
+            assert (weight - up @ down).norm() == pytest.approx(
+                values[rank:].norm().item(), abs=1e-5
+            )
+            new = factorised(with_matrix(layer, weight), up, down)
+            x = torch.randn(3, shape[1])
+            assert torch.allclose(new(x), x @ (up @ down).T + layer.bias, atol=1e-5)
+            sizes = [sum(p.numel() for p in m.parameters()) for m in (new, layer)]
+            assert sizes[0] <= sizes[1]
+            assert isinstance(new, LowRankLinear) == (rank * sum(shape) < math.prod(shape))
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_selective_rank_touches_attention_alone(family: str) -> None:
+    context = world(family)
+    middle = compress([Rank(beta=0.8)], context)
+    for position, block in zip(middle.positions, middle.blocks, strict=True):
+        original = get_blocks(context.model)[position]
+        left = {name for name, layer in linears(block, factors=False)}
+        for name, layer in linears(original):
+            feed_forward = not any(word in name for word in ("attn", "attention"))
+            same = name in left and block.get_submodule(name).weight is layer.weight
+            assert same == feed_forward
+        assert sum(not any(w in n for w in ("attn", "attention")) for n in left) in (2, 3)
+
+
+def test_pruning_keeps_the_largest() -> None:
+    weight = torch.tensor([[1.0, -5.0, 2.0], [0.5, 3.0, -0.1]])
+    assert prune(weight, 0.5).tolist() == [[0, -5, 2], [0, 3, 0]]
+    assert (prune(torch.ones(10, 10), 0.37) != 0).sum() == 37
+    assert torch.equal(prune(weight, 1.0), weight)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_are_the_nearest_codes(bits: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 6)
+    new = quantised(layer, bits, 8)
+    top = 2 ** (bits - 1) - 1
+    for row in range(6):
+        for start in range(0, 24, 8):
+            group = layer.weight[row, start : start + 8].detach()
+            scale = group.abs().max() / top
+            codes = torch.arange(-top, top + 1) * scale
+            nearest = codes[(group[:, None] - codes).abs().argmin(1)]
+            assert torch.allclose(new.weight()[row, start : start + 8], nearest, atol=1e-6)
+    assert [fitting_group(n, 64) for n in (320, 864, 7, 11008, 53)] == [64, 72, 7, 64, 53]
+
+
+def test_influence_angle_and_leaving_out_by_hand() -> None:
+    context = world()
+    table = importance(context, learned={"scaleot": range(6)})
+    assert table["scaleot"] == tuple(range(6))
+    sums = {"influence": 0.0, "angular": 0.0, "leave_one_out": 0.0}
+    for batch in context.batches(16, 8):
+        out = context.model(input_ids=batch["input_ids"], output_hidden_states=True)
+        x, y = out.hidden_states[2], out.hidden_states[3]
+        cosine = (x * y).sum(-1) / x.norm(dim=-1) / y.norm(dim=-1)
+        sums["influence"] += (1 - cosine).mean().item() / 16
+        sums["angular"] += (cosine.acos() / math.pi).mean().item() / 16
+        short = emulator(context, [_Without(2)])
+        losses = [context.task.loss(m, batch).item() for m in (short, context.model)]
+        sums["leave_one_out"] += (losses[0] - losses[1]) / 16
+    for signal, value in sums.items():
+        assert table[signal][2] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    with pytest.raises(OffsiteError, match="of 2 blocks"):
+        importance(context, [], {"other": (1.0, 2.0)})
+
+
+class _Without:
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+    def __call__(self, middle: Any, context: Any) -> Any:
+        pairs = [
+            (p, b)
+            for p, b in zip(middle.positions, middle.blocks, strict=True)
+            if p != self.position
+        ]
+        return type(middle)(tuple(b for _, b in pairs), tuple(p for p, _ in pairs))
+
+
+@pytest.mark.parametrize("family", ["bloom", "gpt2"])
+def test_bypass_is_a_model_without_the_block(family: str) -> None:
+    context = world(family)
+    with bypass(context.model, [2, 3]):
+        passed = logits(context.model)
+    assert torch.allclose(passed, logits(emulator(context, [_Without(2), _Without(3)])), atol=1e-6)
+    assert not torch.allclose(passed, logits(context.model), atol=1e-3)
+
+
+def test_weakest_run_is_the_best_of_all_runs() -> None:
+    context = world(adapter=(0, 4), num_hidden_layers=9)
+    assert list(candidate_runs(context.split, context.split.middle, 3)) == [
+        (1, 2, 3), (5, 6, 7), (6, 7, 8),
+    ]  # fmt: skip
+    angles = {}
+    for run in candidate_runs(context.split, context.split.middle, 3):
+        total = 0.0
+        for batch in context.batches(16, 8):
+            calls = observe(context.model, batch)
+            total += angle(calls[run[0]].inputs, calls[run[-1]].output)
+        angles[run] = total
+    best = min(angles, key=lambda run: angles[run])
+    assert weakest_run(context, context.split.middle, 3) == best
+    kept = compress([Drop(keep=4, by="angular")], context).positions
+    assert set(context.split.middle) - set(kept) == set(best)
+    with pytest.raises(OffsiteError, match="longest run is 4"):
+        weakest_run(context, context.split.middle, 5)
+
+
+def test_signals_choose_what_drop_keeps() -> None:
+    context = world()
+    for signal in ("influence", "leave_one_out"):
+        scores = importance(context, [signal])[signal]
+        kept = compress([Drop(keep=2, by=signal)], context).positions
+        best = max(
+            itertools.combinations(context.split.middle, 2), key=lambda c: sum(scores[p] for p in c)
+        )
+        assert kept == best
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_statistics_are_those_of_the_definition(family: str) -> None:
+    context = world(family)
+    ((positions, found),) = collect(context, [2, 3], 2)
+    assert positions == [2, 3]
+    for parameter in context.model.parameters():
+        assert parameter.grad is None
+    model = context.model.requires_grad_(True)
+    block, name = get_blocks(model)[3], next(linears(get_blocks(model)[3]))[0]
+    layer, inputs, outputs = block.get_submodule(name), [], []
+
+    def remember(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        inputs.append(args[0])
+        outputs.append(output)
+
+    handle = layer.register_forward_hook(remember)
+    for batch in context.batches(2, 4):
+        context.task.loss(model, batch).backward()
+    handle.remove()
+    a, g = torch.zeros_like(found[3, name].a), torch.zeros_like(found[3, name].g)
+    for x, y in zip(inputs, outputs, strict=True):
+        for row in range(4):
+            for token in range(12):
+                a += torch.outer(x[row, token], x[row, token]).detach()
+                g += torch.outer(y.grad[row, token], y.grad[row, token])
+    weight = layer.weight.grad.T if isinstance(layer, Conv1D) else layer.weight.grad
+    for mine, theirs in ((found[3, name].a, a), (found[3, name].g, g),
+                         (found[3, name].gradient, weight)):  # fmt: skip
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+def test_gradot_scores_are_those_of_each_change() -> None:
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(6, 5), torch.randn(6, 5)
+    a, g = torch.randn(9, 5), torch.randn(9, 6)
+    known = Statistics(a.T @ a, g.T @ g, gradient)
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    curvature, slope = value_terms(u, s, v, known)
+    for i in range(5):
+        d = -s[i] * torch.outer(u[:, i], v[i])
+        check(d, known, curvature[i], slope[i])
+    for falling in (True, False):
+        curvature, slope = channel_terms(weight, known, falling=falling)
+        for i in range(5 if falling else 6):
+            d = torch.zeros_like(weight)
+            index = (slice(None), i) if falling else i
+            d[index] = -weight[index]
+            check(d, known, curvature[i], slope[i])
+    score = combine(torch.tensor([1.0, 3.0]), torch.tensor([1.0, -1.0]), weight=2.0)
+    assert score.tolist() == [0.25 - 1, 0.75 + 1]
+
+
+def check(d: torch.Tensor, known: Statistics, curvature: torch.Tensor, slope: torch.Tensor) -> None:
+    """Compare with the Kronecker product written out."""
+    h = torch.kron(known.g, known.a)
+    assert (h @ d.flatten()).abs().sum() == pytest.approx(curvature.item(), rel=1e-4)
+    assert (known.gradient * d).sum() == pytest.approx(slope.item(), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bloom"])
+def test_channels_without_use_are_the_first_to_go(family: str) -> None:
+    context = world(family)
+    block = get_blocks(context.model)[2]
+    layers = {n: m for n, m in linears(block) if "attn" not in n and "attention" not in n}
+    *rising, falling = layers
+    width = matrix(layers[falling]).shape[1]
+    silent = torch.arange(0, width, 2)
+    with torch.no_grad():
+        matrix(layers[falling])[:, silent] = 0
+        for name in rising:
+            matrix(layers[name])[silent] = 0
+    ((_, found),) = collect(context, [2], 20)
+    new = fewer_channels(layers, {n: found[2, n] for n in layers}, 0.5, 0.0)
+    before = logits(context.model)
+    for name, layer in new.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(block.get_submodule(parent), leaf, layer)
+    assert matrix(new[falling]).shape[1] == width // 2
+    assert torch.allclose(logits(context.model), before, atol=1e-5)
+
+
+def test_a_mixture_of_experts_is_refused_by_name() -> None:
+    layers = {str(i): nn.Linear(4, 8) for i in range(4)} | {"down": nn.Linear(8, 4)}
+    with pytest.raises(OffsiteError, match="feed_forward to 1"):
+        fewer_channels(layers, {}, 0.5, 1.0)
