@@ -20,6 +20,7 @@ from offsite.compress.gradot import channel_terms, combine, fewer_channels, valu
 from offsite.compress.importance import angle, bypass, candidate_runs, importance, weakest_run
 from offsite.compress.kfac import Statistics, collect
 from offsite.compress.linears import linears, matrix, with_matrix
+from offsite.compress.noise import Noise
 from offsite.compress.prune import prune
 from offsite.compress.quantise import fitting_group, quantised
 from offsite.compress.rank import Rank, factorised, largest
@@ -119,6 +120,25 @@ def test_pruning_keeps_the_largest() -> None:
     assert prune(weight, 0.5).tolist() == [[0, -5, 2], [0, 3, 0]]
     assert (prune(torch.ones(10, 10), 0.37) != 0).sum() == 37
     assert torch.equal(prune(weight, 1.0), weight)
+
+
+def test_noise_has_its_scale_and_is_keyed_by_the_weights_alone() -> None:
+    context = world("llama", hidden_size=128, intermediate_size=256)
+    name = "mlp.up_proj"
+    original = get_blocks(context.model)[1].get_submodule(name)
+
+    def drawn() -> torch.Tensor:
+        block = compress([Noise(scale=0.5)], context).blocks[0]
+        return matrix(block.get_submodule(name)) - matrix(original)
+
+    noise = drawn()
+    rms = matrix(original).square().mean().sqrt()
+    assert noise.square().mean().sqrt() == pytest.approx(0.5 * rms.item(), rel=0.02)
+    assert torch.equal(noise, drawn())
+    with torch.no_grad():  # whoever is off by one bit in one weight draws something else
+        original.weight[0, 0] = torch.nextafter(original.weight[0, 0], torch.tensor(9.0))
+    correlation = torch.corrcoef(torch.stack([noise.flatten(), drawn().flatten()]))[0, 1]
+    assert abs(correlation) < 0.05
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -16,6 +16,7 @@ from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
 from offsite.compress.gradot import GradOT
+from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
@@ -28,6 +29,7 @@ from offsite.split import ends, make_split
 WHOLE = {
     "rank": [Rank(beta=0.0)],
     "prune": [Prune(keep=1.0)],
+    "noise": [Noise(scale=0.0)],
     "gradot": [GradOT(attention=1.0, feed_forward=1.0)],
     "replace": [LayerReplace(alpha=0.0)],
     "cluster": [Cluster(keep=4), Share()],
@@ -41,6 +43,7 @@ LIGHTER: dict[str, list[Any]] = {
     "rank": [Rank(beta=0.8)],
     "rank all": [Rank(beta=0.8, layers="all")],
     "prune": [Prune(keep=0.4)],
+    "noise": [Noise(scale=0.5), Quantise(bits=4, group=8)],
     "int8": [Quantise(bits=8)],
     "int4": [Quantise(bits=4, group=8)],
     "gradot": [GradOT(attention=0.4, feed_forward=0.5, batches=1)],

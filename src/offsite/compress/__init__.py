@@ -9,6 +9,7 @@ from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
 from offsite.compress.gradot import GradOT
+from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
@@ -19,7 +20,7 @@ from offsite.errors import OffsiteError
 
 STEPS: Mapping[str, type[Any]] = {
     cls.kind: cls
-    for cls in (Drop, Cluster, Share, LayerReplace, Rank, GradOT, Prune, Quantise, Distill)
+    for cls in (Drop, Cluster, Share, LayerReplace, Rank, GradOT, Prune, Noise, Quantise, Distill)
 }
 
 

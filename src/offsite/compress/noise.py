@@ -1,0 +1,57 @@
+"""Noise in the weights of the middle: an emulator that predicts badly but errs on no side. Ours.
+
+Dropping blocks makes errors that point one way, and the adapter learns to make up for them; what
+it learned is then wrong in the full model. Errors like independent noise leave nothing to make up
+for: the best adapter for noisy states is close to the best for clean ones, only more timid, and in
+the full model it meets clean ones. The depth is kept, so follow it by ``Quantise`` to save bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from offsite.compress.linears import map_linears, matrix, with_matrix
+from offsite.compress.step import Context
+from offsite.config import require
+from offsite.split import Middle
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add normal noise to every linear weight: ``scale`` times the root mean square of its matrix.
+
+    Deterministic for the owner, and a secret to others: each matrix's generator is seeded by a hash
+    of the exact original weights (and the recipe's seed), so nobody without them can draw the same
+    noise and subtract it. It is a trade, not a proof: like every emulator this one can be healed
+    with enough data.
+    """
+
+    scale: float
+
+    kind: ClassVar[str] = "noise"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.scale <= 10, f"The noise scale is 0 to 10, not {self.scale}.")
+
+    def __call__(self, middle: Middle, context: Context) -> Middle:
+        def change(position: int, name: str, layer: nn.Module) -> nn.Module | None:
+            weight = matrix(layer)
+            if self.scale == 0:
+                return None
+            noise = torch.randn(weight.shape, generator=secret(weight, context.seed))
+            rms = weight.square().mean().sqrt()
+            return with_matrix(layer, weight + self.scale * rms * noise.to(weight.device))
+
+        return map_linears(middle, change)
+
+
+def secret(weight: torch.Tensor, seed: int) -> torch.Generator:
+    """A CPU generator that only the holder of a float32 matrix can make."""
+    raw = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    digest = hashlib.sha256(hashlib.sha256(raw).digest() + str(seed).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

@@ -1,0 +1,92 @@
+"""The frontier: grids, means over seeds, the front against its definition, an owner's wish."""
+
+from __future__ import annotations
+
+import builtins
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offsite.compress import parse_recipe
+from offsite.compress.presets import PRESETS, Shape
+from offsite.errors import MissingExtraError, OffsiteError
+from offsite.sweep import Point, choose, draw, front, grid, points
+
+SHAPE = Shape(20, 320, 1_070_000, ((320, 320), (64, 320), (64, 320), (320, 320)), 2)
+
+
+def row(recipe: str, seed: int, plug: float, tuned: float, size: float = 0.5) -> dict[str, Any]:
+    return {
+        "recipe": recipe, "budget": 0.5, "seed": seed, "recovered": (5 - plug) / 2,
+        "scores": {"zero_shot": 5.0, "full_tuned": 3.0, "plug_in": plug, "emulator_tuned": tuned},
+        "gap": tuned - plug, "disclosed": 0.1, "bytes_offer": 100 * size, "bytes_model": 100,
+        "seconds_offer": 2.0,
+    }  # fmt: skip
+
+
+def some(count: int) -> list[Point]:
+    draws = random.Random(0)
+    return points(
+        row(str(i), 0, 3 + draws.random(), 4 + draws.random(), draws.random()) for i in range(count)
+    )
+
+
+def test_a_grid_holds_every_distinct_recipe_once() -> None:
+    cells = grid(list(PRESETS), (0.6, 0.45, 0.3), SHAPE)
+    names = [cell.name for cell in cells]
+    assert "uniform@0.45" in names and len(set(names)) == len(names)
+    assert sum(cell.preset == "int4" for cell in cells) == 1  # below every budget
+    assert all(parse_recipe(list(cell.steps)) for cell in cells)
+    with pytest.raises(OffsiteError, match="no preset"):
+        grid(["best"], (0.5,), SHAPE)
+
+
+def test_points_are_means_over_seeds() -> None:
+    rows = [row("a", 0, 3.5, 3.6), row("a", 1, 3.7, 4.0), row("b", 0, 3.2, 3.3)]
+    rows.append({**row("c", 0, 3, 3), "recovered": None})
+    b, a = points(rows)
+    assert (a.recipe, b.recipe, a.seeds, b.seeds) == ("a", "b", 2, 1)
+    assert a.plug_in == pytest.approx(3.6) and a.gap == pytest.approx(0.2)
+    assert a.recovered == pytest.approx(0.7) and a.size == 0.5 and a.to_json()["seeds"] == 2
+
+
+def test_the_front_is_what_nothing_dominates() -> None:
+    found = some(60)
+    expected = [
+        p for p in found
+        if not any(
+            q.recovered >= p.recovered and q.gap >= p.gap and q != p for q in found
+        )
+    ]  # fmt: skip
+    assert front(found) == sorted(expected, key=lambda p: -p.recovered)
+    assert front([]) == []
+
+
+def test_the_wish_is_the_best_of_all_that_meet_it() -> None:
+    found = some(60)
+    chosen = choose(found, 0.7, 0.6)
+    assert chosen.gap == max(p.gap for p in found if p.recovered >= 0.7 and p.size <= 0.6)
+    with pytest.raises(OffsiteError, match="the nearest is"):
+        choose(found, 1.5)
+    with pytest.raises(OffsiteError, match="smallest takes"):
+        choose(found, 0.5, 0.0)
+
+
+def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "a.svg"):
+        draw(some(9), tmp_path / name, higher_is_better=False, metric="loss")
+        assert (tmp_path / name).stat().st_size > 1000
+    with pytest.raises(OffsiteError, match="run the sweep first"):
+        draw([], tmp_path / "b.png", higher_is_better=True, metric="accuracy")
+    real = builtins.__import__
+
+    def fail(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(MissingExtraError, match=r"offsite\[plot\]"):
+        draw(some(3), tmp_path / "c.png", higher_is_better=False, metric="loss")
