@@ -1,0 +1,185 @@
+"""Every method through an offer and back; then several deltas on one model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import METHOD_CASES, small_model
+from rich.console import Console
+
+from conftest import inputs_for, output_of
+from offsite.blocks import get_blocks
+from offsite.compress.drop import Drop
+from offsite.delta import Delta
+from offsite.deltas import METHODS
+from offsite.errors import OffsiteError
+from offsite.offer import Offer
+from offsite.owner import make_offer, plug
+from offsite.serve import Plugged, Served, load_plugged, place, to_tensors
+from offsite.split import ends
+from offsite.structure import delta_tree, model_tree, tuned_names
+from offsite.tasks.text import CausalText
+from offsite.train import TrainOptions
+from offsite.tuner import run_tune
+
+TASK = CausalText(max_length=32)
+SHORT = TrainOptions(steps=2, batch_size=2, lr=2e-2)
+RACK = ("full", "lora", "masking", "bottleneck", "bottleneck-pfeiffer", "prefix", "prompt")
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2}
+
+
+def exchange(
+    name: str, folder: Path, tokenizer: Any, text: Path, dtype: Any = torch.float32
+) -> Any:
+    """Offer, tune, save and load: the model, its record, the offer, what was tuned, the delta."""
+    model = small_model("llama", dtype)
+    offer, record = make_offer(
+        model, adapter=ends(2, 1), recipe=[Drop(keep=1)], processor=tokenizer
+    )
+    offer.save(folder / "offer")
+    loaded = Offer.load(folder / "offer")
+    tuned = run_tune(loaded, text, METHOD_CASES[name], options=SHORT, task=TASK)
+    tuned.delta.save(folder / "delta")
+    return model, record, loaded, tuned, Delta.load(folder / "delta")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", METHOD_CASES)
+def test_through_an_offer_and_back(
+    name: str, dtype: torch.dtype, tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
+    model, record, offer, tuned, delta = exchange(name, tmp_path, tokenizer, text_file, dtype)
+    method, batch = METHOD_CASES[name], inputs_for(model)
+    before = output_of(model, batch)
+    plugged = plug(model, delta, record)
+    assert torch.equal(output_of(model, batch), before), "the owner's model must not change"
+    after = output_of(plugged, batch)
+    assert after.dtype == dtype and not torch.equal(after, before)
+    inner = method.merge(tuned.model) if method.merges else tuned.model
+    for mine, theirs in zip(offer.manifest.adapter, (0, 1, 5), strict=True):
+        state = get_blocks(inner)[mine].to(dtype).state_dict()
+        for key, value in get_blocks(plugged)[theirs].state_dict().items():
+            torch.testing.assert_close(value, state[key], rtol=0, atol=TOLERANCE[dtype])
+    ids = batch["input_ids"]
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached = plugged.generate(ids, **options)
+    assert cached.shape == (2, 16)
+    place(model, delta, record).save(tmp_path / "plugged")
+    served = load_plugged(small_model("llama", dtype), tmp_path / "plugged")
+    assert torch.equal(served.generate(ids, **options), cached)
+    torch.testing.assert_close(output_of(served, batch), after, rtol=0, atol=TOLERANCE[dtype])
+    if method.merges:
+        plain = to_tensors(delta, offer)
+        assert plain.manifest.method["kind"] == "full"
+        plain.save(tmp_path / "plain")
+        other = dict(plug(model, Delta.load(tmp_path / "plain"), record).named_parameters())
+        for key, value in plugged.named_parameters():
+            assert torch.equal(value, other[key]), key
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: Any, tokenizer: Any) -> dict[str, Plugged]:
+    """Deltas of several data owners of one model."""
+    folder = tmp_path_factory.mktemp("rack")
+    (folder / "train.txt").write_text("the cat sat on the mat and sang of it. " * 40)
+    deltas = {}
+    for name in RACK:
+        (folder / name).mkdir()
+        model, record, *_, delta = exchange(name, folder / name, tokenizer, folder / "train.txt")
+        deltas[name] = place(model, delta, record)
+    return deltas
+
+
+def test_switching_is_exact_and_leaves_no_trace(rack: dict[str, Plugged]) -> None:
+    model = small_model("llama")
+    batch = inputs_for(model)
+    plain = output_of(model, batch)
+    alone = {}
+    for name, delta in rack.items():
+        single = Served(small_model("llama"))
+        single.add(name, delta)
+        alone[name] = output_of(single.switch(name), batch)
+        assert not torch.equal(alone[name], plain)
+    served = Served(model)
+    for name, delta in rack.items():
+        served.add(name, delta)
+        assert torch.equal(output_of(model, batch), plain)
+    for name in [*rack, *reversed(rack)]:
+        assert torch.equal(output_of(served.switch(name), batch), alone[name])
+    assert torch.equal(output_of(served.switch(), batch), plain)
+    for key, value in small_model("llama").state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_adding_with_weights_is_the_sum_of_differences(rack: dict[str, Plugged]) -> None:
+    served = Served(small_model("llama"))
+    for name in ("full", "lora"):
+        served.add(name, rack[name])
+    key = "model.layers.5.mlp.up_proj.weight"
+    values = {}
+    for names in ((), ("full",), ("lora",)):
+        values[names] = served.switch(*names).get_parameter(key).detach().clone()
+    mixed = served.switch(full=0.25, lora=-0.5).get_parameter(key)
+    base = values[()]
+    slow = base + 0.25 * (values[("full",)] - base) - 0.5 * (values[("lora",)] - base)
+    torch.testing.assert_close(mixed, slow)
+    served.remove("full")
+    assert served.active == {"lora": -0.5}
+
+
+def test_what_stacks_and_what_does_not(rack: dict[str, Plugged]) -> None:
+    model = small_model("llama")
+    served = Served(model)
+    for name, delta in rack.items():
+        served.add(name, delta)
+    batch = inputs_for(model)
+    served.switch("lora", "masking", "bottleneck", "prefix", "prompt")
+    everything = output_of(model, batch)
+    for bad, message in (
+        ({"bottleneck": 1.0, "bottleneck-pfeiffer": 1.0}, "both need"),
+        ({"prefix": 0.5}, "takes no weight"),
+        ({"missing": 1.0}, "There is no delta"),
+    ):
+        with pytest.raises(OffsiteError, match=message):
+            served.switch(**bad)
+        assert torch.equal(output_of(model, batch), everything), "a refusal changes nothing"
+    with pytest.raises(OffsiteError, match="already"):
+        served.add("lora", rack["lora"])
+    wrong = small_model("llama")
+    with torch.no_grad():
+        wrong.get_parameter("model.norm.weight").add_(1)
+    with pytest.raises(OffsiteError, match="other weights"):
+        Served(wrong).add("lora", rack["lora"])
+
+
+def test_a_folder_with_other_tensors_is_refused(rack: dict[str, Plugged], tmp_path: Path) -> None:
+    replace(rack["lora"], method=METHODS["lora"](rank=4)).save(tmp_path / "odd")
+    model = small_model("llama")
+    with pytest.raises(OffsiteError, match="shape"):
+        load_plugged(model, tmp_path / "odd")
+    with pytest.raises(OffsiteError, match=r"plugged\.json"):
+        load_plugged(model, tmp_path)
+
+
+def picture(tree: Any) -> str:
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(tree)
+    return capture.get()
+
+
+def test_structure_folds_repeats_and_counts(
+    tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
+    model, record, _, _, delta = exchange("full-mlp", tmp_path, tokenizer, text_file)
+    plugged = plug(model, delta, record)
+    text = picture(model_tree(plugged, tuned_names(model, plugged)))
+    assert "0-1 x2" in text and "2-4 x3" in text and "─ 5 " in text
+    total = sum(p.numel() for p in plugged.parameters())
+    tuned = sum(e.shape[0] * e.shape[-1] for e in delta.manifest.tensors.values())
+    assert f"LlamaForCausalLM  {total:,}  100.0%  tuned {tuned:,}" in text
+    assert "up_proj" in picture(delta_tree(delta)) and "(full)" in picture(delta_tree(delta))
