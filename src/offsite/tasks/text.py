@@ -65,7 +65,7 @@ class CausalText:
         """Stack rows; shorter ones are padded on the right, where no target looks."""
         longest = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": 0, "labels": IGNORE, "position_ids": 0}
-        return {
+        batch = {
             key: torch.stack(
                 [
                     nn.functional.pad(row[key], (0, longest - len(row[key])), value=fill[key])
@@ -74,6 +74,8 @@ class CausalText:
             )
             for key in rows[0]
         }
+        batch["labels"][:, 0] = IGNORE  # no target: nothing comes before it, so it must not count
+        return batch
 
     def loss(
         self, model: nn.Module, batch: Mapping[str, Any], items: torch.Tensor | None = None
