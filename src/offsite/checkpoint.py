@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,16 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from offsite.blocks import block_config, block_path, rename_blocks, renumber_config
+from offsite.blocks import block_config, block_of, block_path, rename_blocks, renumber_config
 from offsite.errors import OffsiteError
+from offsite.heads import head_tensors
 
+IMAGES = "AutoModelForImageClassification"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -77,13 +81,34 @@ def load_config(name: str | Path, label: str | Path | None = None) -> Any:
         raise OffsiteError(f"Cannot load the model '{label or name}': {reason}.") from error
 
 
+def model_config(name: str | Path, auto_class: str) -> Any:
+    """The configuration of a checkpoint, as an auto class can build it.
+
+    For an image classifier, that of a bare vision tower (CLIP, SigLIP) is put inside its family's
+    whole one, and a checkpoint without a classifier head gets one class, as a place for the head.
+
+    Raises:
+        OffsiteError: see :func:`load_config`.
+    """
+    config = load_config(name)
+    if auto_class != IMAGES:
+        return config
+    for family in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        if getattr(family, "sub_configs", {}).get("vision_config") is type(config):
+            config = family(vision_config=config.to_dict(), dtype=config.dtype)
+            break
+    skeleton = build_skeleton(config, auto_class)
+    if not set(head_tensors(skeleton)) & set(stored_names(name, skeleton)):
+        config.num_labels = 1
+    return config
+
+
 def load_model(
     name: str | Path,
     auto_class: str = "AutoModelForCausalLM",
     *,
     dtype: torch.dtype | None = None,
     keep: Sequence[int] | None = None,
-    new: Sequence[str] = (),
 ) -> Any:
     """Load a model in evaluation mode on the CPU, from a local folder or the hub.
 
@@ -93,22 +118,22 @@ def load_model(
         dtype: None for the dtype of the checkpoint.
         keep: load only these blocks (ascending positions); never holds more than their tensors
             and one tensor in passing.
-        new: prefixes of parameters that may be missing and start fresh (a new classifier head).
 
     Raises:
         OffsiteError: no such model, no safetensors, or weights that do not fit the architecture.
     """
-    config = load_config(name)
-    if keep is not None:
+    config = model_config(name, auto_class)
+    if keep is not None or auto_class == IMAGES:
         skeleton = build_skeleton(config, auto_class)
         path, total = block_path(skeleton), skeleton_blocks(skeleton)
         native = dtype or getattr(config, "dtype", None) or torch.float32
+        keep = range(total) if keep is None else keep
         tensors = read_blocks(name, skeleton, path, keep, native)
         small = build_skeleton(config, auto_class)
         renumber_config(block_config(small), keep, total)
-        return fill_model(small.config, auto_class, tensors, name, dtype=native, new=new)
+        return fill_model(small.config, auto_class, tensors, name, dtype=native)
     return _from_pretrained(
-        getattr(transformers, auto_class), str(name), config, name, new, dtype=dtype or "auto"
+        getattr(transformers, auto_class), str(name), config, name, dtype=dtype or "auto"
     )
 
 
@@ -119,7 +144,6 @@ def fill_model(
     label: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    new: Sequence[str] = (),
 ) -> Any:
     """A model in evaluation mode made of the given tensors, which are not copied unless cast.
 
@@ -132,15 +156,13 @@ def fill_model(
         OffsiteError: the tensors do not fit the architecture.
     """
     build = type(build_skeleton(config, auto_class))
-    model = _from_pretrained(
-        build, None, config, label, new, dtype=dtype or "auto", state_dict=tensors
-    )
+    model = _from_pretrained(build, None, config, label, dtype=dtype or "auto", state_dict=tensors)
     model.name_or_path = model.config._name_or_path = ""
     return model
 
 
 def _from_pretrained(
-    build: Any, name: str | None, config: Any, label: str | Path, new: Sequence[str], **options: Any
+    build: Any, name: str | None, config: Any, label: str | Path, **options: Any
 ) -> Any:
     try:
         with quiet():
@@ -152,8 +174,7 @@ def _from_pretrained(
             f"Cannot load the weights of '{label}' as {build.__name__}; a complete set of "
             "safetensors weights of a matching architecture is needed."
         ) from error
-    missing = [key for key in info["missing_keys"] if not key.startswith(tuple(new) or ("\0",))]
-    wrong = [*missing, *info["unexpected_keys"], *info["mismatched_keys"]]
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise OffsiteError(
             f"The weights of '{label}' do not fit its architecture: {len(wrong)} tensors are "
@@ -201,21 +222,55 @@ def shard_files(name: str | Path) -> list[Path]:
     return [Path(single)]
 
 
-def stored_tensors(name: str | Path, skeleton: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a checkpoint, one at a time, under its name in the model.
+def stored_tensors(
+    name: str | Path, skeleton: nn.Module, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The wanted tensors of a checkpoint, one at a time, under their names in the model.
 
-    Checkpoints saved from a bare backbone lack the ``base_model_prefix``; it is added. Names that
-    the model does not have (old buffers, tied heads) are passed over.
+    Each has memory of its own, so that no file stays mapped longer than it is read.
+    A classifier head that the checkpoint lacks comes as zeros; see :func:`stored_names`.
+    """
+    names = stored_names(name, skeleton)
+    for file in sorted({file for file, _ in names.values()}):
+        with safe_open(file, framework="pt") as shard:
+            for candidate, (place, key) in names.items():
+                if place == file and wanted(candidate):
+                    yield candidate, shard.get_tensor(key).clone()
+    for head, parameter in head_tensors(skeleton).items():
+        if head not in names and wanted(head):
+            yield head, torch.zeros(parameter.shape)
+
+
+def stored_names(name: str | Path, skeleton: nn.Module) -> dict[str, tuple[Path, str]]:
+    """For each tensor of a model that a checkpoint holds: the file, and its name there.
+
+    Names of older releases are translated as transformers does it. Checkpoints saved from a bare
+    backbone lack the name of its module in the model; it is added. Tensors that the model does not
+    have (old buffers, tied heads, another tower) are passed over, but for blocks.
+
+    Raises:
+        OffsiteError: the checkpoint has more blocks than its configuration says.
     """
     known = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
-    prefix = getattr(skeleton, "base_model_prefix", "")
+    path = block_path(skeleton)
+    prefix, total = path.partition(".")[0], len(skeleton.get_submodule(path))  # type: ignore[arg-type]
+    mapping = get_model_conversion_mapping(skeleton)  # type: ignore[arg-type]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    names: dict[str, tuple[Path, str]] = {}
     for file in shard_files(name):
         with safe_open(file, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118 (not a dictionary)
-                for candidate in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")):
-                    if candidate in known:
-                        yield candidate, shard.get_tensor(key)
-                        break
+                renamed = rename_source_key(key, renamings, [])[0]
+                for base in (key, renamed):
+                    for candidate in (base, f"{prefix}.{base}", base.removeprefix(f"{prefix}.")):
+                        if candidate in known:
+                            names.setdefault(candidate, (file, key))
+                        elif (block_of(candidate, path) or 0) >= total:
+                            raise OffsiteError(
+                                f"The weights of '{name}' do not fit its architecture: they have "
+                                f"more than the {total} blocks of its config.json."
+                            )
+    return names
 
 
 def read_blocks(
@@ -226,13 +281,16 @@ def read_blocks(
     Floating-point tensors come in ``dtype``.
     """
     mapping = {position: index for index, position in enumerate(keep)}
-    wanted: dict[str, torch.Tensor] = {}
-    for key, tensor in stored_tensors(name, skeleton):
-        position = key[len(path) + 1 :].split(".")[0] if key.startswith(f"{path}.") else None
-        if position is None or int(position) in mapping:
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
-            wanted[key] = tensor.to(kind, copy=True)  # own memory, not a view of the mapped file
-    return rename_blocks(wanted, path, mapping)
+
+    def wanted(key: str) -> bool:
+        position = block_of(key, path)
+        return position is None or position in mapping
+
+    tensors = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in stored_tensors(name, skeleton, wanted)
+    }
+    return rename_blocks(tensors, path, mapping)
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -255,9 +313,9 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def checkpoint_fingerprint(name: str | Path, auto_class: str) -> str:
     """:func:`fingerprint` of a checkpoint on disk, reading one tensor at a time."""
-    skeleton = build_skeleton(load_config(name), auto_class)
+    skeleton = build_skeleton(model_config(name, auto_class), auto_class)
     parameters = dict(skeleton.named_parameters())
-    return fingerprint((n, t) for n, t in stored_tensors(name, skeleton) if n in parameters)
+    return fingerprint(stored_tensors(name, skeleton, parameters.__contains__))
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 Tensors carry their names in the emulator. A delta of a peft method is laid out as a peft adapter
 of the emulator (``adapter_config.json``, ``adapter_model.safetensors``) with a manifest beside it.
+A classifier head has a file of its own, so that what stands beside it is what it would be without.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from offsite.manifest import (
 )
 from offsite.tensors import check_finite, describe, load_tensors, save_tensors
 
-WEIGHTS = "delta.safetensors"
+WEIGHTS, HEAD = "delta.safetensors", "head.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG, README = "adapter_model.safetensors", "adapter_config.json", "README.md"
 FILES = {"tensors": (WEIGHTS,), "peft": (PEFT_WEIGHTS, PEFT_CONFIG)}
 MAX_SIDE_BYTES = 4 * 1024 * 1024
@@ -69,7 +71,11 @@ class Delta:
         check_finite(tensors)
         with new_folder(folder) as partial:
             peft = self.manifest.format == "peft"
-            save_tensors(tensors, partial / (PEFT_WEIGHTS if peft else WEIGHTS))
+            head = {name: tensors[name] for name in self.manifest.head}
+            rest = {name: value for name, value in tensors.items() if name not in head}
+            save_tensors(rest, partial / (PEFT_WEIGHTS if peft else WEIGHTS))
+            if head:
+                save_tensors(head, partial / HEAD)
             if peft and self.peft_config is not None:
                 write_file(partial / PEFT_CONFIG, self.peft_config)
             self.manifest = self.manifest.model_copy(
@@ -98,9 +104,10 @@ class Delta:
         """
         if self.tensors is None:
             assert self.folder is not None
-            name = FILES[self.manifest.format][0]
-            hashes = {name: self.manifest.files[name].sha256}
-            self.tensors = load_tensors([self.folder / name], self.manifest.tensors, hashes)
+            names = [n for n in self.manifest.files if n.endswith(".safetensors")]
+            hashes = {name: self.manifest.files[name].sha256 for name in names}
+            files = [self.folder / name for name in names]
+            self.tensors = load_tensors(files, self.manifest.tensors, hashes)
         return self.tensors
 
 
@@ -113,14 +120,15 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
         OffsiteError: other files than the format's own, a hostile peft configuration, or a method
             whose numbers exceed the tensors that came with it.
     """
-    needed = FILES[manifest.format]
+    needed = (*FILES[manifest.format], *([HEAD] if manifest.head else []))
     if odd := sorted((set(manifest.files) - {README}) ^ set(needed)):
         state = "lacks" if odd[0] in needed else "holds"
         raise OffsiteError(
             f"'{folder}' {state} '{odd[0]}'; a delta of this format has the files "
             f"{', '.join(needed)} and nothing else but a {README}."
         )
-    if any(manifest.files[n].size > MAX_SIDE_BYTES for n in manifest.files if n != needed[0]):
+    side = [n for n in manifest.files if not n.endswith(".safetensors")]
+    if any(manifest.files[n].size > MAX_SIDE_BYTES for n in side):
         raise OffsiteError(
             f"'{folder}' has a file beside its tensors of more than {MAX_SIDE_BYTES} bytes."
         )
@@ -151,8 +159,10 @@ def new_delta(
     *,
     peft_config: str | None = None,
     scores: dict[str, Any] | None = None,
+    head: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Delta:
-    """A delta that answers ``offer``."""
+    """A delta that answers ``offer``; ``head`` names the tensors that are a classifier head."""
     manifest = DeltaManifest(
         id=new_id(),
         created=now(),
@@ -168,6 +178,8 @@ def new_delta(
         round=offer.round,
         method=method,
         format="peft" if peft_config else "tensors",
+        head=tuple(head),
+        labels=tuple(labels),
     )
     return Delta(tensors, manifest, peft_config=peft_config and scrub_peft(peft_config))
 

@@ -26,6 +26,7 @@ from offsite.tensors import NAME, TensorEntry, parse
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 MAX_SIDE_BYTES = 256 * 1024 * 1024
+MAX_LABELS = 65_536
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 
@@ -75,11 +76,14 @@ class Contract(_Model):
         tensors: every tensor of the adapter blocks, by its name in the emulator.
         max_bytes: cap on the size of the returned folder.
         max_norm: bound on the L2 norm of all returned floating-point tensors together.
+        head: the classifier head of an image model, each tensor as for one class; the delta may
+            return it for any classes, and its bytes are not counted.
     """
 
     tensors: dict[TensorName, TensorEntry]
     max_bytes: Count
     max_norm: Annotated[Number, Field(gt=0)]
+    head: dict[TensorName, TensorEntry] = {}
 
 
 class Manifest(_Model):
@@ -115,13 +119,18 @@ class OfferManifest(Manifest):
 
 
 class DeltaManifest(Manifest):
-    """The manifest of a delta: ``parent`` is the id of the offer it answers."""
+    """The manifest of a delta: ``parent`` is the id of the offer it answers.
+
+    ``head`` names the tensors of a classifier head, which travels whole; ``labels`` its classes.
+    """
 
     kind: Literal["delta"] = "delta"
     parent: Id
     round: Round = 1
     method: Annotated[dict[Word, Plain | tuple[Plain, ...]], AfterValidator(_named)]
     format: Literal["tensors", "peft"]
+    head: tuple[TensorName, ...] = ()
+    labels: Annotated[tuple[Word, ...], Field(max_length=MAX_LABELS)] = ()
 
 
 Kind = TypeVar("Kind", OfferManifest, DeltaManifest)

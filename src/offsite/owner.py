@@ -16,8 +16,8 @@ from offsite.blocks import assemble, block_path, get_blocks, rename_blocks
 from offsite.checkpoint import (
     build_skeleton,
     checkpoint_fingerprint,
-    load_config,
     load_model,
+    model_config,
     model_fingerprint,
     pick_device,
 )
@@ -27,6 +27,7 @@ from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.deltas.method import Method, check_entries
 from offsite.errors import OffsiteError
+from offsite.heads import check_head, give_head, head_entries, head_tensors, set_head
 from offsite.manifest import Contract, OfferManifest, new_id, now, tool_versions
 from offsite.offer import Offer, load_processor
 from offsite.record import OfferRecord, Record
@@ -168,7 +169,7 @@ def _cut_checkpoint(
     task: Task,
     dtype: torch.dtype | None,
 ) -> _Cut:
-    skeleton = build_skeleton(load_config(source), task.auto_class)
+    skeleton = build_skeleton(model_config(source, task.auto_class), task.auto_class)
     split = make_split(adapter, len(get_blocks(skeleton)))
     kept = plan(recipe, split.middle, seed)
     planned = recipe_is_planned(recipe, split.middle, seed)
@@ -224,7 +225,9 @@ def _disclosed(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict
 
 
 def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contract:
-    """What a delta may bring back: only tensors of the adapter blocks, within generous bounds."""
+    """What a delta may bring back: tensors of the adapter blocks, within generous bounds, and, for
+    an image model, a classifier head.
+    """
     blocks = get_blocks(model)
     tensors = {
         f"{path}.{index}.{name}": parameter
@@ -237,6 +240,7 @@ def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contra
         tensors={name: TensorEntry.of(t) for name, t in tensors.items()},
         max_bytes=8 * size + 2**20,
         max_norm=10 * norm + 100,
+        head=head_entries(model),
     )
 
 
@@ -288,14 +292,20 @@ def attach_delta(
         copy.deepcopy(block).float() if index in entry.adapter else block
         for index, block in enumerate(get_blocks(model))
     ]
-    runner = method.attach(assemble(model, blocks, range(entry.total)), entry.adapter)
+    plain = assemble(model, blocks, range(entry.total))
+    give_head(plain, delta.manifest.labels)
+    runner = method.attach(plain, entry.adapter)
     mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
     path = record.block_path
-    given = rename_blocks(delta.manifest.tensors, path, mapping)
+    head = delta.manifest.head
+    rest = {name: e for name, e in delta.manifest.tensors.items() if name not in head}
+    given = rename_blocks(rest, path, mapping)
     check_entries(given, method.expected(runner, given))
     tensors = delta.values()
     check_norm(tensors, entry.contract)
-    method.load(runner, rename_blocks(tensors, path, mapping))
+    own = {name: value for name, value in tensors.items() if name not in head}
+    method.load(runner, rename_blocks(own, path, mapping))
+    set_head(head_tensors(plain), {name: tensors[name] for name in head})
     runner.requires_grad_(False)
     return runner.eval(), method, model
 
@@ -304,16 +314,23 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     """Compare what a delta declares with its offer, reading no tensor.
 
     Raises:
-        OffsiteError: other adapter blocks than offered, or more bytes than allowed.
+        OffsiteError: other adapter blocks than offered, a head that is not the offer's, or more
+            bytes than allowed.
     """
+    declared = delta.manifest
+    head = {name: e for name, e in declared.tensors.items() if name in declared.head}
+    if len(head) < len(declared.head):
+        raise OffsiteError("The delta names a head that is not among its tensors.")
+    check_entries(head, check_head(head, declared.labels, entry.contract.head))
     if delta.manifest.adapter != entry.emulator_adapter:
         raise OffsiteError(
             f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter is "
             f"{list(entry.emulator_adapter)}."
         )
-    if delta.bytes > entry.contract.max_bytes:
+    size = delta.bytes - sum(e.bytes for e in head.values())
+    if size > entry.contract.max_bytes:
         raise OffsiteError(
-            f"The delta has {delta.bytes} bytes of tensors; its offer allows "
+            f"The delta has {size} bytes of tensors; its offer allows "
             f"{entry.contract.max_bytes}."
         )
 

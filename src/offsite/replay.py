@@ -74,6 +74,9 @@ def forward(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     if "input_ids" in inputs:
         inputs["use_cache"] = False
+    else:  # pictures come in float32, whatever the model computes in
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        inputs = {key: value.to(dtype) for key, value in inputs.items()}
     return model(**inputs)
 
 

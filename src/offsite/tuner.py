@@ -6,6 +6,7 @@ This path needs nothing but the offer: it never imports the compressors or the o
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from offsite.delta import Delta, new_delta
 from offsite.deltas.full import Full
 from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
+from offsite.heads import give_head, head_tensors, labels_of, set_head
 from offsite.manifest import now
 from offsite.offer import Offer, task_auto_class
 from offsite.tasks.task import Evaluation, Task
@@ -75,9 +77,13 @@ def run_tune(
     options = with_lr(options or TrainOptions(), method.lr)
     model = private_copy(offer, dtype)
     rows = _rows(task, data, offer, model, train=True)
+    give_head(model, getattr(rows, "labels", ()))
     eval_rows = _rows(task, eval_data, offer, model, train=False)
     torch.manual_seed(options.seed)
     runner = method.attach(model, offer.manifest.adapter)
+    head = head_tensors(model)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
     history = train(
         runner,
         rows,
@@ -89,12 +95,21 @@ def run_tune(
         work=work,
         resume=resume,
     )
+    for parameter in head.values():
+        parameter.requires_grad_(False)  # it is no part of the method's own tensors
     tensors = rounded(method.tensors(runner), offer)
     method.load(runner, tensors)  # score what travels, not what was more precise
-    changed = drop_unchanged(tensors, offer)
+    new = rounded(head, offer)
+    set_head(head, new)
+    changed = drop_unchanged(tensors, offer) | new
     evaluation = None if eval_rows is None else task.evaluate(runner, eval_rows)
     delta = new_delta(
-        offer.manifest, changed, to_json(method), peft_config=method.peft_config(runner)
+        offer.manifest,
+        changed,
+        to_json(method),
+        peft_config=method.peft_config(runner),
+        head=tuple(new),
+        labels=labels_of(model) if new else (),
     )
     return Tuned(delta, runner, history, evaluation)
 
@@ -122,9 +137,10 @@ def private_copy(offer: Offer, dtype: torch.dtype) -> nn.Module:
     return assemble(model, blocks, range(len(blocks)))
 
 
-def rounded(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
     """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
-    wanted = {name: entry.dtype for name, entry in offer.manifest.contract.tensors.items()}
+    contract = offer.manifest.contract
+    wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     return {
         name: (t.to(dtypes[wanted[name]]) if name in wanted else t).detach().cpu().clone()

@@ -18,6 +18,7 @@ from torch import nn
 from offsite.blocks import block_path
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
+from offsite.heads import head_entries
 from offsite.manifest import OfferManifest
 from offsite.tensors import TensorEntry
 
@@ -215,7 +216,11 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
         for index in manifest.adapter
         for name, parameter in blocks.get_submodule(str(index)).named_parameters()
     }
-    given = manifest.contract.tensors
+    given, head = manifest.contract.tensors, head_entries(skeleton)
+    if manifest.contract.head.keys() != head.keys() or any(
+        manifest.contract.head[name].shape != entry.shape for name, entry in head.items()
+    ):
+        raise OffsiteError("The offer's return contract does not name exactly its model's head.")
     if given.keys() != contract.keys() or not all(fits(given[n], contract[n]) for n in given):
         raise OffsiteError(
             "The offer's return contract does not name exactly the tensors of its adapter blocks."

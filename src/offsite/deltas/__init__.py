@@ -10,6 +10,7 @@ from offsite.deltas.bottleneck import Bottleneck
 from offsite.deltas.diff_pruning import DiffPruning
 from offsite.deltas.fourier import FourierFT
 from offsite.deltas.full import Full
+from offsite.deltas.head import Head
 from offsite.deltas.ia3 import IA3
 from offsite.deltas.intrinsic import IntrinsicDimension
 from offsite.deltas.loha import LoHa
@@ -40,6 +41,7 @@ METHODS: dict[str, type] = {
         DiffPruning,
         Masking,
         IntrinsicDimension,
+        Head,
     )
 }
 
