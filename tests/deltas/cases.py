@@ -10,6 +10,7 @@ import torch
 
 from conftest import language_model
 from offsite.deltas import METHODS
+from offsite.deltas.intrinsic_prompt import give_decoder
 
 FAMILIES = ("gpt2", "opt", "bloom", "llama", "qwen2")
 ADAPTER = (0, 1, 5)
@@ -46,6 +47,14 @@ PAIRS = [(n, f) for n in METHOD_CASES for f in FAMILIES if (n, f) not in REFUSED
 IDS = [f"{name}-{family}" for name, family in PAIRS]
 
 
+DECODER = {
+    "inner": torch.randn(6, 10, generator=torch.Generator().manual_seed(0)),
+    "inner_bias": torch.zeros(6),
+    "outer": torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(1)) * 0.1,
+    "outer_bias": torch.zeros(3, 16),
+}
+
+
 @cache
 def original(family: str) -> Any:
     return language_model(family)
@@ -53,8 +62,10 @@ def original(family: str) -> Any:
 
 def small_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """A tiny model of six blocks, always the same."""
+    model = copy.deepcopy(original(family)).to(dtype)
+    give_decoder(model, DECODER)
     torch.manual_seed(0)  # for what a method draws when it is attached
-    return copy.deepcopy(original(family)).to(dtype)
+    return model
 
 
 def disturb(runner: Any, size: float = 0.1) -> None:

@@ -16,12 +16,15 @@ from offsite.blocks import get_blocks
 from offsite.deltas import METHODS
 from offsite.deltas.diff_pruning import SparseDifference
 from offsite.deltas.intrinsic import Fastfood, hadamard
+from offsite.deltas.intrinsic_prompt import give_decoder, learn_decoder
 from offsite.deltas.masking import BinaryMask, pack_bits, unpack_bits
 from offsite.deltas.reweight import reweighted
 from offsite.deltas.targets import part_of, sublayer_outputs
 from offsite.errors import OffsiteError
 from offsite.layers import linear_spec
+from offsite.tasks.text import CausalText
 from offsite.tensors import save_tensors
+from offsite.train import TrainOptions
 
 
 @pytest.mark.parametrize("family", [*LANGUAGE, *VISION])
@@ -248,7 +251,9 @@ def test_prompt_pads_labels_and_refuses_rows_that_do_not_fit() -> None:
         METHODS["prompt"]().attach(vision_model("vit"), (0, 5))
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "prefix", "prefix-prepended", "prompt"])
+@pytest.mark.parametrize(
+    "name", ["bottleneck", "prefix", "prefix-prepended", "prompt", "intrinsic_prompt"]
+)
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])
 def test_generation_with_cache_and_left_padding(name: str, family: str) -> None:
     runner = METHOD_CASES[name].attach(small_model(family), ADAPTER).eval()
@@ -269,6 +274,39 @@ def test_generation_with_cache_and_left_padding(name: str, family: str) -> None:
         nn.functional.pad(ids, (3, 0)), attention_mask=nn.functional.pad(mask, (3, 0)), **options
     )
     assert torch.equal(padded[:, 3:], cached)
+
+
+def test_a_learnt_decoder_beats_its_start_on_every_task() -> None:
+    task, model = CausalText(max_length=12), language_model("llama", vocab_size=40)
+    tasks = [[row(torch.arange(12) * k % 13 + 20) for _ in range(8)] for k in (1, 2, 3)]
+    before = [task.evaluate(model, data).value for data in tasks]
+    options = TrainOptions(steps=150, lr=2e-2, batch_size=6)
+    learn_decoder(
+        model, tasks, task, length=4, dim=10, hidden=8, options=options, device=torch.device("cpu")
+    )
+    assert not hasattr(model, "prompt") and not any(p.requires_grad for p in model.parameters())
+    assert "decoder" not in "".join(model.state_dict())
+    runner = METHODS["intrinsic_prompt"]().attach(model, ADAPTER)
+    z = runner.prompt.z
+    assert z.shape == (10,) and [n for n, p in runner.named_parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam([z], 0.1)
+    for data, start in zip(tasks, before, strict=True):
+        for _ in range(30):
+            optimiser.zero_grad()
+            task.loss(runner, task.collate(data)).backward()
+            optimiser.step()
+        assert task.evaluate(runner, data).value < start - 0.03
+
+
+def test_an_intrinsic_prompt_without_a_decoder_names_what_to_do() -> None:
+    with pytest.raises(OffsiteError, match="ask the owner"):
+        METHODS["intrinsic_prompt"]().attach(language_model("llama"), ADAPTER)
+    with pytest.raises(OffsiteError, match="no prompt decoder"):
+        give_decoder(language_model("llama"), {"inner": torch.zeros(2, 2)})
+
+
+def row(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"input_ids": ids, "labels": ids}
 
 
 def test_vera_projections_agree_between_emulator_and_full_model() -> None:

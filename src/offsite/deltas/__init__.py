@@ -13,6 +13,7 @@ from offsite.deltas.full import Full
 from offsite.deltas.head import Head
 from offsite.deltas.ia3 import IA3
 from offsite.deltas.intrinsic import IntrinsicDimension
+from offsite.deltas.intrinsic_prompt import IntrinsicPrompt
 from offsite.deltas.loha import LoHa
 from offsite.deltas.lokr import LoKr
 from offsite.deltas.lora import LoRA
@@ -37,6 +38,7 @@ METHODS: dict[str, type] = {
         Bottleneck,
         Prefix,
         Prompt,
+        IntrinsicPrompt,
         BitFit,
         DiffPruning,
         Masking,

@@ -26,6 +26,7 @@ class Head:
     kind: ClassVar[str] = "head"
     merges: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-2
+    when: ClassVar[str] = "image tasks: the baseline that tuning any block must beat"
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         if head_path(model) is None:

@@ -33,7 +33,7 @@ def check_takes_prompt(model: Any) -> None:
 
 
 def add_prompt(model: Any, prompt: nn.Module) -> None:
-    """Let ``prompt()``, of shape (n, embedding width), stand before every row of tokens."""
+    """Let ``prompt()``, (n, width) or (batch, n, width), stand before every row of tokens."""
     model.prompt = prompt
     prompt.added = 0  # type: ignore[assignment]
     prompt.handles = [  # type: ignore[assignment]
@@ -56,7 +56,7 @@ def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
     positions, labels = kwargs.get("position_ids"), kwargs.get("labels")
     vectors = model.prompt()
-    count = len(vectors)
+    count = vectors.shape[-2]
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
         raise OffsiteError("A model with a prompt takes masks of shape (batch, length) only.")
     if mask is not None:
