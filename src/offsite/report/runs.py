@@ -1,0 +1,194 @@
+"""What a report is made of: rows of results grouped into settings, and what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offsite.errors import OffsiteError
+from offsite.files import read_json
+from offsite.manifest import MANIFEST
+from offsite.scores import KEYS, Scores
+from offsite.statistics import Interval, Spread, over_seeds, spread
+
+RESULTS = ("results.json", "lab.json")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One recipe with one delta method, on one model and task, over its seeds.
+
+    Attributes:
+        rows: the results of each seed, as the lab writes them.
+    """
+
+    model: str
+    task: str
+    recipe: str
+    delta: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        """Recipe and delta in few words."""
+        return " · ".join(part for part in (self.recipe, self.delta) if part) or "this run"
+
+    @property
+    def metric(self) -> str:
+        """What the scores are."""
+        return str(self.rows[0]["metric"])
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return bool(self.rows[0]["higher_is_better"])
+
+    def values(self, key: str) -> list[float]:
+        """One score or figure of every seed that has it."""
+        found = [row["scores"].get(key) if key in KEYS else row.get(key) for row in self.rows]
+        return [float(value) for value in found if isinstance(value, (int, float))]
+
+    def spread(self, key: str) -> Spread | None:
+        """Mean and deviation of one score or figure; None where no seed has it."""
+        values = self.values(key)
+        return spread(values) if values else None
+
+    def mean(self, key: str) -> float | None:
+        """The mean over seeds."""
+        found = self.spread(key)
+        return None if found is None else found.mean
+
+    def error(self, key: str) -> float | None:
+        """Deviation over seeds; for one seed the standard error over items, where known."""
+        found = self.spread(key)
+        if found is not None and found.std is not None:
+            return found.std
+        stderr = self.rows[0].get("details", {}).get(key, {}).get("stderr")
+        return float(stderr) if isinstance(stderr, (int, float)) else None
+
+    def intervals(self) -> dict[str, Interval]:
+        """Paired bootstrap intervals over items, of the mean over seeds."""
+        return over_seeds([row.get("details", {}) for row in self.rows], self.higher)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One input of the report.
+
+    Attributes:
+        settings: grouped results; empty for a folder.
+        command, environment: how it was made.
+        importance: a score for each block, where the run measured one.
+        manifest: of an offer or a delta folder.
+    """
+
+    name: str
+    settings: tuple[Setting, ...] = ()
+    command: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    importance: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    manifest: Mapping[str, Any] | None = None
+
+
+def read_run(path: str | Path) -> Run:
+    """Read one input of a report.
+
+    Args:
+        path: a lab's results (``.json``, or the folder with ``results.json``), scores as
+            ``offsite score --json`` writes them, or an offer or delta folder.
+
+    Raises:
+        OffsiteError: none of these.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return Run(path.name, manifest=read_json(path / MANIFEST))
+        found = next((path / name for name in RESULTS if (path / name).is_file()), None)
+        if found is None:
+            raise OffsiteError(
+                f"The folder '{path}' holds neither results.json nor {MANIFEST}; name a run of the "
+                "lab, or an offer or delta folder."
+            )
+        return make_run(read_json(found), path.name)
+    return make_run(read_json(path), path.stem)
+
+
+def make_run(data: Any, name: str = "run") -> Run:
+    """A run from what the lab wrote: ``{"rows": [...], "command", "environment", ...}``.
+
+    Raises:
+        OffsiteError: no rows, or a row without scores.
+    """
+    if isinstance(data, list):
+        data = {"rows": data}
+    if isinstance(data, Mapping) and "scores" in data:
+        data = {"rows": [data]}
+    rows = data.get("rows") if isinstance(data, Mapping) else None
+    if not isinstance(rows, list) or not rows:
+        raise OffsiteError(f"'{name}' holds no rows of results; give what 'offsite lab' wrote.")
+    for row in rows:
+        Scores.from_json(row)
+    command = data.get("command", "")
+    importance = data.get("importance") or {}
+    if not isinstance(importance, Mapping):
+        importance = {"importance": importance}
+    return Run(
+        name,
+        tuple(group(rows)),
+        command if isinstance(command, str) else " ".join(map(str, command)),
+        data.get("environment") or {},
+        importance,
+    )
+
+
+def group(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
+    """Rows by model, task, recipe and delta, in the order of their first appearance."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        names = (Path(str(row.get("model", ""))).name, *(str(row.get(k, "")) for k in NAMES))
+        groups.setdefault(names, []).append(row)
+    return [Setting(*names, tuple(found)) for names, found in groups.items()]  # type: ignore
+
+
+NAMES = ("task", "recipe", "delta")
+
+
+def by_task(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Setting]]:
+    """All settings of several runs by model, task and metric."""
+    found: dict[tuple[str, str, str], list[Setting]] = {}
+    for run in runs:
+        for setting in run.settings:
+            found.setdefault((setting.model, setting.task, setting.metric), []).append(setting)
+    return found
+
+
+def best(settings: Sequence[Setting]) -> Setting:
+    """The setting with the best plug-in score; the first where none is known."""
+    known = [s for s in settings if s.mean("plug_in") is not None]
+    if not known:
+        return settings[0]
+    return max(known, key=lambda s: (s.mean("plug_in") or 0.0) * (1 if s.higher else -1))
+
+
+def show(value: float | None, metric: str, *, signed: bool = False) -> str:
+    """A score as people read it: shares in percent, the rest with four digits."""
+    if value is None:
+        return "-"
+    plus = "+" if signed and value > 0 else ""
+    if metric in ("accuracy", "accuracy_norm", "exact_match"):
+        return f"{plus}{100 * value:.1f}{' points' if signed else '%'}"
+    return f"{plus}{value:.3f}" if abs(value) < 1000 else f"{plus}{value:.4g}"
+
+
+def show_bytes(count: float | None) -> str:
+    """A size in units of 1000."""
+    if count is None:
+        return "-"
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,105 @@
+"""A few plain sentences about the numbers, and nothing the numbers do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offsite.report.runs import Setting, best, show
+
+CAUTION = (
+    "The gap says what this tuned emulator lacked on this data. It is no bound: whoever holds the "
+    "offer can go on training it, also on data of their own."
+)
+
+
+def verdict(settings: Sequence[Setting]) -> list[str]:
+    """Sentences about the best of several settings of one model and task."""
+    chosen = best(settings)
+    said = []
+    if len(settings) > 1:
+        said.append(f"Of {len(settings)} settings, '{chosen.label}' has the best plug-in score.")
+    said += [*gain(chosen), *distance(chosen), *order(chosen), *sent(chosen)]
+    if chosen.mean("gap") is not None:
+        said.append(CAUTION)
+    return said
+
+
+def gain(setting: Setting) -> list[str]:
+    """What plugging brought, against not tuning and against tuning everything."""
+    zero, plug, full = (setting.mean(k) for k in ("zero_shot", "plug_in", "full_tuned"))
+    metric, sign = setting.metric, 1 if setting.higher else -1
+    if plug is None:
+        return ["No plug-in score is known yet, so nothing can be said of what tuning brought."]
+    numbers = f"{metric} {show(plug, metric)}"
+    if zero is None:
+        return [f"The plugged model reaches {numbers}; without a zero-shot score its gain is open."]
+    change = show(abs(plug - zero), metric, signed=True).removeprefix("+")
+    if sign * (plug - zero) <= 0:
+        return [
+            f"Tuning did not help: the plugged model reaches {numbers}, where the untuned model "
+            f"has {show(zero, metric)}."
+        ]
+    words = (
+        f"Plugging improves {metric} from {show(zero, metric)} to {show(plug, metric)}, by {change}"
+    )
+    if full is None or sign * (full - zero) <= 0:
+        return [words + "."]
+    share = (plug - zero) / (full - zero)
+    return [
+        f"{words}: {share:.0%} of what full fine-tuning gains, which reaches {show(full, metric)}."
+    ]
+
+
+def distance(setting: Setting) -> list[str]:
+    """How far the plug-in is from the tuned emulator, and whether the items can tell."""
+    gap = setting.mean("gap")
+    if gap is None:
+        return []
+    size = show(abs(gap), setting.metric, signed=True).removeprefix("+")
+    tuned = show(setting.mean("emulator_tuned"), setting.metric)
+    if gap > 0:
+        said = f"The tuned emulator alone reaches {tuned}, {size} worse than the plug-in"
+    elif gap < 0:
+        said = (
+            f"The tuned emulator alone reaches {tuned}, {size} better than the plug-in: whoever "
+            "holds it needs no plug-in"
+        )
+    else:
+        said = f"The tuned emulator alone reaches {tuned}, exactly the plug-in's score"
+    interval = setting.intervals().get("plug_in - emulator_tuned")
+    if interval is None:
+        return [said + "."]
+    low, high = (show(v, setting.metric, signed=True) for v in (interval.low, interval.high))
+    clear = "does not include zero" if interval.clear else "includes zero, so it may be chance"
+    return [f"{said}; the {interval.level:.0%} interval over items is {low} to {high} and {clear}."]
+
+
+def order(setting: Setting) -> list[str]:
+    """Whether the scores stand as the method hopes, naming the first pair that does not."""
+    sign = 1 if setting.higher else -1
+    hoped = (
+        ("emulator_tuned", "full_tuned", "the tuned emulator beats full fine-tuning"),
+        ("emulator_zero_shot", "zero_shot", "the untuned emulator beats the full model"),
+        ("plug_in", "full_tuned", "the plug-in beats full fine-tuning"),
+    )
+    for less, more, words in hoped:
+        a, b = setting.mean(less), setting.mean(more)
+        if a is not None and b is not None and sign * (a - b) > 0:
+            return [f"Unusual: {words}; look at the training curves and learning rates."]
+    return []
+
+
+def sent(setting: Setting) -> list[str]:
+    """How much of the model went out."""
+    disclosed, offer, model = (
+        setting.mean(key) for key in ("disclosed", "bytes_offer", "bytes_model")
+    )
+    said = []
+    if disclosed is not None:
+        said.append(f"{disclosed:.0%} of the middle's parameters leave verbatim")
+    if offer is not None and model:
+        said.append(f"the offer is {offer / model:.0%} of the model's size")
+    if not said:
+        return []
+    words = ", and ".join(said)
+    return [words[0].upper() + words[1:] + "."]
