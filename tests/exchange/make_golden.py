@@ -1,0 +1,77 @@
+"""Make the golden offer and delta: tiny, committed, and loadable by every later release.
+
+    python tests/exchange/make_golden.py
+
+Only run it when the format changes on purpose; then raise the schema version, and keep the old
+folder beside the new one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import language_model
+
+from offsite.compress.drop import Drop
+from offsite.config import to_json
+from offsite.delta import new_delta
+from offsite.deltas.lora import LoRA
+from offsite.manifest import OfferManifest
+from offsite.offer import Offer
+from offsite.owner import make_offer
+from offsite.split import ends
+from offsite.tensors import describe, save_tensors
+from offsite.tuner import private_copy
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def lora_delta(offer: Offer, rank: int = 2) -> Any:
+    """A LoRA delta of an offer with random numbers instead of tuned ones."""
+    method = LoRA(rank=rank)
+    runner = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.05
+        for name, tensor in sorted(method.tensors(runner).items())
+    }
+    return new_delta(
+        offer.manifest, tensors, to_json(method), peft_config=method.peft_config(runner)
+    )
+
+
+def make(folder: Path, tokenizer: Any, **changes: Any) -> tuple[OfferManifest, Any]:
+    """A model, an offer of it (two blocks, one of the middle, one block), a delta, the record."""
+    model = language_model("llama", **changes)
+    model.save_pretrained(folder / "model")
+    offer, record = make_offer(
+        model, adapter=ends(2, 1), recipe=[Drop(keep=1)], processor=tokenizer, name="tiny"
+    )
+    offer.save(folder / "offer")
+    record.save(folder / "record.json")
+    delta = lora_delta(offer)
+    delta.save(folder / "delta")
+    return offer.manifest, delta
+
+
+def main() -> None:
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    GOLDEN.mkdir()
+    small = dict(vocab_size=32, hidden_size=8, intermediate_size=8, head_dim=4, dtype="bfloat16")
+    make(GOLDEN, None, **small)
+    shutil.rmtree(GOLDEN / "model")
+    offer = Offer.load(GOLDEN / "offer")
+    state = {name: tensor.clone() for name, tensor in offer.model.named_parameters()}
+    save_tensors(state, GOLDEN / "expected.safetensors")
+    assert describe(state)
+
+
+if __name__ == "__main__":
+    main()
