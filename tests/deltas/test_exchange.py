@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,27 @@ RACK = ("full", "lora", "masking", "bottleneck", "bottleneck-pfeiffer", "prefix"
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2}
 
 
+@cache
+def offered(dtype: torch.dtype) -> Any:
+    """A model, its record, and its offer as loaded from disk; nothing below changes any of them."""
+    model = small_model("llama", dtype)
+    offer, record = make_offer(model, adapter=ends(2, 1), recipe=[Drop(keep=1)])
+    with tempfile.TemporaryDirectory() as folder:
+        offer.save(Path(folder) / "offer")
+        loaded = Offer.load(Path(folder) / "offer")
+    give_decoder(loaded.model, DECODER)
+    return model, record, loaded
+
+
 def exchange(
     name: str, folder: Path, tokenizer: Any, text: Path, dtype: Any = torch.float32
 ) -> Any:
-    """Offer, tune, save and load: the model, its record, the offer, what was tuned, the delta."""
-    model = small_model("llama", dtype)
-    offer, record = make_offer(
-        model, adapter=ends(2, 1), recipe=[Drop(keep=1)], processor=tokenizer
-    )
-    offer.save(folder / "offer")
-    loaded = Offer.load(folder / "offer")
-    give_decoder(loaded.model, DECODER)
-    tuned = run_tune(loaded, text, METHOD_CASES[name], options=SHORT, task=TASK)
+    """Tune, save and load: the model, its record, the offer, what was tuned, the delta."""
+    model, record, offer = offered(dtype)
+    offer.processor = tokenizer
+    tuned = run_tune(offer, text, METHOD_CASES[name], options=SHORT, task=TASK)
     tuned.delta.save(folder / "delta")
-    return model, record, loaded, tuned, Delta.load(folder / "delta")
+    return model, record, offer, tuned, Delta.load(folder / "delta")
 
 
 @pytest.mark.parametrize(
