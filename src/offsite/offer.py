@@ -29,7 +29,15 @@ from offsite.manifest import (
     write_manifest,
 )
 from offsite.tensors import describe, load_tensors, read_header, save_tensors
-from offsite.vetting import SPECIAL, scrub, vet_contents, vet_family, vet_files, vet_tensors
+from offsite.vetting import (
+    SPECIAL,
+    scrub,
+    vet_contents,
+    vet_depth,
+    vet_family,
+    vet_files,
+    vet_tensors,
+)
 
 PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
 MAX_SHARD = "4GB"
@@ -86,6 +94,7 @@ class Offer:
         copy_verified(folder, side, inner)
         vet_contents(inner, manifest, weights)
         config, auto_class = load_config(inner, folder), task_auto_class(manifest.task)
+        vet_depth(config, manifest)
         skeleton = build_skeleton(config, auto_class)
         vet_family(skeleton, manifest)
         layers.rebuild(skeleton, manifest.layers)

@@ -156,8 +156,8 @@ class Record(BaseModel):
                 )
             if accepted.round == round and accepted.delta != delta:
                 raise OffsiteError(
-                    f"Round {round} of this offer was answered by the delta {accepted.delta[:8]}...;"
-                    " one delta per offer and round is accepted, so make a new offer."
+                    f"Round {round} of this offer was answered by another delta "
+                    f"({accepted.delta[:8]}...); one is accepted per round, so make a new offer."
                 )
 
     def accept(self, offer: str, delta: str, round: int) -> Record:

@@ -159,6 +159,20 @@ def _clean(content: Any, name: str) -> Any:
     return [_clean(value, name) for value in content] if isinstance(content, list) else content
 
 
+def vet_depth(config: Any, manifest: OfferManifest) -> None:
+    """Refuse more blocks than the offer has tensors for, before even an empty model is built.
+
+    Raises:
+        OffsiteError: naming the two counts.
+    """
+    depth = getattr(config, "num_hidden_layers", 0)
+    if depth > len(manifest.tensors) + len(manifest.shared):
+        raise OffsiteError(
+            f"The offer's config.json describes {depth} blocks, more than its "
+            f"{len(manifest.tensors)} tensors can fill; it is damaged, so ask for a fresh copy."
+        )
+
+
 def vet_family(skeleton: nn.Module, manifest: OfferManifest) -> None:
     """Refuse a configuration that asks for much more memory than the offer's tensors fill.
 

@@ -18,7 +18,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import language_model
-
 from offsite.compress.drop import Drop
 from offsite.config import to_json
 from offsite.delta import new_delta
@@ -27,7 +26,7 @@ from offsite.manifest import OfferManifest
 from offsite.offer import Offer
 from offsite.owner import make_offer
 from offsite.split import ends
-from offsite.tensors import describe, save_tensors
+from offsite.tensors import save_tensors
 from offsite.tuner import private_copy
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,13 +63,11 @@ def make(folder: Path, tokenizer: Any, **changes: Any) -> tuple[OfferManifest, A
 def main() -> None:
     shutil.rmtree(GOLDEN, ignore_errors=True)
     GOLDEN.mkdir()
-    small = dict(vocab_size=32, hidden_size=8, intermediate_size=8, head_dim=4, dtype="bfloat16")
-    make(GOLDEN, None, **small)
+    make(GOLDEN, None, vocab_size=32, hidden_size=8, intermediate_size=8, head_dim=4)
     shutil.rmtree(GOLDEN / "model")
     offer = Offer.load(GOLDEN / "offer")
     state = {name: tensor.clone() for name, tensor in offer.model.named_parameters()}
     save_tensors(state, GOLDEN / "expected.safetensors")
-    assert describe(state)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,10 @@ def listing(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kind", "attack", "message"),
-    [pytest.param(kind, attack, text, id=f"{kind}: {name}") for kind, name, attack, text in ATTACKS],
+    [
+        pytest.param(kind, attack, text, id=f"{kind}: {name}")
+        for kind, name, attack, text in ATTACKS
+    ],
 )
 def test_is_refused(
     kind: str, attack: Any, message: str, copy_of: Callable[[str], Path], tmp_path: Path
@@ -135,7 +138,7 @@ def test_the_ledger_refuses_replays(exchange: Path, tmp_path: Path) -> None:
     known = Record.load(path)
     with pytest.raises(OffsiteError, match="plugged already"):
         known.check_fresh(delta.parent, delta.id, delta.round)
-    with pytest.raises(OffsiteError, match="was answered by the delta"):
+    with pytest.raises(OffsiteError, match="was answered by another delta"):
         known.check_fresh(delta.parent, "f" * 32, delta.round)
     with pytest.raises(OffsiteError, match="round 1 is open"):
         known.check_fresh(delta.parent, "f" * 32, delta.round + 1)

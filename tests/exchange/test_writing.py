@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import language_model
 from make_golden import lora_delta
 
+from conftest import language_model
 from offsite import delta as delta_module
 from offsite import offer as offer_module
 from offsite.compress.drop import Drop
@@ -49,7 +49,10 @@ def test_a_full_disk_is_one_sentence(what: str, limit: int, tmp_path: Path) -> N
     if what == "record" and limit == 9000:
         limit = 1500
     target = tmp_path / "out"
-    with small_files(limit), pytest.raises(OffsiteError, match="the disk is full; nothing was left"):
+    with (
+        small_files(limit),
+        pytest.raises(OffsiteError, match="the disk is full; nothing was left"),
+    ):
         save(target)
     assert not list(tmp_path.iterdir())
     save(target)
