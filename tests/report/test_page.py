@@ -85,10 +85,10 @@ def test_one_page_holds_everything_and_asks_nobody(tmp_path: Path) -> None:
     }
     out = write_report([run], tmp_path / "report.html")
     html, words = read(out)
-    assert "http" not in html and "url(" not in html and "<script" not in html
+    assert "://" not in html and "url(" not in html and "<script" not in html
     assert "nan" not in words and "inf " not in words
     for expected in (
-        "bookling on sst2", "drop · lora", "crash · lora", "± 0.7 points", "+20.0 points",
+        "bookling on sst2", "drop · lora", "crash · lora", "± 0.7</small>", "+20.0 points",
         "plug-in against tuned emulator", "4 MB", "40.0%", "Importance of blocks", "offsite lab",
         "prefers-color-scheme: dark", "viewport", "do not travel", "<b>&",
     ):  # fmt: skip

@@ -100,8 +100,8 @@ def scores(settings: Sequence[Setting]) -> str:
         for key in KEYS:
             found = setting.spread(key)
             extra = found.std if found is not None else None
-            within = f" <small>± {show(extra, setting.metric)}</small>" if extra is not None else ""
-            cells.append(show(setting.mean(key), setting.metric) + within)
+            around = f" <small>± {within(extra, setting)}</small>" if extra is not None else ""
+            cells.append(show(setting.mean(key), setting.metric) + around)
         recovered = setting.mean("recovered")
         cells.append("-" if recovered is None else f"{recovered:.0%}")
         cells.append(show(setting.mean("gap"), setting.metric, signed=True))
@@ -113,6 +113,11 @@ def scores(settings: Sequence[Setting]) -> str:
         "fine-tuning's gain that the plug-in keeps. Gap: plug-in against tuned emulator, positive "
         "where the plug-in is better.</p>"
     )
+
+
+def within(deviation: float, setting: Setting) -> str:
+    """A deviation in the unit of the scores beside it."""
+    return show(deviation, setting.metric, signed=True).removeprefix("+").removesuffix(" points")
 
 
 def intervals(settings: Sequence[Setting]) -> str:
@@ -152,8 +157,8 @@ def left(runs: Sequence[Run]) -> str:
                 "-" if share is None else f"{share:.1%}",
             ])  # fmt: skip
     folders = "".join(contents(run.name, run.manifest) for run in runs if run.manifest)
-    strips = "".join(strip(s) for run in runs for s in run.settings)
-    if not rows and not folders and not strips:
+    stand = strips(runs)
+    if not rows and not folders and not stand:
         return ""
     head = ["setting", "model", "offer", "delta", "disclosed"]
     listed = table(head, rows) if rows else ""
@@ -161,26 +166,23 @@ def left(runs: Sequence[Run]) -> str:
         '<p class="soft">Disclosed: share of the middle\'s parameters that leave bit for bit. What '
         "is compressed or healed leaves too, in another form, and is not counted here.</p>"
     )
-    return f"<h2>What left the house</h2>{listed}{caution}{strips}{folders}"
+    return f"<h2>What left the house</h2>{listed}{caution}{stand}{folders}"
 
 
-def strip(setting: Setting) -> str:
-    """Where the emulator's blocks stand in the model, if the run says."""
-    row = setting.rows[0]
-    total, adapter, kept = (row.get(key) for key in ("total", "adapter", "positions"))
-    if not isinstance(total, int) or not isinstance(adapter, list) or not isinstance(kept, list):
+def strips(runs: Sequence[Run]) -> str:
+    """Where each emulator's blocks stand in the model, for the runs that say."""
+    drawn = []
+    for setting in (s for run in runs for s in run.settings):
+        total, adapter, kept = (setting.rows[0].get(k) for k in ("total", "adapter", "positions"))
+        if isinstance(total, int) and isinstance(adapter, list) and isinstance(kept, list):
+            picture = pictures.blocks(total, adapter, kept)
+            drawn.append(f"<h3>{escape(setting.label)}</h3>{picture}")
+    if not drawn:
         return ""
-    key = "".join(
-        f'<span style="--dot:var(--{colour})">{word}</span>'
-        for colour, word in (
-            ("plug", "adapter"),
-            ("emulator", "in the emulator"),
-            ("gone", "left out"),
-        )
-    )
-    picture = pictures.blocks(total, adapter, kept)
+    colours = (("plug", "adapter"), ("emulator", "in the emulator"), ("gone", "left out"))
+    key = "".join(f'<span style="--dot:var(--{c})">{words}</span>' for c, words in colours)
     return (
-        f'<figure class="card wide"><h3>{escape(setting.label)}</h3>{picture}'
+        f'<figure class="card wide">{"".join(dict.fromkeys(drawn))}'
         f'<div class="key soft">{key}</div><figcaption>For the owner: these positions do not '
         "travel with the offer.</figcaption></figure>"
     )

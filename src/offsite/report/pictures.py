@@ -187,7 +187,7 @@ def blocks(total: int, adapter: Sequence[int], kept: Sequence[int]) -> str:
     parts = []
     for index in range(total):
         role = "adapter" if index in adapter else "kept" if index in kept else "gone"
-        style = {"adapter": "plug", "kept": "emulator", "gone": "gone"}[role]
+        style = {"adapter": "block plug", "kept": "block emulator", "gone": "gone"}[role]
         parts.append(rectangle(1 + index * step, 2, step - 2, 16, style, f"block {index}: {role}"))
     middle = len(set(kept) - set(adapter))
     said = f"{total} blocks: {len(adapter)} adapter, {middle} of the middle in the emulator"
