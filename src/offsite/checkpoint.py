@@ -303,6 +303,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         raw = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
         digest = hashlib.sha256(raw.numpy().data).hexdigest()
         lines.append(f"{name} {tuple(tensor.shape)} {digest}")
+        del tensor, raw  # before the next one is read
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
