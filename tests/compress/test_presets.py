@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compress.world import world
-from offsite.compress import parse_recipe
+from offsite.compress import crash, importance, kfac, parse_recipe
 from offsite.compress.layer_replace import Training, learn
 from offsite.compress.presets import PRESETS, Shape, make_recipe
 from offsite.compress.step import compress
 from offsite.config import to_json
 from offsite.errors import OffsiteError
-from offsite.split import ends, whole_middle
+from offsite.split import whole_middle
 
 
 def stored(middle: Any) -> int:
@@ -23,11 +24,13 @@ def stored(middle: Any) -> int:
 
 
 @pytest.mark.parametrize("name", sorted({*PRESETS} - {"distil", "leave-one-out", "prune"}))
-def test_presets_meet_their_budget(name: str, tmp_path: Any) -> None:
-    context = world(
-        "llama", ends(1, 1), num_hidden_layers=14, hidden_size=128, intermediate_size=256,
-        head_dim=64,
-    )  # fmt: skip
+def test_presets_meet_their_budget(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importance, "BATCHES", 1)
+    monkeypatch.setattr(crash, "SAMPLES", 8)
+    monkeypatch.setattr(kfac, "ROWS", 1)
+    context = world("llama", num_hidden_layers=14, hidden_size=128, intermediate_size=256)
     shape = Shape.of(context.model, context.split)
     learn(context, Training(steps=1)).save(tmp_path / "learned")
     whole = stored(whole_middle(context.model, context.split))
@@ -36,7 +39,7 @@ def test_presets_meet_their_budget(name: str, tmp_path: Any) -> None:
         assert parse_recipe([to_json(step) for step in recipe]) == recipe
         share = stored(compress(recipe, context)) / whole
         assert share <= budget + 0.07
-        assert share >= budget - 0.07 or name in ("int8", "int4")
+        assert share >= budget - 0.07 or name in ("int8", "int4", "noise")
 
 
 def test_what_cannot_be_made_is_refused() -> None:

@@ -51,7 +51,7 @@ LIGHTER: dict[str, list[Any]] = {
     "scaleot": [REPLACE, Rank(beta=0.8)],
     "all at once": [
         Drop(keep=3), Share(), REPLACE, Rank(beta=0.7, layers="all"), Prune(keep=0.6),
-        Distill(steps=1, batch_size=2), Quantise(bits=4, group=8), Distill(steps=1, batch_size=2),
+        Quantise(bits=4, group=8), Distill(steps=1, batch_size=2),
     ],
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop, Strategy
 from offsite.compress.gradot import GradOT
 from offsite.compress.linears import is_attention, linears
+from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
@@ -23,6 +24,7 @@ from offsite.layers import linear_spec
 from offsite.split import Split
 
 BETA = 0.6
+SCALE = 0.6
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,13 @@ def _prune(shape: Shape, budget: float, learned: str | None) -> list[Step]:
     return [Prune(keep=budget)]
 
 
-def _quantise(bits: int) -> Make:
+def _quantise(bits: int, *before: Step) -> Make:
     def make(shape: Shape, budget: float, learned: str | None) -> list[Step]:
         step = Quantise(bits=bits)  # type: ignore[arg-type]
         share = bits / 8 / shape.itemsize + 1 / step.group
         keep = shape.keep(budget / share)
-        return [step] if keep == shape.blocks else [Drop(keep=keep), step]
+        fewer: list[Step] = [] if keep == shape.blocks else [Drop(keep=keep)]
+        return [*fewer, *before, step]
 
     return make
 
@@ -133,6 +136,7 @@ PRESETS: dict[str, Preset] = {
     "prune": Preset("magnitude pruning; as lossy, but no smaller", _prune),
     "int8": Preset("8-bit weights; fewer blocks where the budget asks", _quantise(8)),
     "int4": Preset("4-bit weights; fewer blocks where the budget asks", _quantise(4)),
+    "noise": Preset("keyed noise in 4-bit weights (ours)", _quantise(4, Noise(scale=SCALE))),
 }
 
 
