@@ -26,6 +26,9 @@ def head_path(model: nn.Module) -> str | None:
     for count in (1, 2):
         config = copy.deepcopy(config)
         config.num_labels = count
+        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            if hasattr(part, "num_hidden_layers"):
+                part.num_hidden_layers = 1  # blocks have no part in this
         with torch.device("meta"):
             family = type(model)(config)  # type: ignore[call-arg, arg-type]
         shapes.append({name: p.shape for name, p in family.named_parameters()})

@@ -32,12 +32,16 @@ from offsite.train import History, TrainOptions, train, with_lr
 
 @dataclass(frozen=True)
 class Tuned:
-    """The outcome of tuning: the delta, the tuned emulator, how training went, its score."""
+    """The outcome of tuning: the delta, the tuned emulator, how training went, its score.
+
+    ``trainable`` counts the numbers that were tuned.
+    """
 
     delta: Delta
     model: nn.Module
     history: History
     evaluation: Evaluation | None
+    trainable: int
 
 
 def tune(offer: Offer, data: Any, method: Method | None = None, **options: Any) -> Delta:
@@ -84,6 +88,7 @@ def run_tune(
     head = head_tensors(model)
     for parameter in head.values():
         parameter.requires_grad_(True)
+    trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     history = train(
         runner,
         rows,
@@ -111,7 +116,7 @@ def run_tune(
         head=tuple(new),
         labels=labels_of(model) if new else (),
     )
-    return Tuned(delta, runner, history, evaluation)
+    return Tuned(delta, runner, history, evaluation, trainable)
 
 
 def check_usable(offer: Offer, task: Task) -> None:
@@ -123,12 +128,13 @@ def check_usable(offer: Offer, task: Task) -> None:
         )
     if task.auto_class != task_auto_class(offer.manifest.task):
         raise OffsiteError(
-            f"The offer is for the task '{offer.manifest.task}', which '{task.name}' data does not fit."
+            f"The offer is for the task '{offer.manifest.task}', which data for '{task.name}' does "
+            "not fit."
         )
 
 
 def private_copy(offer: Offer, dtype: torch.dtype) -> nn.Module:
-    """The offer's model with adapter blocks of its own, so that tuning leaves the offer as it is."""
+    """The offer's model with adapter blocks of its own, so that tuning leaves the offer alone."""
     model = offer.model
     if any(p.dtype != dtype for p in model.parameters() if p.is_floating_point()):
         return copy.deepcopy(model).to(dtype)

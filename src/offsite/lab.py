@@ -1,0 +1,227 @@
+"""The researcher's side: both roles and the full fine-tuning baseline in one run.
+
+A plan is a grid of recipes, deltas and seeds on one model and one task. Every cell is cached under
+the hash of everything it depends on, so a plan can be interrupted, extended and run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from offsite.checkpoint import load_model, model_fingerprint, parse_dtype, pick_device
+from offsite.config import to_json
+from offsite.deltas import parse_method
+from offsite.errors import OffsiteError
+from offsite.files import read_json, sha256_file, write_file
+from offsite.heads import give_head, labels_of, same_classes
+from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
+from offsite.offer import Offer, load_processor
+from offsite.owner import make_offer, plug
+from offsite.plan import Plan, Recipe, Row
+from offsite.record import Record
+from offsite.scores import Scores
+from offsite.split import parse_adapter
+from offsite.tasks import check_data, load_task
+from offsite.tasks.task import Evaluation, Task
+from offsite.train import train
+from offsite.tuner import run_tune
+
+
+class Lab:
+    """Runs plans; keeps every finished cell under ``folder``."""
+
+    def __init__(self, plan: Plan, folder: Path, device: str | None = None) -> None:
+        self.plan, self.folder = plan, folder
+        self.task: Task = load_task(plan.task, max_length=plan.max_length)
+        self.public: Task = load_task(
+            plan.calibration_task or plan.task, max_length=plan.max_length
+        )
+        sources = (plan.data, plan.eval_data, plan.calibration)
+        for source in sources:
+            if source is not None and not data_path(source).exists():
+                raise OffsiteError(f"There is no data '{source}'.")
+        check_data(self.task, plan.eval_data)
+        self.recipes = {
+            name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
+        }
+        self.methods = {name: parse_method(method) for name, method in plan.deltas.items()}
+        self.device = pick_device(device)
+        self.processor = load_processor(plan.model, self.task.name)
+        self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
+        self.model.to(self.device)
+        self.identity = {
+            "model": model_fingerprint(self.model),
+            "task": [plan.task, plan.calibration_task, plan.max_length, plan.dtype],
+            "data": [sha256_file(s) if s and Path(s).is_file() else s for s in sources],
+        }
+        self.rows: dict[tuple[str, str, bool], Any] = {}
+
+    def run(self) -> Iterator[Row]:
+        """Every row of the plan, from the cache or computed now."""
+        plan = self.plan
+        zero = self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
+        for seed in plan.seeds:
+            full = self.full_tuned(seed) if plan.baseline and plan.data else {}
+            for name, recipe in self.recipes.items():
+                offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
+                emulator = self.emulator(recipe, seed, offer)
+                for label, method in self.methods.items():
+                    tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
+                    yield self.row(name, label, seed, zero, full, emulator, tuned)
+
+    def row(
+        self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
+    ) -> Row:
+        """One row from the outcomes of its cells."""
+        scores = Scores(
+            self.task.metric,
+            self.task.higher_is_better,
+            zero_shot=zero["value"],
+            full_tuned=full.get("value"),
+            emulator_zero_shot=emulator["value"],
+            emulator_tuned=tuned.get("emulator_tuned", {}).get("value"),
+            plug_in=tuned.get("plug_in", {}).get("value"),
+            disclosed=emulator["disclosed"],
+        )
+        steps = [to_json(step) for step in self.recipes[name].steps]
+        parts = {"zero_shot": zero, "full_tuned": full, "emulator_zero_shot": emulator}
+        parts |= {key: tuned[key] for key in ("emulator_tuned", "plug_in") if key in tuned}
+        extra = {"recipe_steps": steps, **flatten(parts, emulator, tuned)}
+        return Row(self.plan.model, self.plan.task, name, label, seed, scores, extra)
+
+    def emulator(
+        self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
+    ) -> dict[str, Any]:
+        """Make an offer and score its emulator."""
+
+        def compute() -> dict[str, Any]:
+            with measured(self.device) as cost:
+                offer.append(self.make_offer(recipe, seed))
+            made, record = offer[0]
+            entry = record.offers[0]
+            return {
+                **self.score(made.model), **cost, "disclosed": record.disclosed,
+                "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
+                "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,
+                "bytes_middle": middle_bytes(made) / max(1, middle_bytes_full(self.model, entry)),
+            }  # fmt: skip
+
+        return self.cell({"stage": "offer", **recipe.key(seed)}, compute)
+
+    def tuned(
+        self, recipe: Recipe, method: Any, seed: int, offer: list[tuple[Offer, Record]]
+    ) -> dict[str, Any]:
+        """Tune one delta through the emulator, plug it, and score both."""
+        options = replace(self.plan.options, seed=seed)
+        key = {"stage": "tuned", **recipe.key(seed), "method": to_json(method)}
+
+        def compute() -> dict[str, Any]:
+            if not offer:
+                offer.append(self.make_offer(recipe, seed))
+            made, record = offer[0]
+            assert self.plan.data is not None
+            rows = self.load(self.plan.data, made.model, train=True)
+            with measured(self.device) as cost:
+                tuned = run_tune(
+                    made, rows, method, options=options, task=self.task, device=self.device
+                )
+            return {
+                "emulator_tuned": self.score(tuned.model),
+                "plug_in": self.score(plug(self.model, tuned.delta, record)),
+                "bytes_delta": tuned.delta.bytes,
+                "trainable": tuned.trainable,
+                "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
+                "history": list(tuned.history.points),
+                **cost,
+            }
+
+        return self.cell({**key, "options": asdict(options)}, compute)
+
+    def full_tuned(self, seed: int) -> dict[str, Any]:
+        """The baseline: every parameter of the full model tuned on the private data."""
+        options = replace(self.plan.options, seed=seed, lr=self.plan.full_lr or 1e-3)
+
+        def compute() -> dict[str, Any]:
+            model = copy.deepcopy(self.model)
+            assert self.plan.data is not None
+            rows = self.load(self.plan.data, model, train=True)
+            give_head(model, getattr(rows, "labels", ()))
+            with measured(self.device) as cost:
+                history = train(
+                    model.requires_grad_(True), rows, loss=self.task.loss, device=self.device,
+                    collate=self.task.collate, options=options, text="full fine-tuning",
+                )  # fmt: skip
+            return {**self.score(model), "history": list(history.points), **cost}
+
+        return self.cell({"stage": "full_tuned", "options": asdict(options)}, compute)
+
+    def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
+        """The offer of one recipe and seed, in memory."""
+        calibration = self.plan.calibration
+        rows = None
+        if calibration is not None:
+            rows = self.load(calibration, self.model, train=True, task=self.public)
+        return make_offer(
+            self.model, adapter=parse_adapter(recipe.adapter), recipe=recipe.steps, data=rows,
+            task=self.public, processor=self.processor, seed=seed, name=Path(self.plan.model).name,
+        )  # fmt: skip
+
+    def load(self, source: str, model: Any, *, train: bool, task: Task | None = None) -> Any:
+        """Rows of a data set, read once."""
+        task = task or self.task
+        key = (task.name, source, train)
+        if key not in self.rows:
+            self.rows[key] = task.load(source, self.processor, model, train=train)
+        return self.rows[key]
+
+    def score(self, model: Any) -> dict[str, Any]:
+        """The task's evaluation of a model, as JSON; a head for other classes starts fresh."""
+        rows = self.load(self.plan.eval_data, model, train=False)
+        labels = getattr(rows, "labels", ())
+        if labels and not same_classes(labels_of(model), labels):
+            model = copy.deepcopy(model)
+            give_head(model, labels)
+        result: Evaluation = self.task.evaluate(model.to(self.device), rows)
+        return asdict(result)
+
+    def cell(self, key: Mapping[str, Any], compute: Any) -> dict[str, Any]:
+        """The cached outcome for a key, computed and written on first use."""
+        text = json.dumps({**self.identity, **key}, sort_keys=True, default=list)
+        path = self.folder / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        if path.exists():
+            found: dict[str, Any] = read_json(path)["outcome"]
+            return found
+        outcome = json.loads(json.dumps(compute(), default=list))
+        write_file(path, json.dumps({"key": json.loads(text), "outcome": outcome}) + "\n")
+        return outcome
+
+
+def flatten(
+    parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures beside the scores, and under ``details`` what is known of each score."""
+    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter", "blocks")
+    more = ("bytes_delta", "trainable", "seconds_per_step", "history")
+    details = ("value", "stderr", "count", "extra", "items")
+    return {
+        **{key: emulator[key] for key in keys},
+        **{key: tuned[key] for key in more if key in tuned},
+        "seconds_offer": emulator["seconds"],
+        "memory_offer": emulator["memory"],
+        **{f"{key}_tune": tuned[key] for key in ("seconds", "memory") if key in tuned},
+        "details": {
+            name: {key: part[key] for key in details if key in part} for name, part in parts.items()
+        },
+    }
+
+
+def data_path(source: str) -> Path:
+    """The file or folder of a data source, without the part chosen in it (``file.npz:test``)."""
+    return Path(re.sub(r"(\.npz):.*", r"\1", source))

@@ -1,0 +1,64 @@
+"""What things cost: seconds, peak memory, bytes that leave."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+from offsite.blocks import get_blocks
+from offsite.offer import Offer
+from offsite.record import OfferRecord
+
+
+def offer_bytes(offer: Offer) -> int:
+    """Bytes of an offer's tensors; what is tied or shared counts once."""
+    seen = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for tensor in offer.model.state_dict(keep_vars=True).values()
+    }
+    return sum(seen.values())
+
+
+def middle_bytes(offer: Offer) -> int:
+    """Bytes of what stands in the middle of an offer; what is shared counts once."""
+    adapter = offer.manifest.adapter
+    seen = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for index, block in enumerate(get_blocks(offer.model))
+        for tensor in block.state_dict(keep_vars=True).values()
+        if index not in adapter
+    }
+    return sum(seen.values())
+
+
+def middle_bytes_full(model: Any, entry: OfferRecord) -> int:
+    """Bytes of the whole middle of the model."""
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for index, block in enumerate(get_blocks(model))
+        for parameter in block.parameters()
+        if index not in entry.adapter
+    )
+
+
+class measured:
+    """Seconds and peak memory (bytes) of a block, as a dictionary filled at its end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> dict[str, float]:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.start, self.cost = time.perf_counter(), {"seconds": 0.0, "memory": 0.0}
+        return self.cost
+
+    def __exit__(self, *args: object) -> None:
+        self.cost["seconds"] = time.perf_counter() - self.start
+        if self.device.type == "cuda":
+            self.cost["memory"] = float(torch.cuda.max_memory_allocated())
+        else:
+            self.cost["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,92 @@
+"""What the lab is asked to run, and what it answers: plans, recipes and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from offsite.compress import parse_recipe
+from offsite.compress.step import Step
+from offsite.config import to_json
+from offsite.scores import Scores
+from offsite.train import TrainOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One grid: ``recipes`` x ``deltas`` x ``seeds`` on one model and one task.
+
+    Attributes:
+        model: folder or hub name.
+        eval_data, data: the private data, to score on and to tune on; without the second, only the
+            zero-shot scores are computed.
+        calibration: the owner's own data, for recipes that need some; ``calibration_task`` is its
+            kind, by default that of the private data.
+        adapter: which blocks are adapter, unless a recipe says otherwise.
+        recipes: name to list of steps in JSON form, or to ``{"adapter": ..., "steps": [...]}``.
+        deltas: name to method in JSON form.
+        options: how to tune; also how the full fine-tuning baseline is trained.
+        full_lr: peak learning rate of that baseline; None for 1e-3.
+        baseline: whether to run it at all (None in ``full_tuned`` otherwise).
+    """
+
+    model: str
+    eval_data: str
+    data: str | None = None
+    task: str = "text"
+    max_length: int = 256
+    adapter: str = "ends:2,2"
+    calibration: str | None = None
+    calibration_task: str | None = None
+    recipes: Mapping[str, Any] = field(default_factory=dict)
+    deltas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    options: TrainOptions = field(default_factory=TrainOptions)
+    full_lr: float | None = None
+    baseline: bool = True
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe of a plan: its steps, and the adapter it is made for."""
+
+    steps: tuple[Step, ...]
+    adapter: str
+
+    @classmethod
+    def of(cls, value: Any, adapter: str) -> Recipe:
+        """From the plan's form, a list of steps or ``{"adapter", "steps"}``."""
+        if isinstance(value, Mapping):
+            return cls(tuple(parse_recipe(value.get("steps"))), str(value.get("adapter", adapter)))
+        return cls(tuple(parse_recipe(value)), adapter)
+
+    def key(self, seed: int) -> dict[str, Any]:
+        """What an offer depends on."""
+        steps = [to_json(step) for step in self.steps]
+        return {"adapter": self.adapter, "recipe": steps, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the grid, with everything a table may want to show."""
+
+    model: str
+    task: str
+    recipe: str
+    delta: str
+    seed: int
+    scores: Scores
+    extra: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as one flat JSON object around the scores."""
+        names = {"model": self.model, "task": self.task, "recipe": self.recipe}
+        return {
+            **names,
+            "delta": self.delta,
+            "seed": self.seed,
+            **self.scores.to_json(),
+            **self.extra,
+        }
