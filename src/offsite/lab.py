@@ -61,7 +61,7 @@ class Lab:
             "task": [plan.task, plan.calibration_task, plan.max_length, plan.dtype],
             "data": [sha256_file(s) if s and Path(s).is_file() else s for s in sources],
         }
-        self.rows: dict[tuple[str, str, bool], Any] = {}
+        self.rows: dict[tuple[Any, ...], Any] = {}
 
     def run(self) -> Iterator[Row]:
         """Every row of the plan, from the cache or computed now."""
@@ -174,9 +174,9 @@ class Lab:
         )  # fmt: skip
 
     def load(self, source: str, model: Any, *, train: bool, task: Task | None = None) -> Any:
-        """Rows of a data set, read once."""
+        """Rows of a data set, read once for each set of classes a model may have."""
         task = task or self.task
-        key = (task.name, source, train)
+        key = (task.name, source, train, labels_of(model))
         if key not in self.rows:
             self.rows[key] = task.load(source, self.processor, model, train=train)
         return self.rows[key]

@@ -1,0 +1,31 @@
+"""The vision experiment files are grids whose recipes and deltas exist and fit their models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from offsite.compress.step import plan as positions
+from offsite.deltas import parse_method
+from offsite.experiment import read_experiment
+from offsite.plan import Recipe
+from offsite.split import make_split, parse_adapter
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "kept", "tasks"),
+    [("clip-vit-g", 40, 16, 6), ("eva-like", 24, 11, 6), ("cifar5", 12, 4, 1)],
+)
+def test_vision_experiments_fit_their_models(name: str, blocks: int, kept: int, tasks: int) -> None:
+    plans = read_experiment(FOLDER / f"vision-{name}.toml")
+    assert len(plans) == tasks
+    for plan in plans:
+        assert plan.task == "image-classification" and plan.calibration and plan.data
+        split = make_split(parse_adapter(plan.adapter), blocks)
+        for recipe in ("uniform", "distilled"):
+            steps = Recipe.of(plan.recipes[recipe], plan.adapter).steps
+            assert len(positions(steps, split.middle, 0)) == kept
+        assert {parse_method(m).kind for m in plan.deltas.values()} == {"full", "lora", "head"}
