@@ -63,15 +63,19 @@ def harness_scores(
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingExtraError("lm-eval", "eval", "Scoring through the harness") from error
     with _quiet():
-        given = _own(tasks) if isinstance(tasks, Mapping) else _named(tasks)
+        local = isinstance(tasks, Mapping)
+        manager = TaskManager(include_defaults=not local)  # reading all its own takes seconds
+        given = _own(tasks) if isinstance(tasks, Mapping) else _named(tasks, manager)
         model.eval()
         runner = HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
         found = lm_eval.simple_evaluate(
             runner,
             tasks=given,
+            task_manager=manager,
             limit=limit,
             num_fewshot=shots,
             log_samples=True,
@@ -98,10 +102,8 @@ def _own(tasks: Mapping[str, tuple[Task, str | Path]]) -> list[Any]:
     return [ConfigurableTask(config=config) for config in harness_tasks(tasks)]
 
 
-def _named(tasks: Sequence[str]) -> list[Any]:
-    from lm_eval.tasks import TaskManager
-
-    known = set(TaskManager().all_tasks)
+def _named(tasks: Sequence[str], manager: Any) -> list[Any]:
+    known = set(manager.all_tasks)
     for name in tasks:
         if name not in known:
             raise OffsiteError(

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from conftest import TEXT, language_model
+from offsite.compress.drop import Drop
+from offsite.deltas.bottleneck import Bottleneck
+from offsite.deltas.lora import LoRA
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.harness import harness_scores
+from offsite.owner import make_offer, plug
 from offsite.tasks import load_task
+from offsite.train import TrainOptions
+from offsite.tuner import run_tune
 
 WORDS = TEXT.split()
 
@@ -61,6 +67,23 @@ def test_open_questions_and_perplexity_go_through_the_harness(
     assert found["open"].metric == "exact_match" and found["open"].count == 3
     assert found["text"].metric == "word_perplexity" and found["text"].value > 1
     assert found["text"].extra["byte_perplexity"] > 1 and not found["text"].higher_is_better
+
+
+def test_emulator_tuned_and_plugged_models_go_in_as_they_are(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+    model, task = language_model("llama"), load_task("arc_easy")
+    source = made_up(tmp_path / "q.jsonl", 12)
+    offer, record = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer, task=task)
+    options = TrainOptions(steps=3, batch_size=2, lr=1e-2)
+    for method in (LoRA(rank=2), Bottleneck(size=4)):
+        tuned = run_tune(offer, source, method, options=options, task=task)
+        plugged = plug(model, tuned.delta, record)
+        for given in (offer.model, tuned.model, plugged):
+            ours = task.evaluate(given, task.load(source, tokenizer, given, train=False))
+            theirs = harness_scores(given, tokenizer, {"t": (task, source)}, batch_size=8)["t"]
+            assert ours.items == theirs.items
 
 
 def test_what_the_harness_cannot_do_is_said(
