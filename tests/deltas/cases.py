@@ -76,4 +76,5 @@ def disturb(runner: Any, size: float = 0.1) -> None:
             if parameter.requires_grad:
                 step = torch.randn(parameter.shape, generator=generator) * size
                 step = step * 8 if name.endswith(".score") else step  # a score must cross zero
+                step = step / 20 if name.endswith(".gate") else step  # stored in large units
                 parameter.add_(step.to(parameter.dtype))

@@ -14,7 +14,7 @@ from torch import nn
 from conftest import LANGUAGE, VISION, inputs_for, language_model, output_of, vision_model
 from offsite.blocks import get_blocks
 from offsite.deltas import METHODS
-from offsite.deltas.diff_pruning import SparseDifference
+from offsite.deltas.diff_pruning import SPEED, SparseDifference
 from offsite.deltas.intrinsic import Fastfood, hadamard
 from offsite.deltas.intrinsic_prompt import give_decoder, learn_decoder
 from offsite.deltas.masking import BinaryMask, pack_bits, unpack_bits
@@ -108,16 +108,17 @@ def test_pressure_brings_diff_pruning_to_its_density() -> None:
     weight, wanted = torch.zeros(40, 40), torch.zeros(40, 40)
     wanted.view(-1)[torch.randperm(1600)[:80]] = torch.randn(80).sign() * 0.1
     part = SparseDifference(weight, 0.05).train()
-    optimiser = torch.optim.Adam(part.parameters(), 2e-3)
+    optimiser = torch.optim.Adam(part.parameters(), 1e-3)
     for _ in range(300):
         optimiser.zero_grad()
         (part(weight) - wanted).pow(2).sum().backward()
         optimiser.step()
     part.eval()
     assert len(part.kept()) == 80
-    assert torch.equal(part(weight) != 0, wanted != 0)
-    opened = torch.sigmoid(part.gate * 100 - 2 / 3 * math.log(0.1 / 1.1))
-    assert opened.mean() < 0.1
+    assert (wanted.flatten()[part.kept()] != 0).float().mean() > 0.9
+    assert (part(weight) - wanted).norm() < 0.3 * wanted.norm()
+    opened = torch.sigmoid(part.gate * SPEED - 2 / 3 * math.log(0.1 / 1.1))
+    assert 0.04 < opened.mean() < 0.06
 
 
 def test_diff_pruning_ships_sorted_indices_and_refuses_others() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from offsite.config import from_json
@@ -23,6 +24,7 @@ from offsite.deltas.oft import OFT
 from offsite.deltas.prefix import Prefix
 from offsite.deltas.prompt import Prompt
 from offsite.deltas.vera import VeRA
+from offsite.errors import OffsiteError
 
 METHODS: dict[str, type] = {
     method.kind: method
@@ -56,3 +58,21 @@ def parse_method(data: Any) -> Method:
     """
     method: Method = from_json(METHODS, data, "delta method")
     return method
+
+
+def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON form of ``lora`` or ``lora:rank=8,alpha=4`` and ``--option key=value`` pairs.
+
+    Raises:
+        OffsiteError: an option that is no pair.
+    """
+    kind, _, inline = text.partition(":")
+    found: dict[str, Any] = {"kind": kind}
+    for pair in (*filter(None, inline.split(",")), *options):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OffsiteError(
+                f"'{pair}' is no option; write NAME=VALUE, as in --option rank=8 or lora:rank=8."
+            )
+        found[key] = {"true": True, "false": False}.get(value.lower(), value)
+    return found

@@ -17,8 +17,9 @@ from offsite.errors import OffsiteError
 from offsite.tensors import TensorEntry, describe
 
 BETA, LOW, HIGH = 2 / 3, -0.1, 1.1  # the hard-concrete constants of Louizos et al. (1712.01312)
-SPEED = 100.0  # gates are stored divided by this, so that one learning rate suits both
-OPEN = 2.0
+SPEED = 300.0  # gates are stored divided by this, so that one learning rate suits both
+OPEN = 0.0  # at the start a gate lets five differences in six through
+PRESSURE = 2.0  # of the L0 gradient, in root mean squares of the loss gradient
 
 
 class SparseDifference(nn.Module):
@@ -43,7 +44,7 @@ class SparseDifference(nn.Module):
         if is_open.mean() > self.density:
             slope = is_open * (1 - is_open)
             size = gate.grad.pow(2).mean().sqrt()
-            gate.grad += slope / slope.mean().clamp_min(1e-30) * size
+            gate.grad += PRESSURE * size * slope / slope.mean().clamp_min(1e-30)
 
     def difference(self) -> torch.Tensor:
         """The dense difference before pruning, in float32."""
@@ -88,7 +89,7 @@ class DiffPruning:
 
     kind: ClassVar[str] = "diff_pruning"
     merges: ClassVar[bool] = True
-    lr: ClassVar[float] = 1e-3
+    lr: ClassVar[float] = 5e-3
     when: ClassVar[str] = "a sparse change of a size fixed beforehand; merges without new modules"
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class Masking:
 
     kind: ClassVar[str] = "masking"
     merges: ClassVar[bool] = True
-    lr: ClassVar[float] = 1e-2
+    lr: ClassVar[float] = 3e-2
     when: ClassVar[str] = "one bit a weight; the tuned blocks hold no weight the owner did not make"
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
