@@ -17,6 +17,7 @@ from typing import Any
 
 from offsite.checkpoint import load_model, model_fingerprint, parse_dtype, pick_device
 from offsite.config import to_json
+from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.errors import OffsiteError
 from offsite.files import read_json, sha256_file, write_file
@@ -35,10 +36,16 @@ from offsite.tuner import run_tune
 
 
 class Lab:
-    """Runs plans; keeps every finished cell under ``folder``."""
+    """Runs plans; keeps every finished cell under ``folder``.
 
-    def __init__(self, plan: Plan, folder: Path, device: str | None = None) -> None:
-        self.plan, self.folder = plan, folder
+    With ``exchange`` the two roles meet only through folders, as in a real deployment: each offer,
+    record and delta is written below it and read back.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, device: str | None = None, exchange: Path | None = None
+    ) -> None:
+        self.plan, self.folder, self.exchange = plan, folder, exchange
         self.task: Task = load_task(plan.task, max_length=plan.max_length)
         self.public: Task = load_task(
             plan.calibration_task or plan.task, max_length=plan.max_length
@@ -132,9 +139,13 @@ class Lab:
                 tuned = run_tune(
                     made, rows, method, options=options, task=self.task, device=self.device
                 )
+            delta = tuned.delta
+            if self.exchange is not None:
+                delta.save(self.exchange / f"delta-{seed}-{method.kind}")
+                delta = Delta.load(delta.folder)  # type: ignore[arg-type]
             return {
                 "emulator_tuned": self.score(tuned.model),
-                "plug_in": self.score(plug(self.model, tuned.delta, record)),
+                "plug_in": self.score(plug(self.model, delta, record)),
                 "bytes_delta": tuned.delta.bytes,
                 "trainable": tuned.trainable,
                 "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
@@ -168,10 +179,16 @@ class Lab:
         rows = None
         if calibration is not None:
             rows = self.load(calibration, self.model, train=True, task=self.public)
-        return make_offer(
+        made, record = make_offer(
             self.model, adapter=parse_adapter(recipe.adapter), recipe=recipe.steps, data=rows,
             task=self.public, processor=self.processor, seed=seed, name=Path(self.plan.model).name,
         )  # fmt: skip
+        if self.exchange is not None:
+            folder = self.exchange / f"offer-{seed}"
+            made.save(folder)
+            record.save(self.exchange / f"offer-{seed}.record.json")
+            made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
+        return made, record
 
     def load(self, source: str, model: Any, *, train: bool, task: Task | None = None) -> Any:
         """Rows of a data set, read once for each set of classes a model may have."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from offsite.blocks import get_blocks
+from offsite.files import folder_files
 from offsite.offer import Offer
 from offsite.record import OfferRecord
 
@@ -62,3 +64,8 @@ class measured:
             self.cost["memory"] = float(torch.cuda.max_memory_allocated())
         else:
             self.cost["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def folder_bytes(folder: str | Path) -> int:
+    """Bytes of a flat folder's files."""
+    return sum(folder_files(folder).values())

@@ -330,8 +330,7 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     size = delta.bytes - sum(e.bytes for e in head.values())
     if size > entry.contract.max_bytes:
         raise OffsiteError(
-            f"The delta has {size} bytes of tensors; its offer allows "
-            f"{entry.contract.max_bytes}."
+            f"The delta has {size} bytes of tensors; its offer allows {entry.contract.max_bytes}."
         )
 
 

@@ -1,0 +1,92 @@
+"""Commands that show: inspect, lists, the report, the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offsite.cli import options as o
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Offer, delta, record, or model folder.")],
+    json: o.Json = False,
+) -> None:
+    """Show an offer, a delta, a record or a model as a person wants to read it."""
+    from offsite.inspection import inspect_path
+
+    data, lines = inspect_path(path)
+    o.emit(data, json, lines)
+
+
+def deltas(json: o.Json = False) -> None:
+    """List the tuning methods, and when to choose each."""
+    import dataclasses
+
+    from rich.table import Table
+
+    from offsite.deltas import METHODS
+
+    table = Table("--delta", "options", "merges", "when to choose it")
+    result: dict[str, Any] = {}
+    for kind, method in METHODS.items():
+        options = {field.name: field.default for field in dataclasses.fields(method)}
+        result[kind] = {"options": options, "merges": method.merges, "when": method.when}  # type: ignore[attr-defined]
+        shown = ", ".join(f"{key}={value}" for key, value in options.items())
+        table.add_row(kind, shown, "yes" if method.merges else "no", method.when)  # type: ignore[attr-defined]
+    o.emit({"deltas": result}, json, [table])
+
+
+def recipes(json: o.Json = False) -> None:
+    """List the recipe presets and the steps they are made of."""
+    import dataclasses
+
+    from rich.table import Table
+
+    from offsite.compress import STEPS
+    from offsite.compress.presets import PRESETS
+
+    presets = Table("--recipe", "what it makes, at any --keep or --budget")
+    for name, preset in PRESETS.items():
+        presets.add_row(name, preset.text)
+    steps = Table('step ("kind")', "options, for a JSON file of steps")
+    fields = {kind: [f.name for f in dataclasses.fields(step)] for kind, step in STEPS.items()}
+    for kind, names in fields.items():
+        steps.add_row(kind, ", ".join(names))
+    result = {"presets": {n: p.text for n, p in PRESETS.items()}, "steps": fields}
+    o.emit(result, json, [presets, steps])
+
+
+def tasks(json: o.Json = False) -> None:
+    """List the kinds of private data."""
+    from offsite.tasks import task_names
+
+    o.emit({"tasks": task_names()}, json, task_names())
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Lab folders, scores, offers, deltas.")],
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")],
+    title: Annotated[str | None, typer.Option(help="Heading.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Write one self-contained page from the results of the lab."""
+    from offsite.report import write_report
+
+    page = write_report(runs, out, title=title, overwrite=overwrite)
+    o.emit({"report": str(page), "bytes": page.stat().st_size}, json, [f"report: {page}"])
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("demo"),
+    steps: Annotated[int, typer.Option(help="Tuning steps.")] = 60,
+    seed: o.Seed = 0,
+    json: o.Json = False,
+) -> None:
+    """The whole story on an embedded model and text that every Python has: under two minutes."""
+    from offsite.demo import run
+
+    run(out, steps, seed, json)

@@ -1,0 +1,75 @@
+"""Options that several commands share, and how a result is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offsite.errors import OffsiteError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default float32 to compute in.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default what is there.")]
+Task = Annotated[
+    str, typer.Option(help="text, chat, image-classification, a built-in task or a task file.")
+]
+MaxLength = Annotated[int, typer.Option(help="Tokens of a window or a question.")]
+Adapter = Annotated[
+    str, typer.Option(help="Adapter blocks: ends:FIRST,LAST or positions such as 0,5,23.")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default by --epochs.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
+Lr = Annotated[float | None, typer.Option(help="Peak learning rate; default the method's.")]
+BatchSize = Annotated[int, typer.Option(help="Rows per step.")]
+Precision = Annotated[str, typer.Option(help="float32, or autocast in bfloat16 or float16.")]
+
+
+def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None:
+    """Show a result: one JSON object, or lines and tables for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, default=plain) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def note(text: str) -> None:
+    """A word on standard error while a command works."""
+    print(text, file=sys.stderr)
+
+
+def plain(value: Any) -> Any:
+    """JSON for paths, tuples and pydantic models."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
+
+
+def numbers(text: str, what: str) -> tuple[float, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        OffsiteError: anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise OffsiteError(f"'{text}' is no list of {what}; write numbers such as 1,2,3.") from None
+
+
+def check_source(path: str | Path | None) -> None:
+    """Refuse a data file that is not there before any model loads."""
+    if path is not None and not Path(str(path).partition(".npz:")[0] + (
+        ".npz" if ".npz:" in str(path) else "")).exists():  # fmt: skip
+        raise OffsiteError(f"There is no data file '{path}'.")

@@ -1,0 +1,315 @@
+"""Commands of the model owner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offsite.cli import options as o
+from offsite.errors import OffsiteError
+
+if TYPE_CHECKING:
+    from offsite.compress.step import Step
+
+Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
+Budget = Annotated[
+    float | None, typer.Option(help="Share of the middle's bytes the emulator may take, 0 to 1.")
+]
+Keep = Annotated[int | None, typer.Option(help="Middle blocks to keep; default all.")]
+Distill = Annotated[int | None, typer.Option(help="Steps of distillation after the recipe.")]
+Learned = Annotated[
+    str | None, typer.Option(help="Folder of a LayerReplace pass ('offsite importance --learn').")
+]
+
+
+def offer(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")],
+    adapter: o.Adapter = "ends:2,2",
+    recipe: Annotated[
+        str, typer.Option(help="A preset ('offsite recipes' lists them) or a JSON file of steps.")
+    ] = "uniform",
+    keep: Keep = None,
+    budget: Budget = None,
+    distill_steps: Distill = None,
+    data: Annotated[str | None, typer.Option(help="Your own data, where a step needs it.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Data to score the emulator on.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Your private record.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the offer calls the model.")] = None,
+    expires_days: Annotated[int | None, typer.Option(help="Days the offer is good for.")] = None,
+    learned: Learned = None,
+    task: o.Task = "text",
+    max_length: o.MaxLength = 512,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    seed: o.Seed = 0,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Cut a model, compress its middle and write the offer."""
+    from datetime import timedelta
+
+    from offsite.checkpoint import parse_dtype
+    from offsite.files import check_free
+    from offsite.manifest import now
+    from offsite.measure import folder_bytes, offer_bytes
+    from offsite.owner import make_offer
+    from offsite.record import Record
+    from offsite.split import parse_adapter
+    from offsite.tasks import check_data, load_task
+
+    check_free(out)
+    for source in (data, eval_data):
+        o.check_source(source)
+    record = record or out.with_name(f"{out.name}.record.json")
+    kind = load_task(task, max_length=max_length)
+    if data is not None:
+        check_data(kind, data)
+    steps = build_recipe(
+        model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
+    )
+    work = out.with_name(f"{out.name}.work")
+    made, private = make_offer(
+        model,
+        adapter=parse_adapter(adapter),
+        recipe=steps,
+        data=data,
+        task=kind,
+        seed=seed,
+        device=device,
+        dtype=parse_dtype(dtype),
+        name=name,
+        expires=now() + timedelta(days=expires_days) if expires_days is not None else None,
+        work=work if any(hasattr(step, "steps") for step in steps) else None,
+        resume=resume,
+    )
+    if record.exists() and Record.load(record).fingerprint != private.fingerprint:
+        raise OffsiteError(
+            f"The record '{record}' belongs to another model; name another --record."
+        )
+    made.save(out)
+    private.save(record)
+    finish_work(work)
+    everything = Record.load(record)
+    zero_shot = score_model(made.model, kind, eval_data or data, made.processor, device)
+    result: dict[str, Any] = {
+        "offer": str(out),
+        "record": str(record),
+        "id": made.manifest.id,
+        "bytes_offer": offer_bytes(made),
+        "bytes_model": private.model_bytes,
+        "bytes_folder": folder_bytes(out),
+        "adapter": private.offers[0].adapter,
+        "middle": private.offers[0].middle,
+        "recipe": private.offers[0].recipe,
+        "disclosed": private.disclosed,
+        "disclosed_so_far": everything.disclosed,
+    }
+    share = result["bytes_offer"] / result["bytes_model"]
+    lines = [
+        f"[bold]{out}[/]  offer {made.manifest.id[:8]} of {made.manifest.model_name}",
+        f"  blocks       adapter {spell(private.offers[0].adapter)}, middle "
+        f"{len(private.offers[0].middle)} of {private.offers[0].total - len(private.offers[0].adapter)}",
+        f"  bytes        {result['bytes_offer']:,} of the model's {private.model_bytes:,} ({share:.1%})",
+        f"  disclosed    {private.disclosed:.1%} of the middle's parameters leave verbatim",
+        f"  record       {record} (private: keep it, never send it)",
+    ]
+    if len(everything.offers) > 1:
+        lines.insert(
+            4, f"  so far       {everything.disclosed:.1%} over {len(everything.offers)} offers"
+        )
+    if zero_shot is not None:
+        result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
+        lines.append(f"  zero-shot    {describe(zero_shot)} (the emulator, before tuning)")
+    o.emit(result, json, lines)
+
+
+def plug(
+    model: Model,
+    delta: Annotated[Path, typer.Argument(help="Folder of the delta.")],
+    record: Annotated[Path, typer.Option(help="The private record made with the offer.")],
+    out: Annotated[Path, typer.Option(help="Folder of the tuned model; must not exist.")],
+    as_adapter: Annotated[
+        bool, typer.Option("--as-adapter", help="Keep the delta apart: a peft adapter or modules.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Plug a delta a second time.")] = False,
+    json: o.Json = False,
+    seed: o.Seed = 0,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+) -> None:
+    """Put a delta into the full model."""
+    from offsite.checkpoint import load_model, parse_dtype
+    from offsite.delta import Delta
+    from offsite.deltas import parse_method
+    from offsite.files import check_free, new_folder, write_file
+    from offsite.offer import load_processor
+    from offsite.owner import plug as plug_in
+    from offsite.record import Record
+    from offsite.serve import place
+
+    check_free(out)
+    private, given = Record.load(record), Delta.load(delta)
+    manifest = given.manifest
+    private.check_fresh(manifest.parent, manifest.id, manifest.round, again=again)
+    method = parse_method(manifest.method)
+    full = load_model(model, private.auto_class, dtype=parse_dtype(dtype))
+    if as_adapter:
+        plugged = place(full, given, private)
+        plugged.save(out)
+        form = "a peft adapter" if plugged.peft_config else "modules for offsite.load_plugged"
+    else:
+        if not method.merges:
+            raise OffsiteError(
+                f"A delta of '{method.kind}' cannot be merged into weights; add --as-adapter and "
+                "run it with offsite.load_plugged."
+            )
+        tuned = plug_in(full, given, private)
+        processor = load_processor(model, manifest.task)
+        with new_folder(out) as partial:
+            tuned.save_pretrained(partial)
+            if processor is not None:
+                processor.save_pretrained(partial)
+            write_file(partial / "offsite.json", f'{{"kind": "tuned", "delta": "{manifest.id}"}}\n')
+        form = "a plain transformers checkpoint"
+    private.accept(manifest.parent, manifest.id, manifest.round).save(record)
+    result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
+    o.emit(
+        result, json, [f"[bold]{out}[/]  {form}: {method.kind} delta {manifest.id[:8]} plugged in"]
+    )
+
+
+def importance(
+    model: Model,
+    data: Annotated[str, typer.Option(help="Your own data.")],
+    learn: Annotated[
+        Path | None, typer.Option(help="Also learn ScaleOT's scores and harmonizers, saved here.")
+    ] = None,
+    learn_steps: Annotated[int, typer.Option(help="Steps of that learning.")] = 1000,
+    learned: Learned = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write (.png or .svg).")] = None,
+    task: o.Task = "text",
+    max_length: o.MaxLength = 256,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    seed: o.Seed = 0,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Measure the importance of every block, by all signals side by side."""
+    from offsite.blocks import get_blocks
+    from offsite.checkpoint import load_model, parse_dtype, pick_device
+    from offsite.compress.importance import importance as measure
+    from offsite.compress.layer_replace import Training
+    from offsite.compress.layer_replace import learn as learn_scores
+    from offsite.compress.learned import Learned as Result
+    from offsite.compress.step import Context
+    from offsite.files import check_free
+    from offsite.offer import load_processor
+    from offsite.report.bars import draw_importance, importance_table
+    from offsite.split import Split
+    from offsite.tasks import load_task
+
+    o.check_source(data)
+    for path in filter(None, (learn, out)):
+        check_free(path)
+    kind = load_task(task, max_length=max_length)
+    full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
+    full = full.to(pick_device(device)).requires_grad_(False)
+    rows = kind.load(data, load_processor(model, kind.name), full, train=True)
+    work = learn.with_name(f"{learn.name}.work") if learn else None
+    context = Context(full, Split((0,), len(get_blocks(full))), kind, rows, seed, work, resume)
+    extra = {}
+    if learn is not None:
+        found = learn_scores(context, Training(steps=learn_steps))
+        found.save(learn)
+        finish_work(work)
+        extra["learned"] = found.scores
+    elif learned is not None:
+        extra["learned"] = Result.load(learned, full).scores
+    table = measure(context, learned=extra)
+    if out is not None:
+        draw_importance(table, out)
+    o.emit(
+        {"importance": table, "learned": str(learn or learned or "")},
+        json,
+        [importance_table(table)],
+    )
+
+
+def build_recipe(
+    model: str,
+    auto_class: str,
+    adapter: str,
+    recipe: str,
+    keep: int | None,
+    budget: float | None,
+    distill_steps: int | None,
+    learned: str | None,
+) -> list[Step]:
+    """The steps of a preset at a budget (or a count of blocks), or of a JSON file."""
+    from offsite.blocks import get_blocks
+    from offsite.checkpoint import build_skeleton, model_config
+    from offsite.compress import parse_recipe
+    from offsite.compress.distill import Distill as DistillStep
+    from offsite.compress.presets import Shape, make_recipe
+    from offsite.files import read_json
+    from offsite.split import make_split, parse_adapter
+
+    if keep is not None and budget is not None:
+        raise OffsiteError("Give --keep or --budget, not both.")
+    if recipe.endswith(".json"):
+        steps = parse_recipe(read_json(recipe))
+    else:
+        skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+        split = make_split(parse_adapter(adapter), len(get_blocks(skeleton)))
+        middle = len(split.middle)
+        if keep is not None and not 1 <= keep <= middle:
+            raise OffsiteError(
+                f"Cannot keep {keep} of {middle} middle blocks; choose 1 to {middle}."
+            )
+        share = budget if budget is not None else (keep or middle) / middle
+        steps = make_recipe(recipe, Shape.of(skeleton, split), share, learned=learned)
+    if distill_steps is not None:
+        steps = [step for step in steps if not isinstance(step, DistillStep)]
+        steps += [DistillStep(steps=distill_steps)] if distill_steps else []
+    return steps
+
+
+def score_model(
+    model: Any, task: Any, source: str | None, processor: Any, device: str | None
+) -> Any:
+    """The task's evaluation of a model on a data source; None without one."""
+    from offsite.checkpoint import pick_device
+
+    if source is None:
+        return None
+    rows = task.load(source, processor, model, train=False)
+    return task.evaluate(model.to(pick_device(device)), rows)
+
+
+def finish_work(work: Path | None) -> None:
+    """Remove the folder of resumable state once what it was for is written."""
+    import shutil
+
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def describe(evaluation: Any) -> str:
+    """An evaluation in a few words."""
+    extra = ", ".join(f"{key} {value:.4g}" for key, value in evaluation.extra.items())
+    return f"{evaluation.metric} {evaluation.value:.4f}" + (f" ({extra})" if extra else "")
+
+
+def spell(positions: tuple[int, ...]) -> str:
+    """Positions with runs folded: ``0-1, 22-23``."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and runs[-1][1] == position - 1:
+            runs[-1][1] = position
+        else:
+            runs.append([position, position])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,316 @@
+"""Commands that score: one model at a time, the whole story, or a frontier of recipes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offsite.cli import options as o
+from offsite.errors import OffsiteError
+
+
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Model, offer/ or tuned/; one or several.")],
+    data: Annotated[str, typer.Option(help="Data to score on.")],
+    role: Annotated[
+        str | None, typer.Option("--as", help="Which score it is, such as full_tuned.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Full model that an adapter is run on.")] = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="Scores of others, as --json wrote them; repeatable.")
+    ] = None,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="Score through EleutherAI lm-eval.")
+    ] = False,
+    task: o.Task = "text",
+    max_length: o.MaxLength = 256,
+    batch_size: o.BatchSize = 16,
+    seed: o.Seed = 0,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Score a model, an offer or a tuned model, and merge with the scores others know."""
+    from offsite.checkpoint import parse_dtype, pick_device
+    from offsite.cli.owner import describe
+    from offsite.files import read_json
+    from offsite.harness import harness_scores
+    from offsite.scores import KEYS, TITLES, Scores
+    from offsite.scoring import load_scored
+    from offsite.tasks import load_task
+
+    o.check_source(data)
+    if role is not None and role not in KEYS:
+        raise OffsiteError(f"'{role}' is no score; choose one of: {', '.join(KEYS)}.")
+    if role is not None and len(paths) > 1:
+        raise OffsiteError("--as names the score of one path; score the paths one by one.")
+    kind = load_task(task, max_length=max_length)
+    total: Scores | None = None
+    lines: list[Any] = []
+    details = {}
+    for path in paths:
+        found = load_scored(path, kind, parse_dtype(dtype or "float32"), base)
+        key = role or found.key
+        model = found.model.to(pick_device(device))
+        if harness:
+            result = harness_scores(model, found.processor, {kind.name: (kind, data)})[kind.name]
+        else:
+            rows = kind.load(data, found.processor, model, train=False)
+            result = kind.evaluate(model, rows, batch_size=batch_size)
+        one = Scores(result.metric, result.higher_is_better, **{key: result.value})
+        total = one if total is None else total.merge(one)
+        details[key] = {"value": result.value, "count": result.count, "extra": dict(result.extra)}
+        if result.stderr is not None:
+            details[key]["stderr"] = result.stderr
+        lines.append(f"{TITLES[key]:20} {describe(result)}   [dim]{path}[/]")
+    assert total is not None
+    for file in merge or ():
+        total = total.merge(Scores.from_json(read_json(file)))
+    known = total.to_json()
+    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in known["scores"].items() if k not in details]
+    lines += [f"{k:20} {known[k]:.4f}" for k in ("recovered", "gap", "disclosed") if k in known]
+    o.emit({**known, "details": details}, json, lines)
+
+
+def lab(
+    model: Annotated[str, typer.Argument(help="Full model, or an experiment file (.toml, .json).")],
+    data: Annotated[str | None, typer.Option(help="Private data to tune on.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="The owner's own data.")] = None,
+    adapter: o.Adapter = "ends:2,2",
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="PRESET@BUDGET such as crash@0.45; repeatable.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="Uniform drop to so many middle blocks.")] = None,
+    distill_steps: Annotated[
+        int | None, typer.Option(help="The same once more, distilled for so many steps.")
+    ] = None,
+    delta: Annotated[
+        list[str] | None, typer.Option(help="Method such as lora:rank=8, or all; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of cells and results.")] = Path("lab"),
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
+    steps: o.Steps = None,
+    epochs: o.Epochs = 1.0,
+    lr: o.Lr = None,
+    full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
+    batch_size: o.BatchSize = 8,
+    task: o.Task = "text",
+    max_length: o.MaxLength = 256,
+    precision: o.Precision = "float32",
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
+    from offsite.deltas import METHODS, method_json
+    from offsite.experiment import make_recipes, read_experiment
+    from offsite.plan import Plan
+    from offsite.train import TrainOptions
+
+    if model.endswith((".toml", ".json")):
+        plans = read_experiment(model)
+    else:
+        if eval_data is None:
+            raise OffsiteError("The lab needs --eval-data to score on, and --data to tune on.")
+        for source in (data, eval_data, calibration):
+            o.check_source(source)
+        names = list(delta or ["full"])
+        if names == ["all"]:
+            names = [name for name in METHODS if name not in ("head", "intrinsic_prompt")]
+        recipes: dict[str, Any] = {name: name for name in recipe or ()}
+        if keep is not None or not recipes:
+            recipes |= uniform(keep, distill_steps)
+        options = TrainOptions(
+            steps=steps, epochs=epochs, lr=lr, batch_size=batch_size, precision=precision
+        )
+        plans = [
+            Plan(
+                model=model,
+                data=data,
+                eval_data=eval_data,
+                task=task,
+                max_length=max_length,
+                adapter=adapter,
+                calibration=calibration,
+                recipes=make_recipes(recipes, model, task, adapter),
+                deltas={name: method_json(name) for name in names},
+                seeds=tuple(int(seed) for seed in o.numbers(seeds, "seeds")),
+                options=options,
+                full_lr=full_lr,
+                baseline=baseline,
+                dtype=dtype or "float32",
+            )
+        ]
+    rows = run_plans(plans, out, device)
+    show_rows(rows, out, json)
+
+
+def sweep(
+    model: Annotated[str, typer.Argument(help="Full model.")],
+    data: Annotated[str, typer.Option(help="Private (or stand-in) data to tune on.")],
+    eval_data: Annotated[str, typer.Option(help="Data to score on.")],
+    calibration: Annotated[str | None, typer.Option(help="The owner's own data.")] = None,
+    adapter: o.Adapter = "ends:2,2",
+    recipe: Annotated[
+        str, typer.Option(help="Presets, separated by commas.")
+    ] = "uniform,influence,crash,gradot,int4",
+    budgets: Annotated[str, typer.Option(help="Shares of the middle's bytes.")] = "0.6,0.45,0.3",
+    target: Annotated[
+        str | None, typer.Option(help="What to choose for, such as recovered=0.95,bytes=0.6.")
+    ] = None,
+    delta: Annotated[str, typer.Option(help="Method to tune with.")] = "full",
+    learned: Annotated[str | None, typer.Option(help="Folder of a LayerReplace pass.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of cells, results and picture.")] = Path(
+        "sweep"
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
+    steps: o.Steps = None,
+    epochs: o.Epochs = 1.0,
+    lr: o.Lr = None,
+    full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
+    batch_size: o.BatchSize = 8,
+    task: o.Task = "text",
+    max_length: o.MaxLength = 256,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Run recipes over a grid of budgets and draw the frontier of plug-in against emulator."""
+    from offsite import sweep as frontier
+    from offsite.blocks import get_blocks
+    from offsite.checkpoint import build_skeleton, model_config
+    from offsite.compress.presets import Shape
+    from offsite.deltas import method_json
+    from offsite.plan import Plan
+    from offsite.split import make_split, parse_adapter
+    from offsite.tasks import load_task
+    from offsite.train import TrainOptions
+
+    for source in (data, eval_data, calibration):
+        o.check_source(source)
+    wish = read_target(target)
+    auto_class = load_task(task).auto_class
+    skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+    split = make_split(parse_adapter(adapter), len(get_blocks(skeleton)))
+    grid = frontier.grid(
+        recipe.split(","), o.numbers(budgets, "budgets"), Shape.of(skeleton, split), learned
+    )
+    plan = Plan(
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        task=task,
+        max_length=max_length,
+        adapter=adapter,
+        calibration=calibration,
+        recipes={cell.name: list(cell.steps) for cell in grid},
+        deltas={delta: method_json(delta)},
+        seeds=tuple(int(seed) for seed in o.numbers(seeds, "seeds")),
+        options=TrainOptions(steps=steps, epochs=epochs, lr=lr, batch_size=batch_size),
+        full_lr=full_lr,
+        dtype=dtype or "float32",
+    )
+    rows = run_plans([plan], out, device)
+    points = frontier.points(rows)
+    picture = out / "frontier.png"
+    first = rows[0]
+    frontier.draw(
+        points, picture, higher_is_better=first["higher_is_better"], metric=first["metric"]
+    )
+    chosen = frontier.choose(points, *wish) if wish else None
+    more = {"front": [p.recipe for p in frontier.front(points)], "picture": str(picture)}
+    lines = [f"front: {', '.join(more['front'])}", f"picture: {picture}"]
+    if chosen is not None:
+        more["chosen"] = chosen.recipe
+        lines.append(f"chosen for {target}: [bold]{chosen.recipe}[/]")
+    show_rows(rows, out, json, more, lines)
+
+
+def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
+    """The classic recipes: uniform drop, and the same distilled."""
+    drop = [] if keep is None else [{"kind": "drop", "keep": keep}]
+    name = f"uniform {keep}" if keep else "whole middle"
+    recipes: dict[str, Any] = {name: drop}
+    if distill_steps:
+        recipes[f"{name} + distil"] = [*drop, {"kind": "distill", "steps": distill_steps}]
+    return recipes
+
+
+def read_target(text: str | None) -> tuple[float, float] | None:
+    """An owner's wish: ``recovered=0.95,bytes=0.6``.
+
+    Raises:
+        OffsiteError: another form.
+    """
+    if text is None:
+        return None
+    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    try:
+        return float(pairs.pop("recovered")), float(pairs.pop("bytes", 1.0))
+    except (KeyError, ValueError):
+        raise OffsiteError(
+            f"'{text}' is no target; write recovered=SHARE,bytes=SHARE, such as "
+            "recovered=0.95,bytes=0.6."
+        ) from None
+
+
+def run_plans(plans: Sequence[Any], out: Path, device: str | None) -> list[dict[str, Any]]:
+    """Run plans with their cells under ``out``; say on standard error what is done."""
+    from offsite.lab import Lab
+
+    rows = []
+    for plan in plans:
+        for row in Lab(plan, out, device).run():
+            rows.append(row.to_json())
+            plug = row.scores.plug_in
+            result = "" if plug is None else f": plug-in {plug:.4f}"
+            o.note(f"done  {row.task}  {row.recipe}  {row.delta}  seed {row.seed}{result}")
+    return rows
+
+
+def show_rows(
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    as_json: bool,
+    more: Mapping[str, Any] | None = None,
+    lines: Sequence[Any] = (),
+) -> None:
+    """Write the results in every form under ``out`` and show the table."""
+    from offsite import tables
+    from offsite.environment import environment
+    from offsite.files import write_file
+
+    if not rows:
+        raise OffsiteError("The plan has no recipe or no delta, so there is nothing to run.")
+    command = f"offsite {shlex.join(sys.argv[1:])}"
+    result = {
+        "command": command,
+        "environment": environment(),
+        "rows": list(rows),
+        **(more or {}),
+    }
+    import json
+
+    write_file(out / "results.json", json.dumps(result, default=o.plain) + "\n")
+    write_file(out / "results.md", tables.markdown(rows))
+    write_file(out / "results.tex", tables.latex(rows))
+    write_file(out / "results.csv", tables.table_csv(rows))
+    first = rows[0]
+    unit = "perplexity; recovered and gap in nats" if first["metric"] == "loss" else first["metric"]
+    table = tables.terminal(rows, f"{Path(first['model']).name}: {unit}")
+    slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
+    shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(first))}
+    o.emit(shown, as_json, [table, f"results: {out}/results.json (.md, .tex, .csv)", *lines])
+
+
+def best_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a single row, where every command puts them."""
+    keys = ("scores", "metric", "higher_is_better", "recovered", "gap", "disclosed")
+    return {key: row[key] for key in keys if key in row}

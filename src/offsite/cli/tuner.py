@@ -1,0 +1,169 @@
+"""Commands of the data owner; they need nothing but the offer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offsite.cli import options as o
+from offsite.errors import OffsiteError
+
+delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools.")
+
+
+def tune(
+    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    data: Annotated[str, typer.Option(help="Your private data.")],
+    out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
+    eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
+    delta: Annotated[
+        str, typer.Option(help="What to tune ('offsite deltas' lists them), such as lora:rank=8.")
+    ] = "full",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")] = None,
+    steps: o.Steps = None,
+    epochs: o.Epochs = 1.0,
+    lr: o.Lr = None,
+    batch_size: o.BatchSize = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
+    max_length: o.MaxLength = 512,
+    precision: o.Precision = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations without gain.")
+    ] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between resumable checkpoints.")] = 100,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Trackers: tensorboard, wandb ...; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    seed: o.Seed = 0,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Tune the adapter of an offer on private data and write the delta."""
+    from offsite.checkpoint import parse_dtype
+    from offsite.cli.owner import describe, finish_work
+    from offsite.deltas import method_json, parse_method
+    from offsite.files import check_free
+    from offsite.offer import Offer
+    from offsite.tasks import check_data, load_task
+    from offsite.train import TrainOptions
+    from offsite.tuner import run_tune
+
+    check_free(out)
+    for source in (data, eval_data):
+        o.check_source(source)
+    method = parse_method(method_json(delta, option or ()))
+    options = TrainOptions(
+        steps=steps,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        precision=precision,
+        gradient_checkpointing=checkpointing,
+        patience=patience,
+        save_every=save_every,
+        report_to=tuple(report_to or ()),
+        seed=seed,
+    )
+    loaded = Offer.load(offer, dtype=parse_dtype(dtype or "float32"))
+    kind = load_task(task or loaded.manifest.task, max_length=max_length)
+    for source in filter(None, (data, eval_data)):
+        check_data(kind, source, loaded.processor, loaded.model.config)
+    work = out.with_name(f"{out.name}.work")
+    if work.exists() and not resume:
+        raise OffsiteError(
+            f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start afresh."
+        )
+    tuned = run_tune(
+        loaded,
+        data,
+        method,
+        options=options,
+        eval_data=eval_data,
+        task=kind,
+        device=device,
+        dtype=parse_dtype(dtype or "float32"),
+        work=work,
+        resume=resume,
+    )
+    tuned.delta.save(out)
+    finish_work(work)
+    manifest = tuned.delta.manifest
+    result = {
+        "delta": str(out),
+        "id": manifest.id,
+        "offer": manifest.parent,
+        "method": manifest.method,
+        "trainable": tuned.trainable,
+        "tensors": len(manifest.tensors),
+        "bytes": tuned.delta.bytes,
+        "steps": tuned.history.steps,
+        "seconds": tuned.history.seconds,
+        "loss": tuned.history.loss,
+        "history": tuned.history.points,
+    }
+    lines = [
+        f"[bold]{out}[/]  delta {manifest.id[:8]} for the offer {manifest.parent[:8]}",
+        f"  method       {method}",
+        f"  trained      {tuned.trainable:,} numbers, {tuned.history.steps} steps, "
+        f"{tuned.history.seconds:.0f} s, mean loss {tuned.history.loss:.4f}",
+        f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
+    ]
+    if tuned.evaluation is not None:
+        result |= {
+            "scores": {"emulator_tuned": tuned.evaluation.value},
+            "metric": tuned.evaluation.metric,
+            "higher_is_better": tuned.evaluation.higher_is_better,
+        }
+        lines.append(f"  score        {describe(tuned.evaluation)} (the tuned emulator)")
+    o.emit(result, json, lines)
+
+
+@delta_app.command("import")
+def import_adapter(
+    offer: Annotated[Path, typer.Argument(help="Folder of the offer it was trained on.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of a peft adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
+    json: o.Json = False,
+) -> None:
+    """Turn a peft adapter that was trained on an offer with other tools into a delta."""
+    from offsite.files import check_free
+    from offsite.importing import import_peft
+    from offsite.offer import Offer
+
+    check_free(out)
+    delta = import_peft(Offer.load(offer), adapter)
+    delta.save(out)
+    manifest = delta.manifest
+    result = {"delta": str(out), "id": manifest.id, "offer": manifest.parent, "bytes": delta.bytes}
+    o.emit(result, json, [f"[bold]{out}[/]  delta {manifest.id[:8]} from {adapter}"])
+
+
+@delta_app.command("export")
+def export_tensors(
+    offer: Annotated[Path, typer.Argument(help="Folder of the offer it answers.")],
+    delta: Annotated[Path, typer.Argument(help="Folder of a delta whose method merges.")],
+    out: Annotated[Path, typer.Option(help="Folder of the plain delta; must not exist.")],
+    json: o.Json = False,
+) -> None:
+    """Turn a delta of any merging method into a plain one: new values of the tensors it changes."""
+    from offsite.delta import Delta
+    from offsite.files import check_free
+    from offsite.offer import Offer
+    from offsite.serve import to_tensors
+
+    check_free(out)
+    plain = to_tensors(Delta.load(delta), Offer.load(offer))
+    plain.save(out)
+    result = {"delta": str(out), "id": plain.manifest.id, "bytes": plain.bytes}
+    o.emit(result, json, [f"[bold]{out}[/]  {plain.bytes:,} bytes in plain tensors"])

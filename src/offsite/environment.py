@@ -1,0 +1,34 @@
+"""What a figure was obtained on: machine, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from offsite.manifest import tool_versions
+
+
+def environment() -> dict[str, str]:
+    """Machine, accelerator, versions and (in a checkout) the commit."""
+    device = torch.accelerator.current_accelerator()
+    found = {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else str(device or "cpu"),
+        **tool_versions(),
+    }
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    return found

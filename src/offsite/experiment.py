@@ -1,0 +1,183 @@
+"""Experiment files: a grid of models, tasks, recipes, deltas and seeds in one TOML file.
+
+Data paths are relative to the file. Whatever is given once holds for every task::
+
+    models = ["gpt2-xl"]
+    adapter = "ends:2,2"
+    seeds = [0, 1, 2]
+    calibration = "books.txt"
+
+    [options]                     # of tuning: steps, lr, batch_size ...
+    steps = 500
+
+    [recipes]                     # a preset at a budget, or a list of steps
+    uniform = "uniform@0.4"
+    healed = [{kind = "drop", keep = 8}, {kind = "distill", steps = 2000}]
+
+    [deltas]
+    full = "full"
+    lora = "lora:rank=8"
+
+    [[tasks]]
+    task = "text"
+    data = "train.txt"
+    eval_data = "test.txt"
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from offsite.blocks import get_blocks
+from offsite.checkpoint import build_skeleton, model_config
+from offsite.compress.presets import Shape, make_recipe
+from offsite.config import to_json
+from offsite.deltas import method_json
+from offsite.errors import OffsiteError
+from offsite.plan import Plan
+from offsite.split import make_split, parse_adapter
+from offsite.tasks import load_task
+from offsite.train import TrainOptions
+
+
+class TaskEntry(BaseModel):
+    """One task of an experiment; what it leaves out is the experiment's."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str = "text"
+    eval_data: str
+    data: str | None = None
+    calibration: str | None = None
+    max_length: int | None = None
+    options: dict[str, Any] = {}
+
+
+class Experiment(BaseModel):
+    """What an experiment file says."""
+
+    model_config = ConfigDict(extra="forbid")
+    models: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[TaskEntry], Field(min_length=1)]
+    recipes: dict[str, Any]
+    deltas: dict[str, Any] = {"full": "full"}
+    seeds: list[int] = [0]
+    adapter: str = "ends:2,2"
+    calibration: str | None = None
+    calibration_task: str | None = None
+    max_length: int = 256
+    options: dict[str, Any] = {}
+    full_lr: float | None = None
+    baseline: bool = True
+    dtype: str = "float32"
+
+
+def read_experiment(path: str | Path) -> list[Plan]:
+    """The plans of an experiment file (TOML or JSON), one per model and task.
+
+    Raises:
+        OffsiteError: not such a file; the offending key is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise OffsiteError(f"There is no experiment file '{path}'.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        found = Experiment.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise OffsiteError(f"'{path}': {where}: {first['msg'].lower()}.") from error
+    except ValueError as error:
+        raise OffsiteError(f"'{path}' is no valid TOML or JSON: {error}.") from error
+    return [
+        make_plan(found, model, entry, path.parent)
+        for model in found.models
+        for entry in found.tasks
+    ]
+
+
+def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> Plan:
+    """The plan of one model and one task."""
+    name = str(folder / model) if (folder / model).exists() else model
+
+    def resolve(source: str | None) -> str | None:
+        return None if source is None else str(folder / source)
+
+    task = entry.task
+    if task.endswith((".toml", ".json")):
+        task = str(folder / task)
+    return Plan(
+        model=name,
+        eval_data=str(folder / entry.eval_data),
+        data=resolve(entry.data),
+        task=task,
+        max_length=entry.max_length or found.max_length,
+        adapter=found.adapter,
+        calibration=resolve(entry.calibration or found.calibration),
+        calibration_task=found.calibration_task,
+        recipes=make_recipes(found.recipes, name, task, found.adapter),
+        deltas={label: method_of(text) for label, text in found.deltas.items()},
+        seeds=tuple(found.seeds),
+        options=options_of({**found.options, **entry.options}),
+        full_lr=found.full_lr,
+        baseline=found.baseline,
+        dtype=found.dtype,
+    )
+
+
+def options_of(values: Mapping[str, Any]) -> TrainOptions:
+    """Training options from a table.
+
+    Raises:
+        OffsiteError: an unknown option.
+    """
+    known = TrainOptions.__dataclass_fields__
+    if odd := sorted(set(values) - set(known)):
+        raise OffsiteError(
+            f"There is no training option '{odd[0]}'; there are: {', '.join(known)}."
+        )
+    return TrainOptions(**values)
+
+
+def method_of(text: Any) -> dict[str, Any]:
+    """A delta method from ``"lora:rank=8"`` or its JSON form."""
+    return dict(text) if isinstance(text, Mapping) else method_json(str(text))
+
+
+def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str) -> dict[str, Any]:
+    """Recipes in JSON form; a text is a preset at a budget, such as ``"crash@0.45"``.
+
+    A table ``{adapter = "0,1,22,23", recipe = "crash@0.45"}`` gives a recipe an adapter of its own.
+
+    Raises:
+        OffsiteError: an unknown preset or a budget that is no number.
+    """
+    ready: dict[str, Any] = {}
+    shapes: dict[str, Shape] = {}
+    auto_class = load_task(task).auto_class
+    for name, value in recipes.items():
+        own, recipe = adapter, value
+        if isinstance(value, Mapping) and "recipe" in value:
+            own, recipe = str(value.get("adapter", adapter)), value["recipe"]
+        if isinstance(recipe, str):
+            preset, _, budget = recipe.partition("@")
+            if own not in shapes:
+                skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+                split = make_split(parse_adapter(own), len(get_blocks(skeleton)))
+                shapes[own] = Shape.of(skeleton, split)
+            try:
+                share = float(budget or 1)
+            except ValueError:
+                raise OffsiteError(
+                    f"'{recipe}' is no recipe; write PRESET@BUDGET, such as crash@0.45."
+                ) from None
+            recipe = [to_json(step) for step in make_recipe(preset, shapes[own], share)]
+        ready[name] = {"adapter": own, "steps": recipe} if own != adapter else recipe
+    return ready

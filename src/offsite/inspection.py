@@ -1,0 +1,118 @@
+"""An offer, a delta, a record or a model, as a person wants to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from offsite.checkpoint import build_skeleton, model_config
+from offsite.delta import Delta
+from offsite.errors import OffsiteError
+from offsite.files import read_json, shown
+from offsite.manifest import MANIFEST, OfferManifest, read_manifest
+from offsite.offer import task_auto_class
+from offsite.record import Record
+from offsite.structure import delta_tree, model_tree
+
+Shown = tuple[dict[str, Any], list[Any]]
+
+
+def inspect_path(path: Path) -> Shown:
+    """What to show of a path: data for ``--json``, and lines for people.
+
+    Raises:
+        OffsiteError: nothing that offsite knows.
+    """
+    if path.is_dir() and (path / MANIFEST).is_file():
+        kind = read_json(path / MANIFEST)
+        offer = isinstance(kind, dict) and kind.get("kind") == "offer"
+        return inspect_offer(path) if offer else inspect_delta(path)
+    if path.is_dir() and (path / "config.json").is_file():
+        return inspect_model(path)
+    if path.is_file() and path.suffix == ".json":
+        return inspect_record(path)
+    raise OffsiteError(f"'{path}' is no offer, delta, record (.json) or model folder.")
+
+
+def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
+    """Two columns without lines."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/]", shown(value))
+    return table
+
+
+def inspect_offer(path: Path) -> Shown:
+    """An offer: what it is, its blocks, what it accepts in return."""
+    manifest = read_manifest(path, OfferManifest)
+    size = sum(entry.bytes for entry in manifest.tensors.values())
+    auto_class = task_auto_class(manifest.task)
+    skeleton = build_skeleton(model_config(path, auto_class), auto_class)
+    special = sorted({spec.kind for spec in manifest.layers.values()})
+    rows: list[tuple[str, object]] = [
+        ("model", manifest.model_name),
+        ("id", manifest.id),
+        ("created", manifest.created),
+        ("expires", manifest.expires or "never"),
+        ("task", manifest.task),
+        ("adapter blocks", ", ".join(map(str, manifest.adapter))),
+        ("tensors", f"{len(manifest.tensors)}, {size:,} bytes"),
+        ("other layers", ", ".join(special) or "none: plain transformers can load it"),
+        ("shared blocks", len(manifest.shared) or "none"),
+        ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
+    ]
+    prefix = tuple(f"{manifest.block_path}.{index}." for index in manifest.adapter)
+    tuned = {name for name, _ in skeleton.named_parameters() if name.startswith(prefix)}
+    data = manifest.model_dump(mode="json", exclude={"tensors", "contract"})
+    return {**data, "bytes": size}, [facts(f"offer {path}", rows), model_tree(skeleton, tuned)]
+
+
+def inspect_delta(path: Path) -> Shown:
+    """A delta: what it answers, what travels."""
+    delta = Delta.load(path)
+    manifest = delta.manifest
+    rows: list[tuple[str, object]] = [
+        ("model", manifest.model_name),
+        ("id", manifest.id),
+        ("answers offer", manifest.parent),
+        ("created", manifest.created),
+        ("method", ", ".join(f"{k}={v}" for k, v in manifest.method.items())),
+        ("format", "peft adapter" if manifest.format == "peft" else "tensors"),
+        ("travels", f"{len(manifest.tensors)} tensors, {delta.bytes:,} bytes"),
+    ]
+    if manifest.labels:
+        rows.append(("labels", ", ".join(manifest.labels)))
+    data = manifest.model_dump(mode="json", exclude={"tensors"})
+    return {**data, "bytes": delta.bytes}, [facts(f"delta {path}", rows), delta_tree(delta)]
+
+
+def inspect_record(path: Path) -> Shown:
+    """A record: the offers of one model, and what they disclose together."""
+    record = Record.load(path)
+    table = Table("offer", "adapter", "middle", "recipe", "deltas accepted")
+    for offer in record.offers:
+        steps = " > ".join(step["kind"] for step in offer.recipe) or "whole middle"
+        places = ",".join(map(str, offer.middle))
+        accepted = ", ".join(a.delta[:8] for a in offer.accepted) or "none"
+        table.add_row(offer.offer[:8], ",".join(map(str, offer.adapter)), places, steps, accepted)
+    rows: list[tuple[str, object]] = [
+        ("model", record.model_name),
+        ("fingerprint", record.fingerprint[:16]),
+        ("disclosed", f"{record.disclosed:.1%} of the middle, all offers together"),
+    ]
+    data = record.model_dump(mode="json", exclude={"offers": {"__all__": {"contract"}}})
+    return {**data, "disclosed": record.disclosed}, [facts(f"record {path}", rows), table]
+
+
+def inspect_model(path: Path) -> Shown:
+    """A model folder: its structure."""
+    config = model_config(path, "AutoModelForCausalLM")
+    names = getattr(config, "architectures", None) or [""]
+    auto_class = task_auto_class("image" if "Image" in names[0] or "Vision" in names[0] else "text")
+    skeleton = build_skeleton(model_config(path, auto_class), auto_class)
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    data = {"kind": "model", "architecture": names[0], "parameters": count}
+    return data, [model_tree(skeleton, set())]

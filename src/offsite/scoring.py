@@ -1,0 +1,49 @@
+"""Which of the five scores a path stands for, and the model to score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offsite.checkpoint import load_model
+from offsite.errors import OffsiteError
+from offsite.manifest import MANIFEST
+from offsite.offer import Offer, load_processor
+from offsite.serve import MANIFEST as PLUGGED
+from offsite.serve import load_plugged
+from offsite.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model to score: under which key, with which processor."""
+
+    key: str
+    model: Any
+    processor: Any
+
+
+def load_scored(path: str, task: Task, dtype: torch.dtype | None, base: str | None) -> Scored:
+    """Load what a path holds: an offer, a merged or attached plug-in, or a full model.
+
+    Raises:
+        OffsiteError: an adapter without ``base``, or nothing that can be scored.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).is_file():
+        offer = Offer.load(folder, dtype=dtype)
+        return Scored("emulator_zero_shot", offer.model, offer.processor)
+    if (folder / PLUGGED).is_file():
+        if base is None:
+            raise OffsiteError(
+                f"'{path}' is an adapter; name the full model it runs on with --base."
+            )
+        full = load_model(base, task.auto_class)
+        model = load_plugged(full, folder)
+        return Scored("plug_in", model.to(dtype), load_processor(base, task.name))
+    model = load_model(path, task.auto_class, dtype=dtype)
+    key = "plug_in" if (folder / "offsite.json").is_file() else "zero_shot"
+    return Scored(key, model, load_processor(path, task.name))
