@@ -169,7 +169,7 @@ def test_distillation_without_labels_brings_the_emulator_closer(
 def test_tuning_beats_not_tuning(arrays: Path, processor: Any) -> None:
     model = classifier("vit")
     offer, record = make_offer(model, recipe=[Drop(keep=1)], task=TASK, processor=processor)
-    options = TrainOptions(steps=60, batch_size=12, lr=3e-3)
+    options = TrainOptions(steps=40, batch_size=12, lr=3e-3)
     tuned = run_tune(offer, str(arrays), Full(), options=options, task=TASK, eval_data=str(arrays))
     assert tuned.evaluation is not None and tuned.evaluation.value > 0.8
     plugged = plug(model, tuned.delta, record)
