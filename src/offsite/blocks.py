@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
 
+NOT_PER_BLOCK = ("out_features", "out_indices", "pool_scales", "architectures")
 Value = TypeVar("Value")
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,7 +26,7 @@ def block_path(model: nn.Module) -> str:
     """The dotted path of the model's one list of blocks, such as ``"model.layers"``.
 
     Raises:
-        OffsiteError: there is no such list, or more than one (an encoder-decoder, a two-tower model).
+        OffsiteError: there is no such list, or more than one (an encoder-decoder, two towers).
     """
     found = [
         name
@@ -51,7 +52,7 @@ def get_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def block_config(model: nn.Module) -> Any:
-    """The configuration that governs the block list (``config.vision_config`` in a CLIP classifier)."""
+    """The configuration that governs the block list (in a CLIP classifier its vision part)."""
     names = block_path(model).split(".")[:-1]
     for length in range(len(names), -1, -1):
         owner = model.get_submodule(".".join(names[:length]))
@@ -86,9 +87,9 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
     for index, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 (typed as a tensor)
             if type(getattr(module, "config", None)) is type(config):
-                module.config = config
+                setattr(module, "config", config)  # noqa: B010
 
 
 def renumber_config(config: Any, source: Sequence[int], total: int) -> None:
@@ -105,9 +106,10 @@ def renumber_config(config: Any, source: Sequence[int], total: int) -> None:
             "move; use a model without scale_attn_by_inverse_layer_idx."
         )
     for key, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == total and not key.startswith("_"):
-            if key not in ("out_features", "out_indices", "pool_scales", "architectures"):
-                setattr(config, key, type(value)(value[index] for index in source))
+        if key.startswith("_") or key in NOT_PER_BLOCK or not isinstance(value, (list, tuple)):
+            continue
+        if len(value) == total:
+            setattr(config, key, type(value)(value[index] for index in source))
     config.num_hidden_layers = len(source)
     if getattr(config, "stage_names", None):
         config.stage_names = ["stem"] + [f"stage{i + 1}" for i in range(len(source))]

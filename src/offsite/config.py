@@ -49,7 +49,8 @@ def from_json(kinds: Mapping[str, type], data: Any, what: str) -> Any:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise OffsiteError(
-            f"The {what} '{data['kind']}' cannot take this {where or 'value'}: {first['msg'].lower()}."
+            f"The {what} '{data['kind']}' cannot take this {where or 'value'}: "
+            f"{first['msg'].lower()}."
         ) from error
 
 

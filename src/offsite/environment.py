@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -22,6 +23,8 @@ def environment() -> dict[str, str]:
         else str(device or "cpu"),
         **tool_versions(),
     }
+    if "OFFSITE_COMMIT" in os.environ:  # a copy of the tree without its history
+        return {**found, "commit": os.environ["OFFSITE_COMMIT"]}
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=Path(__file__).parent,

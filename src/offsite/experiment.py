@@ -40,8 +40,8 @@ from offsite.compress.presets import Shape, make_recipe
 from offsite.config import to_json
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
-from offsite.plan import Plan
-from offsite.split import make_split, parse_adapter
+from offsite.plan import Plan, Recipe
+from offsite.split import ends, make_split, parse_adapter
 from offsite.tasks import load_task
 from offsite.train import TrainOptions
 
@@ -170,7 +170,9 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
             preset, _, budget = recipe.partition("@")
             if own not in shapes:
                 skeleton = build_skeleton(model_config(model, auto_class), auto_class)
-                split = make_split(parse_adapter(own), len(get_blocks(skeleton)))
+                count = Recipe((), own).learned_blocks
+                chosen = ends(count, 0) if count else parse_adapter(own)
+                split = make_split(chosen, len(get_blocks(skeleton)))
                 shapes[own] = Shape.of(skeleton, split)
             try:
                 share = float(budget or 1)

@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from offsite.blocks import get_blocks
 from offsite.checkpoint import load_model, model_fingerprint, parse_dtype, pick_device
+from offsite.compress.layer_replace import Training, learn
+from offsite.compress.scaleot import LayerReplace
+from offsite.compress.step import Context
 from offsite.config import to_json
 from offsite.delta import Delta
 from offsite.deltas import parse_method
+from offsite.environment import environment
 from offsite.errors import OffsiteError
-from offsite.files import read_json, sha256_file, write_file
+from offsite.files import read_json, write_file
 from offsite.heads import give_head, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
@@ -28,8 +32,8 @@ from offsite.owner import make_offer, plug
 from offsite.plan import Plan, Recipe, Row
 from offsite.record import Record
 from offsite.scores import Scores
-from offsite.split import parse_adapter
-from offsite.tasks import check_data, load_task
+from offsite.split import Adapter, Split, parse_adapter
+from offsite.tasks import check_data, data_path, load_task, source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
 from offsite.tuner import run_tune
@@ -66,17 +70,19 @@ class Lab:
         self.identity = {
             "model": model_fingerprint(self.model),
             "task": [plan.task, plan.calibration_task, plan.max_length, plan.dtype],
-            "data": [sha256_file(s) if s and Path(s).is_file() else s for s in sources],
+            "data": [source and source_identity(source) for source in sources],
         }
         self.rows: dict[tuple[Any, ...], Any] = {}
 
-    def run(self) -> Iterator[Row]:
-        """Every row of the plan, from the cache or computed now."""
+    def run(self, recipes: Collection[str] | None = None) -> Iterator[Row]:
+        """Every row of the plan (or of some recipes), from the cache or computed now."""
         plan = self.plan
         zero = self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
         for seed in plan.seeds:
             full = self.full_tuned(seed) if plan.baseline and plan.data else {}
             for name, recipe in self.recipes.items():
+                if recipes is not None and name not in recipes:
+                    continue
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
                 emulator = self.emulator(recipe, seed, offer)
                 for label, method in self.methods.items():
@@ -109,8 +115,10 @@ class Lab:
         """Make an offer and score its emulator."""
 
         def compute() -> dict[str, Any]:
+            learning = self.learned(recipe, seed)
             with measured(self.device) as cost:
                 offer.append(self.make_offer(recipe, seed))
+            cost["seconds"] += learning["seconds"]
             made, record = offer[0]
             entry = record.offers[0]
             return {
@@ -174,21 +182,61 @@ class Lab:
         return self.cell({"stage": "full_tuned", "options": asdict(options)}, compute)
 
     def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
-        """The offer of one recipe and seed, in memory."""
-        calibration = self.plan.calibration
-        rows = None
-        if calibration is not None:
-            rows = self.load(calibration, self.model, train=True, task=self.public)
+        """The offer of one recipe and seed."""
+        learned = self.learned(recipe, seed)
+        adapter: Adapter
+        if recipe.learned_blocks is not None:
+            scores = learned["scores"]
+            ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
+            adapter = tuple(ranked[: recipe.learned_blocks])
+        else:
+            adapter = parse_adapter(recipe.adapter)
+        steps = [
+            replace(step, learned=learned["folder"])
+            if isinstance(step, LayerReplace) and step.learned is None
+            else step
+            for step in recipe.steps
+        ]
         made, record = make_offer(
-            self.model, adapter=parse_adapter(recipe.adapter), recipe=recipe.steps, data=rows,
-            task=self.public, processor=self.processor, seed=seed, name=Path(self.plan.model).name,
+            self.model, adapter=adapter, recipe=steps, data=self.public_rows(), task=self.public,
+            processor=self.processor, seed=seed, name=Path(self.plan.model).name,
         )  # fmt: skip
         if self.exchange is not None:
             folder = self.exchange / f"offer-{seed}"
             made.save(folder)
-            record.save(self.exchange / f"offer-{seed}.record.json")
+            record.save(f"{folder}.record.json")
             made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
         return made, record
+
+    def learned(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """One LayerReplace pass per seed, which every ScaleOT recipe of the plan then shares.
+
+        Its seconds are counted in full for every offer that is made from it.
+        """
+        steps = [s for s in recipe.steps if isinstance(s, LayerReplace) and s.learned is None]
+        if not steps:
+            return {"seconds": 0.0}
+        step = steps[0]
+        training = Training(step.steps, step.rank, step.lr, step.eta, step.batch_size)
+        key = {"stage": "learned", "seed": seed, "training": asdict(training)}
+        folder = self.folder / "learned" / self.name(key)
+
+        def compute() -> dict[str, Any]:
+            with measured(self.device) as cost:
+                split = Split((0,), len(get_blocks(self.model)))
+                frozen = self.model.requires_grad_(False)
+                context = Context(frozen, split, self.public, self.public_rows(), seed)
+                found = learn(context, training)
+            if not folder.exists():
+                found.save(folder)
+            return {"scores": found.scores, **cost}
+
+        return {**self.cell(key, compute), "folder": str(folder)}
+
+    def public_rows(self) -> Any:
+        """The owner's calibration rows; None where the plan has no such data."""
+        source = self.plan.calibration
+        return source and self.load(source, self.model, train=True, task=self.public)
 
     def load(self, source: str, model: Any, *, train: bool, task: Task | None = None) -> Any:
         """Rows of a data set, read once for each set of classes a model may have."""
@@ -210,14 +258,19 @@ class Lab:
 
     def cell(self, key: Mapping[str, Any], compute: Any) -> dict[str, Any]:
         """The cached outcome for a key, computed and written on first use."""
-        text = json.dumps({**self.identity, **key}, sort_keys=True, default=list)
-        path = self.folder / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        path = self.folder / "cells" / f"{self.name(key)}.json"
         if path.exists():
             found: dict[str, Any] = read_json(path)["outcome"]
             return found
         outcome = json.loads(json.dumps(compute(), default=list))
-        write_file(path, json.dumps({"key": json.loads(text), "outcome": outcome}) + "\n")
-        return outcome
+        made = {"key": {**self.identity, **key}, "outcome": outcome, "environment": environment()}
+        write_file(path, json.dumps(made, default=list) + "\n")
+        return outcome  # type: ignore[no-any-return]
+
+    def name(self, key: Mapping[str, Any]) -> str:
+        """The hash of everything an outcome depends on."""
+        text = json.dumps({**self.identity, **key}, sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def flatten(
@@ -237,8 +290,3 @@ def flatten(
             name: {key: part[key] for key in details if key in part} for name, part in parts.items()
         },
     }
-
-
-def data_path(source: str) -> Path:
-    """The file or folder of a data source, without the part chosen in it (``file.npz:test``)."""
-    return Path(re.sub(r"(\.npz):.*", r"\1", source))

@@ -218,9 +218,10 @@ def _disclosed(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict
         original = dict(full[position].named_parameters())
         for name, tensor in block.named_parameters():
             other = original.get(name)
-            if other is not None and other.shape == tensor.shape:
-                if tensor is other or torch.equal(tensor.to(native), other.to(native)):
-                    same[f"{position}.{name}"] = tensor.numel()
+            if other is None or other.shape != tensor.shape:
+                continue
+            if tensor is other or torch.equal(tensor.to(native), other.to(native)):
+                same[f"{position}.{name}"] = tensor.numel()
     return same
 
 
@@ -324,8 +325,8 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     check_entries(head, check_head(head, declared.labels, entry.contract.head))
     if delta.manifest.adapter != entry.emulator_adapter:
         raise OffsiteError(
-            f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter is "
-            f"{list(entry.emulator_adapter)}."
+            f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter "
+            f"is {list(entry.emulator_adapter)}."
         )
     size = delta.bytes - sum(e.bytes for e in head.values())
     if size > entry.contract.max_bytes:

@@ -50,7 +50,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe of a plan: its steps, and the adapter it is made for."""
+    """One recipe of a plan: its steps, and the adapter it is made for.
+
+    ``adapter`` may be ``learned:COUNT``: the blocks that the recipe's LayerReplace pass finds most
+    important, as ScaleOT chooses them.
+    """
 
     steps: tuple[Step, ...]
     adapter: str
@@ -61,6 +65,12 @@ class Recipe:
         if isinstance(value, Mapping):
             return cls(tuple(parse_recipe(value.get("steps"))), str(value.get("adapter", adapter)))
         return cls(tuple(parse_recipe(value)), adapter)
+
+    @property
+    def learned_blocks(self) -> int | None:
+        """COUNT of ``learned:COUNT``, else None."""
+        kind, _, count = self.adapter.partition(":")
+        return int(count) if kind == "learned" and count.isdigit() else None
 
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""

@@ -41,7 +41,7 @@ def hidden(output: Any) -> torch.Tensor:
 
 @contextmanager
 def watch(model: nn.Module, positions: Iterable[int] | None = None) -> Iterator[dict[int, Call]]:
-    """Record the calls of blocks during the forwards inside the ``with``; the last forward stays."""
+    """Record the calls of blocks during the forwards inside the ``with``; the last one stays."""
     calls: dict[int, Call] = {}
     blocks = get_blocks(model)
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def replay(
     calls: Mapping[int, Call],
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """Run ``blocks`` one after another on hidden states, with the arguments recorded at ``positions``.
+    """Run blocks one after another on hidden states, with the arguments recorded at ``positions``.
 
     Args:
         blocks: modules to run.

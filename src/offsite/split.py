@@ -37,7 +37,7 @@ class Split:
         if not self.adapter or len(self.adapter) == self.total:
             raise OffsiteError(
                 f"An adapter of {len(self.adapter)} of {self.total} blocks leaves no "
-                f"{'adapter' if not self.adapter else 'middle'}; choose 1 to {self.total - 1} blocks."
+                f"{'middle' if self.adapter else 'adapter'}; choose 1 to {self.total - 1}."
             )
         object.__setattr__(self, "adapter", tuple(sorted(self.adapter)))
 
@@ -100,7 +100,7 @@ def parse_adapter(text: str) -> Adapter:
     if kind == "" and numbers:
         return numbers
     raise OffsiteError(
-        f"'{text}' is no adapter; write ends:FIRST,LAST or a list of block positions such as 0,5,23."
+        f"'{text}' is no adapter; write ends:FIRST,LAST or block positions such as 0,5,23."
     )
 
 

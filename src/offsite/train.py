@@ -127,7 +127,7 @@ class _Tunable(nn.Module):
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         self.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
         if hasattr(self.model, "enable_input_require_grads"):
-            self.model.enable_input_require_grads()
+            self.model.enable_input_require_grads()  # type: ignore[operator]
 
 
 class _Watch(TrainerCallback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -68,8 +67,9 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
         raise OffsiteError(f"'{text}' is no list of {what}; write numbers such as 1,2,3.") from None
 
 
-def check_source(path: str | Path | None) -> None:
+def check_source(source: str | None) -> None:
     """Refuse a data file that is not there before any model loads."""
-    if path is not None and not Path(str(path).partition(".npz:")[0] + (
-        ".npz" if ".npz:" in str(path) else "")).exists():  # fmt: skip
-        raise OffsiteError(f"There is no data file '{path}'.")
+    from offsite.tasks import data_path
+
+    if source is not None and not data_path(source).exists():
+        raise OffsiteError(f"There is no data file '{source}'.")

@@ -107,12 +107,13 @@ def offer(
         "disclosed": private.disclosed,
         "disclosed_so_far": everything.disclosed,
     }
-    share = result["bytes_offer"] / result["bytes_model"]
+    share, entry = result["bytes_offer"] / result["bytes_model"], private.offers[0]
     lines = [
         f"[bold]{out}[/]  offer {made.manifest.id[:8]} of {made.manifest.model_name}",
-        f"  blocks       adapter {spell(private.offers[0].adapter)}, middle "
-        f"{len(private.offers[0].middle)} of {private.offers[0].total - len(private.offers[0].adapter)}",
-        f"  bytes        {result['bytes_offer']:,} of the model's {private.model_bytes:,} ({share:.1%})",
+        f"  blocks       adapter {spell(entry.adapter)}, middle {len(entry.middle)} of "
+        f"{entry.total - len(entry.adapter)}",
+        f"  bytes        {result['bytes_offer']:,} of the model's {private.model_bytes:,} "
+        f"({share:.1%})",
         f"  disclosed    {private.disclosed:.1%} of the middle's parameters leave verbatim",
         f"  record       {record} (private: keep it, never send it)",
     ]

@@ -49,6 +49,8 @@ def tune(
     json: o.Json = False,
 ) -> None:
     """Tune the adapter of an offer on private data and write the delta."""
+    import torch
+
     from offsite.checkpoint import parse_dtype
     from offsite.cli.owner import describe, finish_work
     from offsite.deltas import method_json, parse_method
@@ -82,7 +84,8 @@ def tune(
     work = out.with_name(f"{out.name}.work")
     if work.exists() and not resume:
         raise OffsiteError(
-            f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start afresh."
+            f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start "
+            "afresh."
         )
     tuned = run_tune(
         loaded,
@@ -92,7 +95,7 @@ def tune(
         eval_data=eval_data,
         task=kind,
         device=device,
-        dtype=parse_dtype(dtype or "float32"),
+        dtype=parse_dtype(dtype) or torch.float32,
         work=work,
         resume=resume,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offsite.errors import OffsiteError
+from offsite.files import sha256_file
 
 if TYPE_CHECKING:
     from offsite.tasks.task import Task
@@ -77,3 +78,17 @@ def default_data(task: Task, split: str) -> Path | None:
     file = getattr(task, "file", None)
     path = getattr(file, split, None)
     return None if path is None else (getattr(task, "folder", None) or Path()) / path
+
+
+def data_path(source: str | Path) -> Path:
+    """The file or folder of a data source, without the part chosen in it (``file.npz:test``)."""
+    whole = Path(source)
+    return whole if whole.exists() else Path(str(source).partition(":")[0])
+
+
+def source_identity(source: str | Path) -> str:
+    """What tells a data source from others, wherever it lies: for a file, its hash."""
+    path = data_path(source)
+    if not path.is_file():
+        return str(source)
+    return sha256_file(path) + str(source)[len(str(path)) :]

@@ -1,0 +1,41 @@
+"""Put the inputs of the benchmarks under ``build/bench``, where the experiment files look for them.
+
+The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of WikiText-2's training
+text the first 3 MB are taken (articles are in shuffled order), of the books 4 MB from the middle.
+
+    python benchmarks/prepare.py ../shared
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+TARGET = Path("build/bench")
+
+
+def part(source: Path, target: Path, begin: int, size: int) -> None:
+    """Whole lines of about ``size`` characters of a text file, from character ``begin``."""
+    text = source.read_text(encoding="utf-8")
+    begin = text.find("\n", begin) + 1 if begin else 0
+    target.write_text(text[begin : text.find("\n", begin + size) + 1], encoding="utf-8")
+
+
+def main(shared: Path) -> None:
+    """Copy and cut."""
+    for folder in ("wikitext", "qa"):
+        (TARGET / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copytree(shared / "models/bookling-31m", TARGET / "bookling-31m", dirs_exist_ok=True)
+    data = shared / "data"
+    part(data / "wikitext-2/train.txt", TARGET / "wikitext/train.txt", 0, 3_000_000)
+    shutil.copy(data / "wikitext-2/test.txt", TARGET / "wikitext/test.txt")
+    part(data / "books/books_b.txt", TARGET / "books.txt", 20_000_000, 4_000_000)
+    for name in ("sst2", "piqa", "arc_easy", "openbookqa", "sciq"):
+        shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)
+    shutil.copy(data / "vision/cifar10.npz", TARGET / "cifar10.npz")
+    shutil.copytree("benchmarks/models/vit-cifar5", TARGET / "vit-cifar5", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,90 @@
+"""Run experiment files with many cells at once on the GPUs of one machine.
+
+Cells go to the same cache that ``offsite lab`` uses, so afterwards the tables come from
+
+    offsite lab benchmarks/experiments/NAME.toml --out build/lab/NAME
+
+    python benchmarks/run.py build/lab 14 NAME [NAME ...]     # folder, processes, experiments
+
+First the passes that others share (baselines, LayerReplace), then one job per recipe and seed.
+Jobs of the experiments named first start first; ``DEADLINE`` seconds (environment) stop the rest.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+Job = tuple[str, int, int, str]  # experiment, plan, seed, recipe ("" for what is shared)
+
+
+def work(queue: Any, folder: Path, device: str, deadline: float) -> None:
+    """Take jobs until there are none; a failing one is reported and does not stop the others."""
+    import torch
+
+    from offsite.experiment import read_experiment
+    from offsite.lab import Lab
+
+    torch.set_num_threads(1)
+    labs: dict[tuple[str, int], Lab] = {}
+    while (job := queue.get()) is not None:
+        name, index, seed, recipe = job
+        if time.time() > deadline:
+            continue
+        start = time.perf_counter()
+        try:
+            if (name, index) not in labs:
+                plan = read_experiment(f"benchmarks/experiments/{name}.toml")[index]
+                labs = {(name, index): Lab(plan, folder / name, device)}
+            lab = labs[name, index]
+            lab.plan = replace(lab.plan, seeds=(seed,))
+            if recipe:
+                list(lab.run([recipe]))
+            else:
+                list(lab.run([]))
+                for entry in lab.recipes.values():
+                    lab.learned(entry, seed)
+            print(f"{time.perf_counter() - start:6.1f} s  {job}", flush=True)
+        except Exception:
+            print(f"FAILED {job}\n{traceback.format_exc()}", flush=True)
+
+
+def main(folder: Path, processes: int, names: list[str]) -> None:
+    """Run every job of the experiments, the shared ones first."""
+    import torch
+
+    from offsite.experiment import read_experiment
+
+    deadline = time.time() + float(os.environ.get("DEADLINE", "1e9"))
+    shared: list[Job] = []
+    single: list[Job] = []
+    for name in names:
+        for index, plan in enumerate(read_experiment(f"benchmarks/experiments/{name}.toml")):
+            shared += [(name, index, seed, "") for seed in plan.seeds]
+            single += [(name, index, s, recipe) for recipe in plan.recipes for s in plan.seeds]
+    context = multiprocessing.get_context("spawn")
+    queues = [context.Queue(), context.Queue()]
+    gpus = max(1, torch.cuda.device_count())
+    device = "cuda:{}" if torch.cuda.is_available() else "cpu"
+    for queue, jobs in zip(queues, (shared, single), strict=True):
+        for job in [*jobs, *[None] * processes]:
+            queue.put(job)
+        pool = [
+            context.Process(target=work, args=(queue, folder, device.format(i % gpus), deadline))
+            for i in range(processes)
+        ]
+        for process in pool:
+            process.start()
+        for process in pool:
+            process.join()
+    print(f"{len(shared) + len(single)} jobs done", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

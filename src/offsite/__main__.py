@@ -1,0 +1,5 @@
+"""``python -m offsite`` is the command ``offsite``."""
+
+from offsite.cli import main
+
+main()
