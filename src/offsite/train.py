@@ -264,7 +264,7 @@ def _arguments(
         max_grad_norm=options.max_grad_norm,
         bf16=options.precision == "bfloat16",
         fp16=options.precision == "float16",
-        gradient_checkpointing=options.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
         logging_steps=max(1, total // 50),
         eval_strategy="steps" if eval_data is not None else "no",
         eval_steps=every,
