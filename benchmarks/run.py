@@ -21,11 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-Job = tuple[str, int, int, str]  # experiment, plan, seed, recipe ("" for what is shared)
+Job = tuple[str, int, int, str, str]  # experiment, plan, seed, recipe and delta ("" if shared)
+
+SPLIT = 4  # with more deltas than this, each is a job of its own
 
 
-def work(queue: Any, folder: Path, device: str, deadline: float) -> None:
+def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
     """Take jobs until there are none; a failing one is reported and does not stop the others."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     import torch
 
     from offsite.experiment import read_experiment
@@ -34,18 +37,18 @@ def work(queue: Any, folder: Path, device: str, deadline: float) -> None:
     torch.set_num_threads(1)
     labs: dict[tuple[str, int], Lab] = {}
     while (job := queue.get()) is not None:
-        name, index, seed, recipe = job
+        name, index, seed, recipe, delta = job
         if time.time() > deadline:
             continue
         start = time.perf_counter()
         try:
             if (name, index) not in labs:
                 plan = read_experiment(f"benchmarks/experiments/{name}.toml")[index]
-                labs = {(name, index): Lab(plan, folder / name, device)}
+                labs = {(name, index): Lab(plan, folder / name)}
             lab = labs[name, index]
             lab.plan = replace(lab.plan, seeds=(seed,))
             if recipe:
-                list(lab.run([recipe]))
+                list(lab.run([recipe], [delta] if delta else None))
             else:
                 list(lab.run([]))
                 for entry in lab.recipes.values():
@@ -66,17 +69,21 @@ def main(folder: Path, processes: int, names: list[str]) -> None:
     single: list[Job] = []
     for name in names:
         for index, plan in enumerate(read_experiment(f"benchmarks/experiments/{name}.toml")):
-            shared += [(name, index, seed, "") for seed in plan.seeds]
-            single += [(name, index, s, recipe) for recipe in plan.recipes for s in plan.seeds]
+            shared += [(name, index, seed, "", "") for seed in plan.seeds]
+            single += [
+                (name, index, seed, recipe, delta)
+                for recipe in plan.recipes
+                for delta in (plan.deltas if len(plan.deltas) > SPLIT else [""])
+                for seed in plan.seeds
+            ]
     context = multiprocessing.get_context("spawn")
     queues = [context.Queue(), context.Queue()]
     gpus = max(1, torch.cuda.device_count())
-    device = "cuda:{}" if torch.cuda.is_available() else "cpu"
     for queue, jobs in zip(queues, (shared, single), strict=True):
         for job in [*jobs, *[None] * processes]:
             queue.put(job)
         pool = [
-            context.Process(target=work, args=(queue, folder, device.format(i % gpus), deadline))
+            context.Process(target=work, args=(queue, folder, i % gpus, deadline))
             for i in range(processes)
         ]
         for process in pool:

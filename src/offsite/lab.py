@@ -74,8 +74,10 @@ class Lab:
         }
         self.rows: dict[tuple[Any, ...], Any] = {}
 
-    def run(self, recipes: Collection[str] | None = None) -> Iterator[Row]:
-        """Every row of the plan (or of some recipes), from the cache or computed now."""
+    def run(
+        self, recipes: Collection[str] | None = None, deltas: Collection[str] | None = None
+    ) -> Iterator[Row]:
+        """Every row of the plan (or of some recipes and deltas), cached or computed now."""
         plan = self.plan
         zero = self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
         for seed in plan.seeds:
@@ -86,6 +88,8 @@ class Lab:
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
                 emulator = self.emulator(recipe, seed, offer)
                 for label, method in self.methods.items():
+                    if deltas is not None and label not in deltas:
+                        continue
                     tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
                     yield self.row(name, label, seed, zero, full, emulator, tuned)
 
@@ -220,6 +224,9 @@ class Lab:
         training = Training(step.steps, step.rank, step.lr, step.eta, step.batch_size)
         key = {"stage": "learned", "seed": seed, "training": asdict(training)}
         folder = self.folder / "learned" / self.name(key)
+
+        if not folder.exists():  # the outcome without the harmonizers is of no use
+            (self.folder / "cells" / f"{self.name(key)}.json").unlink(missing_ok=True)
 
         def compute() -> dict[str, Any]:
             with measured(self.device) as cost:
