@@ -1,7 +1,7 @@
 """Put the inputs of the benchmarks under ``build/bench``, where the experiment files look for them.
 
-The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of WikiText-2's training
-text the first 3 MB are taken (articles are in shuffled order), of the books 4 MB from the middle.
+The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of WikiText-2's
+training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle.
 
     python benchmarks/prepare.py ../shared
 """

@@ -18,27 +18,32 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 SHARED = Path(__file__).parents[2] / "shared"
 TEXT = "the cat sat on the mat and the dog sat on the log while a bird sang in a tree. " * 40
 VOCAB = 300
-_COMMON: dict[str, Any] = dict(vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-_WIDTH: dict[str, Any] = dict(
-    hidden_size=16,
-    num_hidden_layers=6,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=128,
-)
-_VISION: dict[str, Any] = dict(
-    hidden_size=16,
-    num_hidden_layers=6,
-    num_attention_heads=2,
-    intermediate_size=32,
-    image_size=16,
-    patch_size=4,
-)
-_HEADS: dict[str, Any] = dict(num_key_value_heads=1, head_dim=8)
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_WIDTH: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}
+_VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 16,
+    "patch_size": 4,
+}
+_HEADS: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 8}
 LANGUAGE = {
-    "gpt2": ("GPT2Config", dict(n_embd=16, n_layer=6, n_head=2, n_positions=128)),
+    "gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 6, "n_head": 2, "n_positions": 128}),
     "opt": ("OPTConfig", dict(_WIDTH, ffn_dim=32, word_embed_proj_dim=16)),
-    "bloom": ("BloomConfig", dict(hidden_size=16, n_layer=6, n_head=2)),
+    "bloom": ("BloomConfig", {"hidden_size": 16, "n_layer": 6, "n_head": 2}),
     "llama": ("LlamaConfig", dict(_WIDTH, num_key_value_heads=1, attention_bias=True)),
     "mistral": ("MistralConfig", dict(_WIDTH, num_key_value_heads=1, sliding_window=8)),
     "qwen2": ("Qwen2Config", dict(_WIDTH, num_key_value_heads=1, tie_word_embeddings=True)),

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LANGUAGE, VISION, inputs_for, language_model, output_of, vision_model
 
+from conftest import LANGUAGE, VISION, inputs_for, language_model, output_of, vision_model
 from offsite.blocks import assemble, block_path, get_blocks
 from offsite.compress.drop import Drop
 from offsite.compress.step import Context, compress
@@ -59,7 +59,8 @@ def test_generation_with_and_without_cache_agrees(family: str) -> None:
     for middle in (compress([Drop(keep=2)], Context(model, split)), shared):
         emulator, _ = join(model, split, middle)
         ids = inputs_for(model)["input_ids"]
-        options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
+        options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        options["eos_token_id"] = None
         with_cache = emulator.generate(ids, **options)
         without = emulator.generate(ids, use_cache=False, **options)
         assert torch.equal(with_cache, without)
@@ -68,7 +69,7 @@ def test_generation_with_and_without_cache_agrees(family: str) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gemma3"])
 def test_layer_types_follow_their_blocks(family: str) -> None:
     model = language_model(family)
-    types = list(getattr(model.config, "layer_types"))
+    types = list(model.config.layer_types)
     small = assemble(model, [get_blocks(model)[i] for i in (0, 1, 4)], (0, 1, 4))
     assert small.config.layer_types == [types[i] for i in (0, 1, 4)]
     assert small.config.num_hidden_layers == 3 and model.config.num_hidden_layers == 6

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import LANGUAGE, TEXT, inputs_for, language_model, output_of
 
+from conftest import LANGUAGE, TEXT, inputs_for, language_model, output_of
 from offsite.blocks import get_blocks
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
@@ -61,7 +61,7 @@ def test_full_delta_carries_over_exactly(
     batch = inputs_for(model)
     assert not torch.equal(output_of(plugged, batch), output_of(model, batch))
     ids = batch["input_ids"]
-    options = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(
         plugged.generate(ids, **options), plugged.generate(ids, use_cache=False, **options)
     )
@@ -162,7 +162,8 @@ def test_distillation_brings_the_emulator_closer(
     adapter: Any, tokenizer: Any, text_file: Path
 ) -> None:
     model = language_model("llama")
-    options: dict[str, Any] = dict(adapter=adapter, processor=tokenizer, task=TASK, data=text_file)
+    options: dict[str, Any] = {"adapter": adapter, "processor": tokenizer, "task": TASK}
+    options["data"] = text_file
     before = {name: tensor.clone() for name, tensor in state(model).items()}
     plain, _ = make_offer(model, recipe=[Drop(keep=1)], **options)
     recipe = [Drop(keep=1), Distill(steps=40, lr=1e-2, lm_weight=0)]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from offsite.blocks import get_blocks
-from offsite.checkpoint import load_model, model_fingerprint, parse_dtype, pick_device
+from offsite.checkpoint import load_model, parse_dtype, pick_device
 from offsite.compress.layer_replace import Training, learn
 from offsite.compress.scaleot import LayerReplace
 from offsite.compress.step import Context
@@ -29,10 +30,11 @@ from offsite.heads import give_head, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row
+from offsite.plan import Plan, Recipe, Row, flatten
 from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
+from offsite.stored import model_fingerprint
 from offsite.tasks import check_data, data_path, load_task, source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
@@ -153,7 +155,7 @@ class Lab:
                 )
             delta = tuned.delta
             if self.exchange is not None:
-                delta.save(self.exchange / f"delta-{seed}-{method.kind}")
+                delta.save(self.exchange / f"delta-{self.slug(recipe)}-{method.kind}-{seed}")
                 delta = Delta.load(delta.folder)  # type: ignore[arg-type]
             return {
                 "emulator_tuned": self.score(tuned.model),
@@ -206,7 +208,7 @@ class Lab:
             processor=self.processor, seed=seed, name=Path(self.plan.model).name,
         )  # fmt: skip
         if self.exchange is not None:
-            folder = self.exchange / f"offer-{seed}"
+            folder = self.exchange / f"offer-{self.slug(recipe)}-{seed}"
             made.save(folder)
             record.save(f"{folder}.record.json")
             made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
@@ -274,26 +276,12 @@ class Lab:
         write_file(path, json.dumps(made, default=list) + "\n")
         return outcome  # type: ignore[no-any-return]
 
+    def slug(self, recipe: Recipe) -> str:
+        """The name of a recipe as part of a folder's name."""
+        name = next(name for name, found in self.recipes.items() if found == recipe)
+        return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
     def name(self, key: Mapping[str, Any]) -> str:
         """The hash of everything an outcome depends on."""
         text = json.dumps({**self.identity, **key}, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def flatten(
-    parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The figures beside the scores, and under ``details`` what is known of each score."""
-    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter", "blocks")
-    more = ("bytes_delta", "trainable", "seconds_per_step", "history")
-    details = ("value", "stderr", "count", "extra", "items")
-    return {
-        **{key: emulator[key] for key in keys},
-        **{key: tuned[key] for key in more if key in tuned},
-        "seconds_offer": emulator["seconds"],
-        "memory_offer": emulator["memory"],
-        **{f"{key}_tune": tuned[key] for key in ("seconds", "memory") if key in tuned},
-        "details": {
-            name: {key: part[key] for key in details if key in part} for name, part in parts.items()
-        },
-    }

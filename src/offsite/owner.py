@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,23 +18,23 @@ from offsite.checkpoint import (
     checkpoint_fingerprint,
     load_model,
     model_config,
-    model_fingerprint,
     pick_device,
 )
 from offsite.compress.step import Context, Step, compress, plan
 from offsite.config import to_json
+from offsite.contract import check_contract, check_norm, make_contract
 from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.deltas.method import Method, check_entries
 from offsite.errors import OffsiteError
-from offsite.heads import check_head, give_head, head_entries, head_tensors, set_head
-from offsite.manifest import Contract, OfferManifest, new_id, now, tool_versions
+from offsite.heads import give_head, head_tensors, set_head
+from offsite.manifest import OfferManifest, new_id, now, tool_versions
 from offsite.offer import Offer, load_processor
 from offsite.record import OfferRecord, Record
 from offsite.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
+from offsite.stored import model_fingerprint
 from offsite.tasks.task import Task
 from offsite.tasks.text import CausalText
-from offsite.tensors import TensorEntry
 
 
 def make_offer(
@@ -225,26 +225,6 @@ def _disclosed(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict
     return same
 
 
-def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contract:
-    """What a delta may bring back: tensors of the adapter blocks, within generous bounds, and, for
-    an image model, a classifier head.
-    """
-    blocks = get_blocks(model)
-    tensors = {
-        f"{path}.{index}.{name}": parameter
-        for index in adapter
-        for name, parameter in blocks[index].named_parameters()
-    }
-    norm = sum(float(t.detach().float().pow(2).sum()) for t in tensors.values()) ** 0.5
-    size = sum(t.numel() for t in tensors.values())
-    return Contract(
-        tensors={name: TensorEntry.of(t) for name, t in tensors.items()},
-        max_bytes=8 * size + 2**20,
-        max_norm=10 * norm + 100,
-        head=head_entries(model),
-    )
-
-
 def plug(model: str | Path | nn.Module, delta: Delta, record: Record) -> Any:
     """Put a delta into the full model.
 
@@ -309,41 +289,3 @@ def attach_delta(
     set_head(head_tensors(plain), {name: tensors[name] for name in head})
     runner.requires_grad_(False)
     return runner.eval(), method, model
-
-
-def check_contract(delta: Delta, entry: OfferRecord) -> None:
-    """Compare what a delta declares with its offer, reading no tensor.
-
-    Raises:
-        OffsiteError: other adapter blocks than offered, a head that is not the offer's, or more
-            bytes than allowed.
-    """
-    declared = delta.manifest
-    head = {name: e for name, e in declared.tensors.items() if name in declared.head}
-    if len(head) < len(declared.head):
-        raise OffsiteError("The delta names a head that is not among its tensors.")
-    check_entries(head, check_head(head, declared.labels, entry.contract.head))
-    if delta.manifest.adapter != entry.emulator_adapter:
-        raise OffsiteError(
-            f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter "
-            f"is {list(entry.emulator_adapter)}."
-        )
-    size = delta.bytes - sum(e.bytes for e in head.values())
-    if size > entry.contract.max_bytes:
-        raise OffsiteError(
-            f"The delta has {size} bytes of tensors; its offer allows {entry.contract.max_bytes}."
-        )
-
-
-def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
-    """Refuse a delta whose numbers are far larger than the adapter's own.
-
-    Raises:
-        OffsiteError: the L2 norm of all floating-point tensors exceeds the contract's bound.
-    """
-    squares = sum(float(t.float().pow(2).sum()) for t in tensors.values() if t.is_floating_point())
-    if squares**0.5 > contract.max_norm:
-        raise OffsiteError(
-            f"The delta's values have norm {squares**0.5:.3g}; its offer allows "
-            f"{contract.max_norm:.3g}, so tune again with a lower learning rate."
-        )

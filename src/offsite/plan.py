@@ -100,3 +100,22 @@ class Row:
             **self.scores.to_json(),
             **self.extra,
         }
+
+
+def flatten(
+    parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures beside the scores, and under ``details`` what is known of each score."""
+    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter", "blocks")
+    more = ("bytes_delta", "trainable", "seconds_per_step", "history")
+    details = ("value", "stderr", "count", "extra", "items")
+    return {
+        **{key: emulator[key] for key in keys},
+        **{key: tuned[key] for key in more if key in tuned},
+        "seconds_offer": emulator["seconds"],
+        "memory_offer": emulator["memory"],
+        **{f"{key}_tune": tuned[key] for key in ("seconds", "memory") if key in tuned},
+        "details": {
+            name: {key: part[key] for key in details if key in part} for name, part in parts.items()
+        },
+    }

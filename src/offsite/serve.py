@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from offsite.blocks import assemble, block_path, get_blocks, rename_blocks
-from offsite.checkpoint import model_fingerprint
 from offsite.config import require, to_json
 from offsite.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta, new_delta
 from offsite.deltas import Full, parse_method
@@ -24,6 +23,7 @@ from offsite.manifest import Sha256
 from offsite.offer import Offer
 from offsite.owner import attach_delta
 from offsite.record import Record
+from offsite.stored import model_fingerprint
 from offsite.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
 
 MANIFEST, WEIGHTS = "plugged.json", "plugged.safetensors"

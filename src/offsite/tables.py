@@ -101,14 +101,24 @@ def cells(
 
 
 def terminal(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """The scores as a table for the terminal; losses are shown as perplexity, the gap in nats."""
+    """The scores as a table for the terminal; losses are shown as perplexity, the gap in nats.
+
+    A few settings stand side by side, many below each other.
+    """
     head, body = cells(rows, costs=False)
     table = Table(title=title, title_justify="left")
-    for name in head:
-        text = name in ("task", "recipe", "delta")
-        table.add_column(name, justify="left" if text else "right", overflow="fold")
+    if len(body) > 4:
+        for name in head:
+            text = name in ("task", "recipe", "delta")
+            table.add_column(name, justify="left" if text else "right", overflow="fold")
+        for line in body:
+            table.add_row(*line)
+        return table
+    table.add_column(head[0])
     for line in body:
-        table.add_row(*line)
+        table.add_column(line[0], justify="right")
+    for index, name in enumerate(head[1:], start=1):
+        table.add_row(name, *(line[index] for line in body))
     return table
 
 

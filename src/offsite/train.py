@@ -7,6 +7,7 @@ accumulation, checkpointing, torchrun, trackers, early stopping and resuming are
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -204,6 +205,8 @@ def train(
     if resume and checkpoint is None:
         raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
     total = options.steps or max(1, int(len(data) / options.batch_size * options.epochs))  # type: ignore[arg-type]
+    if device.index is not None:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # else the first accelerator is taken
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=_Tunable(model.to(device), loss),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
-from offsite.cli import exchange, look, owner, research, tuner
+from offsite.cli import exchange, importance, look, owner, research, sweep, tuner
 from offsite.errors import OffsiteError
 
 app = typer.Typer(
@@ -17,12 +18,12 @@ app = typer.Typer(
 OWNER, TUNER, BOTH = "Model owner", "Data owner", "Both, and researchers"
 app.command("offer", rich_help_panel=OWNER)(owner.offer)
 app.command("plug", rich_help_panel=OWNER)(owner.plug)
-app.command("importance", rich_help_panel=OWNER)(owner.importance)
+app.command("importance", rich_help_panel=OWNER)(importance.importance)
 app.command("tune", rich_help_panel=TUNER)(tuner.tune)
 app.add_typer(tuner.delta_app, name="delta", rich_help_panel=TUNER)
 app.command("score", rich_help_panel=BOTH)(research.score)
 app.command("lab", rich_help_panel=BOTH)(research.lab)
-app.command("sweep", rich_help_panel=BOTH)(research.sweep)
+app.command("sweep", rich_help_panel=BOTH)(sweep.sweep)
 app.command("report", rich_help_panel=BOTH)(look.report)
 app.command("inspect", rich_help_panel=BOTH)(look.inspect)
 app.command("deltas", rich_help_panel=BOTH)(look.deltas)
@@ -36,6 +37,7 @@ app.command("pull", rich_help_panel=BOTH)(exchange.pull)
 
 def main() -> None:
     """Run the command line; what the user can mend is one sentence and exit status 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their callers
     try:
         app()
     except OffsiteError as error:

@@ -182,64 +182,6 @@ def plug(
     )
 
 
-def importance(
-    model: Model,
-    data: Annotated[str, typer.Option(help="Your own data.")],
-    learn: Annotated[
-        Path | None, typer.Option(help="Also learn ScaleOT's scores and harmonizers, saved here.")
-    ] = None,
-    learn_steps: Annotated[int, typer.Option(help="Steps of that learning.")] = 1000,
-    learned: Learned = None,
-    out: Annotated[Path | None, typer.Option(help="Picture to write (.png or .svg).")] = None,
-    task: o.Task = "text",
-    max_length: o.MaxLength = 256,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
-    seed: o.Seed = 0,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    json: o.Json = False,
-) -> None:
-    """Measure the importance of every block, by all signals side by side."""
-    from offsite.blocks import get_blocks
-    from offsite.checkpoint import load_model, parse_dtype, pick_device
-    from offsite.compress.importance import importance as measure
-    from offsite.compress.layer_replace import Training
-    from offsite.compress.layer_replace import learn as learn_scores
-    from offsite.compress.learned import Learned as Result
-    from offsite.compress.step import Context
-    from offsite.files import check_free
-    from offsite.offer import load_processor
-    from offsite.report.bars import draw_importance, importance_table
-    from offsite.split import Split
-    from offsite.tasks import load_task
-
-    o.check_source(data)
-    for path in filter(None, (learn, out)):
-        check_free(path)
-    kind = load_task(task, max_length=max_length)
-    full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
-    full = full.to(pick_device(device)).requires_grad_(False)
-    rows = kind.load(data, load_processor(model, kind.name), full, train=True)
-    work = learn.with_name(f"{learn.name}.work") if learn else None
-    context = Context(full, Split((0,), len(get_blocks(full))), kind, rows, seed, work, resume)
-    extra = {}
-    if learn is not None:
-        found = learn_scores(context, Training(steps=learn_steps))
-        found.save(learn)
-        finish_work(work)
-        extra["learned"] = found.scores
-    elif learned is not None:
-        extra["learned"] = Result.load(learned, full).scores
-    table = measure(context, learned=extra)
-    if out is not None:
-        draw_importance(table, out)
-    o.emit(
-        {"importance": table, "learned": str(learn or learned or "")},
-        json,
-        [importance_table(table)],
-    )
-
-
 def build_recipe(
     model: str,
     auto_class: str,

@@ -20,7 +20,6 @@ from torch import nn
 from torch.utils.data import Subset
 
 from offsite.blocks import assemble, block_config, get_blocks
-from offsite.checkpoint import model_fingerprint
 from offsite.compress.learned import Learned, State, read_state, write_state
 from offsite.compress.step import Context
 from offsite.config import require
@@ -28,6 +27,7 @@ from offsite.errors import OffsiteError
 from offsite.layers import Harmonizer
 from offsite.progress import track
 from offsite.replay import observe
+from offsite.stored import model_fingerprint
 
 GROUP, SAMPLES, HOLD_OUT = 4, 3, 10
 

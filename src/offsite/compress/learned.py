@@ -14,11 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from offsite.checkpoint import model_fingerprint
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.files import new_folder, read_json, write_file
 from offsite.layers import Harmonizer, HarmonizerSpec
+from offsite.stored import model_fingerprint
 from offsite.tensors import load_tensors, parse, save_tensors
 
 WEIGHTS, META, STATE = "harmonizers.safetensors", "learned.json", "layer-replace"

@@ -25,6 +25,7 @@ from offsite.tables import terminal
 from offsite.train import TrainOptions
 
 MODEL = Path(__file__).parent / "model"
+LR = 5e-4  # of the adapter; full fine-tuning takes the lab's 1e-3
 
 
 def run(out: Path, steps: int, seed: int, as_json: bool) -> None:
@@ -41,10 +42,13 @@ def run(out: Path, steps: int, seed: int, as_json: bool) -> None:
         data=str(train),
         eval_data=str(test),
         max_length=128,
-        recipes={"uniform 2-6-2": [{"kind": "drop", "keep": 6}]},
-        deltas={"full": {"kind": "full"}, "lora": {"kind": "lora"}},
+        recipes={
+            "uniform 2-8-2": [{"kind": "drop", "keep": 8}],
+            "noise + int4": [{"kind": "noise", "scale": 0.5}, {"kind": "quantise", "bits": 4}],
+        },
+        deltas={"full": {"kind": "full"}},
         seeds=(seed,),
-        options=TrainOptions(steps=steps, batch_size=8),
+        options=TrainOptions(steps=steps, lr=LR),
     )
     o.note("offer, tune, plug and score: both roles on this machine, meeting only through folders")
     rows = []
@@ -64,7 +68,7 @@ def run(out: Path, steps: int, seed: int, as_json: bool) -> None:
     seconds = time.perf_counter() - start
     lines = [
         terminal(result["rows"], "perplexity (lower is better); recovered and gap in nats"),  # type: ignore[arg-type]
-        picture(rows[0]),
+        *(picture(row) for row in rows),
         f"{out}/exchange holds the offer, the owner's record and the deltas; the page is {page}",
         f"{seconds:.0f} seconds",
     ]
@@ -85,7 +89,9 @@ def private_text(folder: Path) -> tuple[Path, Path]:
 
 def picture(row: Row) -> Table:
     """The five scores of a row as bars: how far each lies from full zero-shot."""
-    table = Table(box=None, show_header=False, title="the five scores", title_justify="left")
+    table = Table(
+        box=None, show_header=False, title=f"perplexity: {row.recipe}", title_justify="left"
+    )
     known = {key: getattr(row.scores, key) for key in KEYS}
     high = max(value for value in known.values() if value is not None)
     for key, value in known.items():

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offsite.errors import OffsiteError
-from offsite.files import sha256_file
 
 if TYPE_CHECKING:
     from offsite.tasks.task import Task
@@ -88,6 +87,8 @@ def data_path(source: str | Path) -> Path:
 
 def source_identity(source: str | Path) -> str:
     """What tells a data source from others, wherever it lies: for a file, its hash."""
+    from offsite.files import sha256_file
+
     path = data_path(source)
     if not path.is_file():
         return str(source)

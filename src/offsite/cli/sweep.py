@@ -1,0 +1,111 @@
+"""The command that draws the frontier of recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offsite.cli import options as o
+from offsite.cli.research import run_plans, show_rows
+from offsite.errors import OffsiteError
+
+
+def sweep(
+    model: Annotated[str, typer.Argument(help="Full model.")],
+    data: Annotated[str, typer.Option(help="Private (or stand-in) data to tune on.")],
+    eval_data: Annotated[str, typer.Option(help="Data to score on.")],
+    calibration: Annotated[str | None, typer.Option(help="The owner's own data.")] = None,
+    adapter: o.Adapter = "ends:2,2",
+    recipe: Annotated[
+        str, typer.Option(help="Presets, separated by commas.")
+    ] = "uniform,influence,crash,gradot,int4",
+    budgets: Annotated[str, typer.Option(help="Shares of the middle's bytes.")] = "0.6,0.45,0.3",
+    target: Annotated[
+        str | None, typer.Option(help="What to choose for, such as recovered=0.95,bytes=0.6.")
+    ] = None,
+    delta: Annotated[str, typer.Option(help="Method to tune with.")] = "full",
+    learned: Annotated[str | None, typer.Option(help="Folder of a LayerReplace pass.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of cells, results and picture.")] = Path(
+        "sweep"
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
+    steps: o.Steps = None,
+    epochs: o.Epochs = 1.0,
+    lr: o.Lr = None,
+    full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
+    batch_size: o.BatchSize = 8,
+    task: o.Task = "text",
+    max_length: o.MaxLength = 256,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Run recipes over a grid of budgets and draw the frontier of plug-in against emulator."""
+    from offsite import sweep as frontier
+    from offsite.blocks import get_blocks
+    from offsite.checkpoint import build_skeleton, model_config
+    from offsite.compress.presets import Shape
+    from offsite.deltas import method_json
+    from offsite.plan import Plan
+    from offsite.split import make_split, parse_adapter
+    from offsite.tasks import load_task
+    from offsite.train import TrainOptions
+
+    for source in (data, eval_data, calibration):
+        o.check_source(source)
+    wish = read_target(target)
+    auto_class = load_task(task).auto_class
+    skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+    split = make_split(parse_adapter(adapter), len(get_blocks(skeleton)))
+    grid = frontier.grid(
+        recipe.split(","), o.numbers(budgets, "budgets"), Shape.of(skeleton, split), learned
+    )
+    plan = Plan(
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        task=task,
+        max_length=max_length,
+        adapter=adapter,
+        calibration=calibration,
+        recipes={cell.name: list(cell.steps) for cell in grid},
+        deltas={delta: method_json(delta)},
+        seeds=tuple(int(seed) for seed in o.numbers(seeds, "seeds")),
+        options=TrainOptions(steps=steps, epochs=epochs, lr=lr, batch_size=batch_size),
+        full_lr=full_lr,
+        dtype=dtype or "float32",
+    )
+    rows = run_plans([plan], out, device)
+    points = frontier.points(rows)
+    picture = out / "frontier.png"
+    first = rows[0]
+    frontier.draw(
+        points, picture, higher_is_better=first["higher_is_better"], metric=first["metric"]
+    )
+    chosen = frontier.choose(points, *wish) if wish else None
+    more = {"front": [p.recipe for p in frontier.front(points)], "picture": str(picture)}
+    lines = [f"front: {', '.join(more['front'])}", f"picture: {picture}"]
+    if chosen is not None:
+        more["chosen"] = chosen.recipe
+        lines.append(f"chosen for {target}: [bold]{chosen.recipe}[/]")
+    show_rows(rows, out, json, more, lines)
+
+
+def read_target(text: str | None) -> tuple[float, float] | None:
+    """An owner's wish: ``recovered=0.95,bytes=0.6``.
+
+    Raises:
+        OffsiteError: another form.
+    """
+    if text is None:
+        return None
+    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    try:
+        return float(pairs.pop("recovered")), float(pairs.pop("bytes", 1.0))
+    except (KeyError, ValueError):
+        raise OffsiteError(
+            f"'{text}' is no target; write recovered=SHARE,bytes=SHARE, such as "
+            "recovered=0.95,bytes=0.6."
+        ) from None
