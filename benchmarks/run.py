@@ -50,7 +50,9 @@ def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
             if recipe:
                 list(lab.run([recipe], [delta] if delta else None))
             else:
-                list(lab.run([]))
+                list(lab.run(["nothing but the zero-shot score"]))
+                if lab.plan.baseline and lab.plan.data:
+                    lab.full_tuned(seed)
                 for entry in lab.recipes.values():
                     lab.learned(entry, seed)
             print(f"{time.perf_counter() - start:6.1f} s  {job}", flush=True)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,28 @@ from offsite.train import train
 from offsite.tuner import run_tune
 
 
+class NotCached(Exception):
+    """A cell is missing, and nothing is to be computed."""
+
+
 class Lab:
     """Runs plans; keeps every finished cell under ``folder``.
 
     With ``exchange`` the two roles meet only through folders, as in a real deployment: each offer,
-    record and delta is written below it and read back.
+    record and delta is written below it and read back. With ``cached`` nothing is computed: rows
+    that lack a cell are passed over.
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, device: str | None = None, exchange: Path | None = None
+        self,
+        plan: Plan,
+        folder: Path,
+        device: str | None = None,
+        *,
+        exchange: Path | None = None,
+        cached: bool = False,
     ) -> None:
-        self.plan, self.folder, self.exchange = plan, folder, exchange
+        self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
         self.task: Task = load_task(plan.task, max_length=plan.max_length)
         self.public: Task = load_task(
             plan.calibration_task or plan.task, max_length=plan.max_length
@@ -83,17 +95,16 @@ class Lab:
         plan = self.plan
         zero = self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
         for seed in plan.seeds:
-            full = self.full_tuned(seed) if plan.baseline and plan.data else {}
             for name, recipe in self.recipes.items():
-                if recipes is not None and name not in recipes:
-                    continue
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
-                emulator = self.emulator(recipe, seed, offer)
                 for label, method in self.methods.items():
-                    if deltas is not None and label not in deltas:
+                    if name not in (recipes or [name]) or label not in (deltas or [label]):
                         continue
-                    tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
-                    yield self.row(name, label, seed, zero, full, emulator, tuned)
+                    with suppress(NotCached):
+                        full = self.full_tuned(seed) if plan.baseline and plan.data else {}
+                        emulator = self.emulator(recipe, seed, offer)
+                        tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
+                        yield self.row(name, label, seed, zero, full, emulator, tuned)
 
     def row(
         self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
@@ -271,6 +282,8 @@ class Lab:
         if path.exists():
             found: dict[str, Any] = read_json(path)["outcome"]
             return found
+        if self.cached:
+            raise NotCached
         outcome = json.loads(json.dumps(compute(), default=list))
         made = {"key": {**self.identity, **key}, "outcome": outcome, "environment": environment()}
         write_file(path, json.dumps(made, default=list) + "\n")

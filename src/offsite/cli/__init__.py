@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 
@@ -38,7 +37,6 @@ app.command("pull", rich_help_panel=BOTH)(exchange.pull)
 
 def main() -> None:
     """Run the command line; what the user can mend is one sentence and exit status 2."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow their neighbours
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their callers
     try:
         app()

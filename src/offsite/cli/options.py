@@ -38,7 +38,7 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None
         return
     from rich.console import Console
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     for line in lines:
         console.print(line, highlight=False)
 

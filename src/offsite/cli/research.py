@@ -100,6 +100,9 @@ def lab(
     lr: o.Lr = None,
     full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
     baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Compute nothing: show what --out holds.")
+    ] = False,
     batch_size: o.BatchSize = 8,
     task: o.Task = "text",
     max_length: o.MaxLength = 256,
@@ -148,7 +151,7 @@ def lab(
                 dtype=dtype or "float32",
             )
         ]
-    rows = run_plans(plans, out, device)
+    rows = run_plans(plans, out, device, cached)
     show_rows(rows, out, json)
 
 
@@ -162,13 +165,15 @@ def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
     return recipes
 
 
-def run_plans(plans: Sequence[Any], out: Path, device: str | None) -> list[dict[str, Any]]:
+def run_plans(
+    plans: Sequence[Any], out: Path, device: str | None, cached: bool = False
+) -> list[dict[str, Any]]:
     """Run plans with their cells under ``out``; say on standard error what is done."""
     from offsite.lab import Lab
 
     rows = []
     for plan in plans:
-        for row in Lab(plan, out, device).run():
+        for row in Lab(plan, out, device, cached=cached).run():
             rows.append(row.to_json())
             plug = row.scores.plug_in
             result = "" if plug is None else f": plug-in {plug:.4f}"
@@ -189,7 +194,7 @@ def show_rows(
     from offsite.files import write_file
 
     if not rows:
-        raise OffsiteError("The plan has no recipe or no delta, so there is nothing to run.")
+        raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
     command = f"offsite {shlex.join(sys.argv[1:])}"
     result = {
         "command": command,
