@@ -47,6 +47,8 @@ def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             yield partial
+            for file in partial.iterdir():
+                file.chmod(0o644)  # safetensors writes 0600, and the folder is to be sent
             partial.chmod(0o755)
             if overwrite and os.path.lexists(target):
                 _swap(partial, target)

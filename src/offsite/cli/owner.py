@@ -142,7 +142,7 @@ def plug(
     device: o.Device = None,
 ) -> None:
     """Put a delta into the full model."""
-    from offsite.checkpoint import load_model, parse_dtype
+    from offsite.checkpoint import load_model, parse_dtype, quiet
     from offsite.delta import Delta
     from offsite.deltas import parse_method
     from offsite.files import check_free, new_folder, write_file
@@ -170,7 +170,8 @@ def plug(
         tuned = plug_in(full, given, private)
         processor = load_processor(model, manifest.task)
         with new_folder(out) as partial:
-            tuned.save_pretrained(partial)
+            with quiet():
+                tuned.save_pretrained(partial)
             if processor is not None:
                 processor.save_pretrained(partial)
             write_file(partial / "offsite.json", f'{{"kind": "tuned", "delta": "{manifest.id}"}}\n')
