@@ -172,19 +172,30 @@ def _cut_checkpoint(
     skeleton = build_skeleton(model_config(source, task.auto_class), task.auto_class)
     split = make_split(adapter, len(get_blocks(skeleton)))
     kept = plan(recipe, split.middle, seed)
-    order = None if kept is None else places(split, kept)[0]
-    model = load_model(source, task.auto_class, keep=order)
+    planned = recipe_is_planned(recipe, split.middle, seed)
+    order = places(split, kept)[0]
+    model = load_model(source, task.auto_class, keep=order if planned else None)
     native = next(model.parameters()).dtype
-    if kept is None or order is None:
+    if not planned:
         model = model.to(dtype or torch.float32)
-        middle = whole_middle(model, split)
-    else:
-        blocks = get_blocks(model)
-        middle = Middle(tuple(blocks[order.index(p)] for p in kept), kept)
-    print_ = checkpoint_fingerprint(source, task.auto_class)
-    return _Cut(
-        model, split, middle, kept is None, native, print_, *_sizes(skeleton, split, native)
+    blocks = get_blocks(model)
+    middle = (
+        Middle(tuple(blocks[order.index(p)] for p in kept), kept)
+        if planned
+        else whole_middle(model, split)
     )
+    print_ = checkpoint_fingerprint(source, task.auto_class)
+    return _Cut(model, split, middle, not planned, native, print_, *_sizes(skeleton, split, native))
+
+
+def recipe_is_planned(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> bool:
+    """Whether every step of a recipe chooses blocks without reading weights."""
+    for step in recipe:
+        chosen = getattr(step, "plan", lambda *_: None)(positions, seed)
+        if chosen is None:
+            return False
+        positions = chosen
+    return True
 
 
 def _cut_module(model: nn.Module, adapter: Adapter) -> _Cut:

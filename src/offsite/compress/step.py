@@ -90,12 +90,12 @@ def compress(recipe: Sequence[Step], context: Context, middle: Middle | None = N
     return middle
 
 
-def plan(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> tuple[int, ...] | None:
-    """The positions a recipe leaves, or None when one of its steps needs weights."""
+def plan(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> tuple[int, ...]:
+    """The positions left after the leading steps that need no weights."""
     chosen = tuple(positions)
     for step in recipe:
         planned = getattr(step, "plan", lambda *_: None)(chosen, seed)
         if planned is None:
-            return None
+            break
         chosen = planned
     return chosen
