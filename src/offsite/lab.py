@@ -18,7 +18,7 @@ from typing import Any
 
 from offsite.blocks import get_blocks
 from offsite.checkpoint import load_model, parse_dtype, pick_device
-from offsite.compress.layer_replace import Training, learn
+from offsite.compress.layer_replace import learn
 from offsite.compress.scaleot import LayerReplace
 from offsite.compress.step import Context
 from offsite.config import to_json
@@ -233,8 +233,7 @@ class Lab:
         steps = [s for s in recipe.steps if isinstance(s, LayerReplace) and s.learned is None]
         if not steps:
             return {"seconds": 0.0}
-        step = steps[0]
-        training = Training(step.steps, step.rank, step.lr, step.eta, step.batch_size)
+        training = steps[0].training
         key = {"stage": "learned", "seed": seed, "training": asdict(training)}
         folder = self.folder / "learned" / self.name(key)
 

@@ -7,12 +7,14 @@ harmonizers; three sampled configurations and the rule ``s += eta r p (1 - p)`` 
 reward ``exp(-L)`` minus its mean. Ours: the median of four is the mean of the two in the middle,
 so two stay; a last group of fewer than four is treated alike; validation batches are of every
 tenth row of the data; rewards are divided by their mean, so that ``eta`` means the same for every
-model.
+model; and harmonizers may also be taught to give the hidden states of the blocks they stand for
+(``kd_weight``). Taught by the language-model loss alone they may repair a model in ways that its
+own blocks do not share, and an adapter that is tuned to the repair loses by it when plugged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -26,7 +28,7 @@ from offsite.config import require
 from offsite.errors import OffsiteError
 from offsite.layers import Harmonizer
 from offsite.progress import track
-from offsite.replay import observe
+from offsite.replay import Call, observe, watch
 from offsite.stored import model_fingerprint
 
 GROUP, SAMPLES, HOLD_OUT = 4, 3, 10
@@ -42,6 +44,10 @@ class Training:
         lr: learning rate of AdamW on the harmonizers.
         eta: learning rate of the scores.
         batch_size: rows of calibration data per step and per score update.
+        lm_weight, kd_weight: of the task's loss and of the hidden-state error, in the harmonizers'
+            loss; the paper's is the first alone. The second is the mean over replaced blocks of
+            ``mean(((T - S) / rms(T))^2)``, T the hidden states after the block in the real model
+            and S those after the harmonizer in the sampled one, batches alike.
         save_every: steps between resumable states, where a work folder is given.
     """
 
@@ -50,6 +56,8 @@ class Training:
     lr: float = 1e-4
     eta: float = 1.0
     batch_size: int = 8
+    lm_weight: float = 1.0
+    kd_weight: float = 0.0
     save_every: int = 100
 
     def __post_init__(self) -> None:
@@ -156,10 +164,26 @@ def harmonizer_step(
     if all(kept):
         return
     (batch,) = context.batches(1, training.batch_size, seed)
-    loss = context.task.loss(shell.configure(kept), batch)
+    replaced = [position for position, keep in enumerate(kept) if not keep]
+    with watch(shell.configure(kept), replaced) as calls:
+        loss = training.lm_weight * context.task.loss(shell.model, batch)
+    if training.kd_weight:
+        with torch.no_grad():
+            targets = observe(context.model, batch, replaced)
+        loss = loss + training.kd_weight * state_error(calls, targets)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     state.optimiser.step()
+
+
+def state_error(calls: Mapping[int, Call], targets: Mapping[int, Call]) -> torch.Tensor:
+    """Mean over blocks of ``mean(((T - S) / rms(T))^2)`` between hidden states after them."""
+    errors = [
+        (calls[position].output.float() - target.output.float()).square().mean()
+        / target.output.float().square().mean()
+        for position, target in targets.items()
+    ]
+    return torch.stack(errors).mean()
 
 
 @torch.no_grad()

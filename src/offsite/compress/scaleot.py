@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from offsite.blocks import alias
@@ -15,6 +15,8 @@ from offsite.compress.step import Context, Step
 from offsite.config import require
 from offsite.errors import OffsiteError
 from offsite.split import Middle, places
+
+TRAINING = {field.name for field in fields(Training)}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,18 @@ class LayerReplace:
     lr: float = 1e-4
     eta: float = 1.0
     batch_size: int = 8
+    lm_weight: float = 1.0
+    kd_weight: float = 0.0
 
     kind: ClassVar[str] = "layer_replace"
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, f"alpha is the share replaced, 0 to 1, not {self.alpha}.")
+
+    @property
+    def training(self) -> Training:
+        """How the pass runs that this step makes for itself."""
+        return Training(**{f.name: getattr(self, f.name) for f in fields(self) if f.name in TRAINING})
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         count = round(self.alpha * len(middle.positions))
@@ -48,8 +57,7 @@ class LayerReplace:
         if self.learned is not None:
             result = Learned.load(self.learned, context.model)
         else:
-            training = Training(self.steps, self.rank, self.lr, self.eta, self.batch_size)
-            result = learn(context, training)
+            result = learn(context, self.training)
         chosen = least_important(result.scores, replaceable(middle, context), count)
         harmonizers = result.harmonizers.to(context.device)
         blocks = (
