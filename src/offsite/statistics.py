@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,14 @@ def paired_bootstrap(
     gaps = sign * (np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))
     if not np.isfinite(gaps).all():
         raise OffsiteError("Items that are not finite numbers cannot be compared.")
+    low, high = _bounds(gaps.tobytes(), level, resamples, seed)
+    return Interval(float(gaps.mean()), low, high, level, len(gaps))
+
+
+@lru_cache(maxsize=256)  # one table after another asks for the same
+def _bounds(content: bytes, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Percentiles of the resampled means of float64 values."""
+    gaps = np.frombuffer(content)
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     step = max(1, 4_000_000 // len(gaps))  # about 32 MB of indices at a time
@@ -108,7 +117,7 @@ def paired_bootstrap(
         drawn = generator.integers(0, len(gaps), (stop - start, len(gaps)))
         means[start:stop] = gaps[drawn].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(gaps.mean()), float(low), float(high), level, len(gaps))
+    return float(low), float(high)
 
 
 def compare(

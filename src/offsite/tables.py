@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal, Markdown, LaTeX and CSV, from the lab's rows."""
+"""Results as tables: Markdown, LaTeX and CSV, from the lab's rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from offsite.report.runs import Setting, group, show_bytes
+from offsite.report.summary import differences, said
 from offsite.scores import KEYS, TITLES
+from offsite.statistics import COMPARISONS
 
 
 def shown(setting: Setting, value: float | None) -> str:
@@ -24,16 +24,17 @@ def shown(setting: Setting, value: float | None) -> str:
 
 
 def score(key: str) -> Callable[[Setting], str]:
-    """A cell with a score: its mean, and its deviation over seeds."""
+    """A cell with a score: its mean, and its deviation over seeds (perplexity: to first order)."""
 
     def cell(setting: Setting) -> str:
         found = setting.spread(key)
         if found is None:
             return "-"
         text = shown(setting, found.mean)
-        if found.std is None or setting.metric == "loss":
+        if not found.std:  # one seed, or a score that no seed changes
             return text
-        return f"{text} ± {100 * found.std:.1f}"
+        scale = math.exp(min(found.mean, 700)) if setting.metric == "loss" else 100
+        return f"{text} ± {scale * found.std:.1f}"
 
     return cell
 
@@ -87,6 +88,16 @@ COSTS: tuple[Column, ...] = (
 )
 
 
+DIFFERENCES = {
+    "plug_in - emulator_tuned": "plug-in - emulator fine-tuned",
+    "plug_in - full_tuned": "plug-in - full fine-tuned",
+}
+EXPLAINED = (
+    "Differences in nats, or in points for shares; positive is better for the plug-in. Mean, "
+    "deviation over seeds, and in brackets the 95% paired bootstrap interval over evaluation items."
+)
+
+
 def cells(
     rows: Sequence[Mapping[str, Any]], *, costs: bool = True
 ) -> tuple[list[str], list[list[str]]]:
@@ -100,47 +111,51 @@ def cells(
     return [columns[i][0] for i in used], [[line[i] for i in used] for line in body]
 
 
-def terminal(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """The scores as a table for the terminal; losses are shown as perplexity, the gap in nats.
-
-    A few settings stand side by side, many below each other.
-    """
-    head, body = cells(rows, costs=False)
-    table = Table(title=title, title_justify="left")
-    if len(body) > 4:
-        for name in head:
-            text = name in ("task", "recipe", "delta")
-            table.add_column(name, justify="left" if text else "right", overflow="fold")
-        for line in body:
-            table.add_row(*line)
-        return table
-    table.add_column(head[0])
-    for line in body:
-        table.add_column(line[0], justify="right")
-    for index, name in enumerate(head[1:], start=1):
-        table.add_row(name, *(line[index] for line in body))
-    return table
+def compared(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of the table of differences; no body where there are none."""
+    settings = [(setting, differences(setting)) for setting in group(rows)]
+    names = [name for name in COMPARISONS if any(name in found for _, found in settings)]
+    columns = NAMES if len({s.task for s, _ in settings}) > 1 else NAMES[1:]
+    body = [
+        [
+            *(cell(setting) for _, cell in columns),
+            str(len(setting.rows)),
+            *(said(found.get(name), setting.metric) for name in names),
+        ]
+        for setting, found in settings
+        if found
+    ]
+    return [*(head for head, _ in columns), "seeds", *(DIFFERENCES[n] for n in names)], body
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table."""
-    head, body = cells(rows)
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Markdown tables: the scores, and the differences with their intervals."""
+
+    def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+        return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *body))
+
+    text, (head, body) = table(*cells(rows)), compared(rows)
+    return text + (f"\n{table(head, body)}\n{EXPLAINED}\n" if body else "")
 
 
 def latex(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A LaTeX ``tabular`` in booktabs style."""
-    head, body = cells(rows, costs=False)
+    """LaTeX ``tabular`` in booktabs style: the scores, and the differences with their intervals."""
 
     def line(values: Sequence[str]) -> str:
         safe = [v.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$") for v in values]
         return " & ".join(safe) + r" \\"
 
-    inner = "\n".join(line(values) for values in body)
-    return (
-        f"\\begin{{tabular}}{{{'l' * 2}{'r' * (len(head) - 2)}}}\n\\toprule\n{line(head)}\n"
-        f"\\midrule\n{inner}\n\\bottomrule\n\\end{{tabular}}\n"
+    def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+        words = sum(name in ("task", "recipe", "delta") for name in head)
+        inner = "\n".join(line(values) for values in body)
+        return (
+            f"\\begin{{tabular}}{{{'l' * words}{'r' * (len(head) - words)}}}\n\\toprule\n"
+            f"{line(head)}\n\\midrule\n{inner}\n\\bottomrule\n\\end{{tabular}}\n"
+        )
+
+    head, body = compared(rows)
+    return table(*cells(rows, costs=False)) + (
+        f"\n% {EXPLAINED}\n{table(head, body)}" if body else ""
     )
 
 
@@ -161,4 +176,19 @@ def table_csv(rows: Sequence[Mapping[str, Any]]) -> str:
                 *(row.get(key, "") for key in (*figures, *costs)),
             ]
         )
+    return out.getvalue()
+
+
+def intervals_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per setting and comparison, plain numbers in the metric's unit."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ("model", "task", "recipe", "delta", "metric")
+    writer.writerow([*names, "difference", "mean", "std", "seeds", "low", "high", "level", "items"])
+    for setting in group(rows):
+        for name, found in differences(setting).items():
+            over, inside = found.over_seeds, found.interval
+            limits = [] if inside is None else [inside.low, inside.high, inside.level, inside.items]
+            values = [*(getattr(setting, n) for n in names), name, over.mean, over.std, over.count]
+            writer.writerow([*values, *limits, *[""] * (4 - len(limits))])
     return out.getvalue()

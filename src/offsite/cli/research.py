@@ -192,6 +192,8 @@ def show_rows(
     from offsite import tables
     from offsite.environment import environment
     from offsite.files import write_file
+    from offsite.report.summary import summary
+    from offsite.report.terminal import compared, terminal
 
     if not rows:
         raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
@@ -200,6 +202,7 @@ def show_rows(
         "command": command,
         "environment": environment(),
         "rows": list(rows),
+        "settings": summary(rows),
         **(more or {}),
     }
     import json
@@ -208,12 +211,11 @@ def show_rows(
     write_file(out / "results.md", tables.markdown(rows))
     write_file(out / "results.tex", tables.latex(rows))
     write_file(out / "results.csv", tables.table_csv(rows))
-    first = rows[0]
-    unit = "perplexity; recovered and gap in nats" if first["metric"] == "loss" else first["metric"]
-    table = tables.terminal(rows, f"{Path(first['model']).name}: {unit}")
+    write_file(out / "intervals.csv", tables.intervals_csv(rows))
     slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
-    shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(first))}
-    o.emit(shown, as_json, [table, f"results: {out}/results.json (.md, .tex, .csv)", *lines])
+    shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(rows[0]))}
+    files = f"results: {out}/results.json (.md, .tex, .csv), intervals.csv"
+    o.emit(shown, as_json, [terminal(rows), compared(rows), files, *lines])
 
 
 def best_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from offsite.files import check_free, write_file
 from offsite.lab import Lab
 from offsite.plan import Plan, Row
 from offsite.report import write_report
+from offsite.report.terminal import terminal
 from offsite.scores import KEYS, TITLES
-from offsite.tables import terminal
 from offsite.train import TrainOptions
 
 MODEL = Path(__file__).parent / "model"

@@ -26,7 +26,8 @@ def page(runs: Sequence[Run], title: str) -> str:
     """The whole HTML document."""
     style = (resources.files("offsite.report") / "style.css").read_text("utf-8")
     sections = "".join(
-        section(names, settings) for names, settings in by_task(runs).items()
+        section(names, settings)
+        for names, settings in by_task(s for run in runs for s in run.settings).items()
     ) + "".join((left(runs), importance(runs), made(runs)))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -156,12 +156,11 @@ def group(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
 NAMES = ("task", "recipe", "delta")
 
 
-def by_task(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Setting]]:
-    """All settings of several runs by model, task and metric."""
+def by_task(settings: Iterable[Setting]) -> dict[tuple[str, str, str], list[Setting]]:
+    """Settings by model, task and metric, in the order of their first appearance."""
     found: dict[tuple[str, str, str], list[Setting]] = {}
-    for run in runs:
-        for setting in run.settings:
-            found.setdefault((setting.model, setting.task, setting.metric), []).append(setting)
+    for setting in settings:
+        found.setdefault((setting.model, setting.task, setting.metric), []).append(setting)
     return found
 
 

@@ -1,0 +1,95 @@
+"""Every setting of a run in numbers: means, spread over seeds, intervals over items.
+
+Two uncertainties stand side by side and are never mixed. The *deviation* is that of whole runs with
+other seeds. The *interval* is a paired bootstrap: each item's values are first averaged over the
+seeds, then the items (questions, windows of text) are drawn again with replacement, each with both
+scores. It says how far the mean difference hangs on which items the set happens to hold; seeds are
+not resampled, since two or three of them cannot stand for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from offsite.report.runs import Setting, group
+from offsite.scores import KEYS
+from offsite.statistics import COMPARISONS, Interval, Spread, spread
+
+FIGURES = ("recovered", "gap", "disclosed", "bytes_offer", "bytes_delta", "seconds_offer")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One comparison of a setting, signed so that larger is better for the plug-in.
+
+    Attributes:
+        over_seeds: mean and deviation of the difference over the seeds that have both scores.
+        interval: over items; None where no items were kept.
+    """
+
+    over_seeds: Spread
+    interval: Interval | None
+
+
+def differences(setting: Setting) -> dict[str, Difference]:
+    """Plug-in against tuned emulator and against full fine-tuning, where both are known."""
+    intervals, sign = setting.intervals(), 1 if setting.higher else -1
+    found = {}
+    for name, (one, other) in COMPARISONS.items():
+        pairs = [(row["scores"].get(one), row["scores"].get(other)) for row in setting.rows]
+        values = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
+        if values:
+            found[name] = Difference(spread(values), intervals.get(name))
+    return found
+
+
+def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One JSON object per setting: means and deviations over its seeds."""
+    return [summarise(setting) for setting in group(rows)]
+
+
+def summarise(setting: Setting) -> dict[str, Any]:
+    """The numbers of one setting, in the metric's own unit."""
+    figures = {key: setting.spread(key) for key in FIGURES}
+    scores = {key: setting.spread(key) for key in KEYS}
+    return {
+        "model": setting.model,
+        "task": setting.task,
+        "recipe": setting.recipe,
+        "delta": setting.delta,
+        "metric": setting.metric,
+        "higher_is_better": setting.higher,
+        "seeds": [row.get("seed") for row in setting.rows],
+        "scores": {key: asdict(found) for key, found in scores.items() if found is not None},
+        **{key: asdict(found) for key, found in figures.items() if found is not None},
+        "differences": {name: _json(found) for name, found in differences(setting).items()},
+    }
+
+
+def _json(difference: Difference) -> dict[str, Any]:
+    interval = difference.interval
+    return {
+        **asdict(difference.over_seeds),
+        **({"interval": asdict(interval)} if interval is not None else {}),
+    }
+
+
+def signed(value: float, metric: str) -> str:
+    """A difference in nats, or in points where the metric is a share."""
+    text = f"{value:+.3f}" if metric == "loss" else f"{100 * value:+.1f}"
+    return text if text.strip("+-0.") else text[1:]  # zero has no sign
+
+
+def said(difference: Difference | None, metric: str, *, deviation: bool = True) -> str:
+    """``+0.079 ± 0.006 [+0.072, +0.086]``: mean, deviation over seeds, interval over items."""
+    if difference is None:
+        return "-"
+    text = signed(difference.over_seeds.mean, metric)
+    if deviation and difference.over_seeds.std is not None:
+        text += f" ± {signed(difference.over_seeds.std, metric).removeprefix('+')}"
+    interval = difference.interval
+    if interval is not None:
+        text += f" [{signed(interval.low, metric)}, {signed(interval.high, metric)}]"
+    return text

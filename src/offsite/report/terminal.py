@@ -1,0 +1,152 @@
+"""Results for the terminal: the richest table that its width can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group
+from rich.table import Table
+
+from offsite import tables
+from offsite.report.runs import Setting, by_task, group
+from offsite.report.summary import Difference, differences, said
+from offsite.scores import TITLES
+
+Line = Sequence[str]
+FEW = 4
+SHORT: dict[str, tables.Column] = {
+    "emulator": ("emulator\nuntuned", tables.score("emulator_zero_shot")),
+    "tuned": ("emulator\ntuned", tables.score("emulator_tuned")),
+    "plug": ("\nplug-in", tables.score("plug_in")),
+    "recovered": ("\nrecovered", tables.figure("recovered", tables.percent, spread=True)),
+    "gap": ("\ngap", tables.figure("gap", lambda v: f"{v:.3f}", spread=True)),
+    "disclosed": ("dis-\nclosed", tables.figure("disclosed", lambda v: f"{v:.0%}")),
+    "offer": ("\noffer", lambda s: tables.size(s).partition("(")[2].rstrip(")") or "-"),
+}
+LAYOUTS = (
+    tuple(SHORT),
+    ("emulator", "tuned", "plug", "recovered", "gap", "offer"),
+    ("tuned", "plug", "recovered", "gap", "disclosed"),
+    ("tuned", "plug", "recovered", "gap"),
+    ("emulator", "tuned", "plug", "recovered"),
+    ("tuned", "plug", "recovered"),
+)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Several forms of one table, the richest first; the first that fits is shown, or the last."""
+
+    forms: tuple[Table, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        wide = options.update(width=10_000)
+        for form in self.forms:
+            if console.measure(form, options=wide).maximum <= options.max_width:
+                yield form
+                return
+        yield self.forms[-1]
+
+
+def terminal(rows: Sequence[Mapping[str, Any]], title: str = "") -> Group:
+    """The scores as tables, one for each task; losses are shown as perplexity, the gap in nats.
+
+    A few settings stand side by side where there is room, many below each other with what all
+    share in the title.
+    """
+    shown: list[Fitting] = []
+    for (model, task, metric), settings in by_task(group(rows)).items():
+        unit = "perplexity; recovered and gap in nats" if metric == "loss" else metric
+        head = title or f"{' on '.join(part for part in (model, task) if part)}: {unit}"
+        forms = [standing(settings, head)] if len(settings) <= FEW else [whole(settings, head)]
+        forms += [listed(settings, head, layout) for layout in LAYOUTS]
+        shown.append(Fitting(tuple(forms)))
+    return Group(*shown)
+
+
+def standing(settings: Sequence[Setting], title: str) -> Table:
+    """One column per setting."""
+    head, body = tables.cells([row for setting in settings for row in setting.rows], costs=False)
+    table = Table(title=title, title_justify="left")
+    table.add_column(head[0])
+    for line in body:
+        table.add_column(line[0], justify="right")
+    for index, name in enumerate(head[1:], start=1):
+        table.add_row(name, *(line[index] for line in body))
+    return table
+
+
+def whole(settings: Sequence[Setting], title: str) -> Table:
+    """One line per setting, with everything."""
+    head, body = tables.cells([row for setting in settings for row in setting.rows], costs=False)
+    return lines(title, head, body)
+
+
+def listed(settings: Sequence[Setting], title: str, layout: Sequence[str]) -> Table:
+    """One line per setting with some columns; what all share is said in the title."""
+    fullest = max(settings, key=lambda setting: len(setting.rows))
+    known = {key: tables.score(key)(fullest) for key in ("zero_shot", "full_tuned")}
+    title += "\n" + ", ".join(f"{TITLES[k]} {value}" for k, value in known.items() if value != "-")
+    columns = [SHORT[name] for name in layout]
+    body = [[s.label, *(cell(s) for _, cell in columns)] for s in settings]
+    used = [i for i in range(len(columns) + 1) if any(line[i] != "-" for line in body)]
+    head = ["setting", *(name for name, _ in columns)]
+    return lines(title, [head[i] for i in used], [[line[i] for i in used] for line in body], True)
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """The differences with their intervals, one table for each task that has any."""
+    shown: list[Fitting] = []
+    for (_, task, metric), settings in by_task(group(rows)).items():
+        found = [(setting, differences(setting)) for setting in settings]
+        if not any(some for _, some in found):
+            continue
+        seeds = max(len(setting.rows) for setting in settings)
+        unit = "nats" if metric == "loss" else "points"
+        more = "± deviation over seeds, " if seeds > 1 else ""
+        title = (
+            f"{task}: plug-in against ... ({unit}, + is better)\n{more}[95% interval over items]"
+        )
+        shown.append(Fitting(tuple(pairs(title, found, metric, d) for d in (True, False))))
+    return Group(*shown)
+
+
+def pairs(
+    title: str,
+    found: Sequence[tuple[Setting, Mapping[str, Difference]]],
+    metric: str,
+    deviation: bool,
+) -> Table:
+    """One line per setting with its two differences."""
+    names = [n for n in tables.DIFFERENCES if any(n in some for _, some in found)]
+    head = ["setting", "seeds", *(tables.DIFFERENCES[n].partition(" - ")[2] for n in names)]
+    body = [
+        [
+            setting.label,
+            str(len(setting.rows)),
+            *(said(some.get(n), metric, deviation=deviation) for n in names),
+        ]
+        for setting, some in found
+        if some
+    ]
+    return lines(title, head, body, True)
+
+
+def lines(title: str, head: Line, body: Sequence[Line], narrow: bool = False) -> Table:
+    """A table of lines; numbers keep together, words may fold. Without frame where it is narrow."""
+    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=title, title_justify="left", **(style if narrow else {}))
+    words = ("task", "recipe", "delta", "setting")
+    count = len(list(takewhile(words.__contains__, head)))
+    for index, name in enumerate(head):
+        if index < count:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    for line in body:
+        table.add_row(*(cell.replace("[", r"\[") for cell in line))
+    return table

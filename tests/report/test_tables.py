@@ -1,0 +1,106 @@
+"""The lab's tables: every number with its spread and interval, and nothing cut at any width."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from offsite.cli.research import show_rows
+from offsite.report.runs import group
+from offsite.report.summary import differences, signed, summary
+from offsite.report.terminal import compared, terminal
+from offsite.statistics import paired_bootstrap
+from offsite.tables import intervals_csv, latex, markdown
+
+
+def row(recipe: str, seed: int, task: str = "text", delta: str = "full") -> dict[str, Any]:
+    """A row as the lab writes it; every fourth item is as good in the emulator."""
+    scores = {"zero_shot": 5.0, "full_tuned": 3.0, "emulator_zero_shot": 6.0 + seed / 9}
+    items = {
+        "plug_in": [3.2 + 0.01 * seed] * 40,
+        "emulator_tuned": [3.2 + 0.01 * seed + 0.1 * (i % 4) for i in range(40)],
+        "full_tuned": [3.0] * 40,
+    }
+    scores |= {key: sum(values) / len(values) for key, values in items.items()}
+    return {
+        "model": "some/model", "task": task, "recipe": recipe, "delta": delta, "seed": seed,
+        "metric": "loss", "higher_is_better": False, "scores": scores, "recovered": 0.9,
+        "gap": scores["emulator_tuned"] - scores["plug_in"], "disclosed": 0.4,
+        "bytes_offer": 6e6, "bytes_model": 1e7,
+        "details": {key: {"value": scores[key], "items": values} for key, values in items.items()},
+    }  # fmt: skip
+
+
+ROWS = [row(f"uniform 2-{k}-2 + distil", seed) for k in range(6) for seed in (0, 1, 2)]
+
+
+def text_at(width: int, *parts: Any) -> str:
+    """What a terminal of a width shows, as ``offsite`` prints it."""
+    console = Console(file=io.StringIO(), width=width, soft_wrap=True)
+    for part in parts:
+        console.print(part, highlight=False)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:3], [*ROWS, row("x", 0, task="other")]])
+def test_tables_fit_the_terminal(width: int, rows: list[dict[str, Any]]) -> None:
+    shown = text_at(width, terminal(rows), compared(rows))
+    assert max(len(line) for line in shown.splitlines()) <= width
+    plug = f"{math.exp(3.21):.1f}"
+    assert shown.count(plug) >= len(group(rows)) // 2 and "…" not in shown
+    for words in ("148.4", "90.0%", "[95% interval over items]", "+0.150 "):
+        assert words in shown, words
+
+
+def test_the_interval_is_of_the_items_and_the_deviation_of_the_seeds() -> None:
+    found = differences(group(ROWS[:3])[0])["plug_in - emulator_tuned"]
+    one = ROWS[0]["details"]
+    single = paired_bootstrap(
+        one["plug_in"]["items"], one["emulator_tuned"]["items"], higher_is_better=False
+    )
+    assert found.interval is not None and found.interval.items == 40
+    assert (found.interval.low, found.interval.high) == pytest.approx((single.low, single.high))
+    assert found.over_seeds.mean == pytest.approx(0.15) == found.interval.mean
+    assert found.over_seeds.std == pytest.approx(0.0, abs=1e-9) and found.over_seeds.count == 3
+    other = differences(group(ROWS[:3])[0])["plug_in - full_tuned"]
+    assert other.over_seeds.mean == pytest.approx(-0.21)
+    assert other.over_seeds.std == pytest.approx(0.01)
+    assert other.interval is not None and other.interval.high < 0
+
+
+def test_every_form_of_the_results_has_the_intervals(tmp_path: Path) -> None:
+    show_rows(ROWS, tmp_path, as_json=True)
+    setting = json.loads((tmp_path / "results.json").read_text())["settings"][0]
+    assert setting["seeds"] == [0, 1, 2] and setting["scores"]["plug_in"]["count"] == 3
+    assert setting["differences"]["plug_in - full_tuned"]["interval"]["level"] == 0.95
+    assert summary(ROWS)[0]["scores"]["emulator_zero_shot"]["std"] == pytest.approx(1 / 9)
+    for name in ("results.md", "results.tex"):
+        assert "+0.150" in (tmp_path / name).read_text()
+    lines = list(csv.DictReader((tmp_path / "intervals.csv").open()))
+    assert len(lines) == 12 and float(lines[1]["low"]) < -0.2 and lines[0]["items"] == "40"
+
+
+def test_without_items_or_pairs_there_is_no_second_table() -> None:
+    bare = [{**found, "details": {}} for found in ROWS]
+    assert "[" not in intervals_csv(bare) and intervals_csv(bare).count(",,,,") == 12
+    alone = [{**row("r", 0), "scores": {"zero_shot": 5.0, "plug_in": 3.0}}]
+    assert not text_at(80, compared(alone)).strip()
+    assert "differences" not in markdown(alone).lower() and latex(alone).count("tabular") == 2
+
+
+def test_zero_has_no_sign() -> None:
+    assert [signed(v, "loss") for v in (0.0, -1e-9, 0.1, -0.1)] == [
+        "0.000",
+        "0.000",
+        "+0.100",
+        "-0.100",
+    ]
+    assert signed(-0.0001, "accuracy") == "0.0" and signed(0.013, "accuracy") == "+1.3"
