@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from offsite.manifest import tool_versions
+
+
+def merged(environments: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Several environments as one: where they differ, all values in the order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for one in environments:
+        for key, value in one.items():
+            found.setdefault(key, {})[value] = None
+    return {key: ", ".join(values) for key, values in found.items()}
 
 
 def environment() -> dict[str, str]:

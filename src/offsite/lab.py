@@ -7,7 +7,6 @@ the hash of everything it depends on, so a plan can be interrupted, extended and
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -31,7 +30,7 @@ from offsite.heads import give_head, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row, flatten
+from offsite.plan import Plan, Recipe, Row, digest, flatten
 from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
@@ -87,6 +86,7 @@ class Lab:
             "data": [source and source_identity(source) for source in sources],
         }
         self.rows: dict[tuple[Any, ...], Any] = {}
+        self.environments: list[dict[str, str]] = []  # what the cells used were computed on
 
     def run(
         self, recipes: Collection[str] | None = None, deltas: Collection[str] | None = None
@@ -140,6 +140,7 @@ class Lab:
             entry = record.offers[0]
             return {
                 **self.score(made.model), **cost, "disclosed": record.disclosed,
+                "importance": learning.get("scores"),
                 "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
                 "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,
                 "bytes_middle": middle_bytes(made) / max(1, middle_bytes_full(self.model, entry)),
@@ -236,7 +237,6 @@ class Lab:
         training = steps[0].training
         key = {"stage": "learned", "seed": seed, "training": asdict(training)}
         folder = self.folder / "learned" / self.name(key)
-
         if not folder.exists():  # the outcome without the harmonizers is of no use
             (self.folder / "cells" / f"{self.name(key)}.json").unlink(missing_ok=True)
 
@@ -279,14 +279,16 @@ class Lab:
         """The cached outcome for a key, computed and written on first use."""
         path = self.folder / "cells" / f"{self.name(key)}.json"
         if path.exists():
-            found: dict[str, Any] = read_json(path)["outcome"]
-            return found
-        if self.cached:
+            found: dict[str, Any] = read_json(path)
+        elif self.cached:
             raise NotCached
-        outcome = json.loads(json.dumps(compute(), default=list))
-        made = {"key": {**self.identity, **key}, "outcome": outcome, "environment": environment()}
-        write_file(path, json.dumps(made, default=list) + "\n")
-        return outcome  # type: ignore[no-any-return]
+        else:
+            outcome = json.loads(json.dumps(compute(), default=list))
+            found = {"key": {**self.identity, **key}, "outcome": outcome}
+            found["environment"] = environment()
+            write_file(path, json.dumps(found, default=list) + "\n")
+        self.environments.append(found["environment"])
+        return found["outcome"]  # type: ignore[no-any-return]
 
     def slug(self, recipe: Recipe) -> str:
         """The name of a recipe as part of a folder's name."""
@@ -295,5 +297,4 @@ class Lab:
 
     def name(self, key: Mapping[str, Any]) -> str:
         """The hash of everything an outcome depends on."""
-        text = json.dumps({**self.identity, **key}, sort_keys=True, default=list)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        return digest({**self.identity, **key})

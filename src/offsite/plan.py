@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,15 +104,23 @@ class Row:
         }
 
 
+def digest(key: Mapping[str, Any]) -> str:
+    """The hash of everything an outcome depends on, as the name of its cell."""
+    text = json.dumps(key, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
 def flatten(
     parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The figures beside the scores, and under ``details`` what is known of each score."""
-    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter", "blocks")
+    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
     more = ("bytes_delta", "trainable", "seconds_per_step", "history")
     details = ("value", "stderr", "count", "extra", "items")
     return {
         **{key: emulator[key] for key in keys},
+        "total": emulator["blocks"],
+        **({"importance": emulator["importance"]} if emulator.get("importance") else {}),
         **{key: tuned[key] for key in more if key in tuned},
         "seconds_offer": emulator["seconds"],
         "memory_offer": emulator["memory"],

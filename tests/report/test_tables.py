@@ -77,7 +77,7 @@ def test_the_interval_is_of_the_items_and_the_deviation_of_the_seeds() -> None:
 
 
 def test_every_form_of_the_results_has_the_intervals(tmp_path: Path) -> None:
-    show_rows(ROWS, tmp_path, as_json=True)
+    show_rows(ROWS, tmp_path, True, {})
     setting = json.loads((tmp_path / "results.json").read_text())["settings"][0]
     assert setting["seeds"] == [0, 1, 2] and setting["scores"]["plug_in"]["count"] == 3
     assert setting["differences"]["plug_in - full_tuned"]["interval"]["level"] == 0.95

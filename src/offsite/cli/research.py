@@ -151,8 +151,8 @@ def lab(
                 dtype=dtype or "float32",
             )
         ]
-    rows = run_plans(plans, out, device, cached)
-    show_rows(rows, out, json)
+    rows, made_on = run_plans(plans, out, device, cached)
+    show_rows(rows, out, json, made_on)
 
 
 def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
@@ -167,30 +167,37 @@ def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
 
 def run_plans(
     plans: Sequence[Any], out: Path, device: str | None, cached: bool = False
-) -> list[dict[str, Any]]:
-    """Run plans with their cells under ``out``; say on standard error what is done."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run plans with their cells under ``out``; say on standard error what is done.
+
+    Returns:
+        The rows, and the environments that their cells were computed in, as one.
+    """
+    from offsite.environment import merged
     from offsite.lab import Lab
 
-    rows = []
+    rows, environments = [], []
     for plan in plans:
-        for row in Lab(plan, out, device, cached=cached).run():
+        lab = Lab(plan, out, device, cached=cached)
+        for row in lab.run():
             rows.append(row.to_json())
             plug = row.scores.plug_in
             result = "" if plug is None else f": plug-in {plug:.4f}"
             o.note(f"done  {row.task}  {row.recipe}  {row.delta}  seed {row.seed}{result}")
-    return rows
+        environments += lab.environments
+    return rows, merged(environments)
 
 
 def show_rows(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
     as_json: bool,
+    made_on: Mapping[str, str],
     more: Mapping[str, Any] | None = None,
     lines: Sequence[Any] = (),
 ) -> None:
     """Write the results in every form under ``out`` and show the table."""
     from offsite import tables
-    from offsite.environment import environment
     from offsite.files import write_file
     from offsite.report.summary import summary
     from offsite.report.terminal import compared, terminal
@@ -200,7 +207,7 @@ def show_rows(
     command = f"offsite {shlex.join(sys.argv[1:])}"
     result = {
         "command": command,
-        "environment": environment(),
+        "environment": made_on,
         "rows": list(rows),
         "settings": summary(rows),
         **(more or {}),

@@ -77,7 +77,7 @@ def sweep(
         full_lr=full_lr,
         dtype=dtype or "float32",
     )
-    rows = run_plans([plan], out, device)
+    rows, made_on = run_plans([plan], out, device)
     points = frontier.points(rows)
     picture = out / "frontier.png"
     first = rows[0]
@@ -90,7 +90,7 @@ def sweep(
     if chosen is not None:
         more["chosen"] = chosen.recipe
         lines.append(f"chosen for {target}: [bold]{chosen.recipe}[/]")
-    show_rows(rows, out, json, more, lines)
+    show_rows(rows, out, json, made_on, more, lines)
 
 
 def read_target(text: str | None) -> tuple[float, float] | None:

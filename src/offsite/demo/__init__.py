@@ -15,7 +15,7 @@ from rich.table import Table
 
 from offsite.cli import options as o
 from offsite.cli.research import best_of
-from offsite.environment import environment
+from offsite.environment import merged
 from offsite.files import check_free, write_file
 from offsite.lab import Lab
 from offsite.plan import Plan, Row
@@ -52,12 +52,13 @@ def run(out: Path, steps: int, seed: int, as_json: bool) -> None:
     )
     o.note("offer, tune, plug and score: both roles on this machine, meeting only through folders")
     rows = []
-    for row in Lab(plan, out / "results", exchange=out / "exchange").run():
+    lab = Lab(plan, out / "results", exchange=out / "exchange")
+    for row in lab.run():
         rows.append(row)
         o.note(f"done  {row.recipe}  {row.delta}  plug-in {math.exp(row.scores.plug_in or 0):.1f}")
     result = {
         "command": f"offsite demo --steps {steps} --seed {seed}",
-        "environment": environment(),
+        "environment": merged(lab.environments),
         "rows": [row.to_json() for row in rows],
     }
     import json
