@@ -52,10 +52,10 @@ def test_layers_of_the_package_point_one_way() -> None:
     groups = [
         {"errors", "files", "config", "progress"},
         {"blocks", "tensors", "stored", "layers", "checkpoint", "split", "replay", "heads",
-         "manifest", "vetting", "record"},
+         "prompt_decoder", "manifest", "vetting", "record"},
         {"offer", "delta", "train", "tasks", "scores", "statistics"},
         {"deltas", "compress"},
-        {"tuner", "contract", "owner", "importing", "structure"},
+        {"tuner", "contract", "plugging", "owner", "importing", "structure"},
         {"serve", "plan", "measure", "environment", "harness", "card", "hub", "inspection"},
         {"scoring", "lab", "experiment", "sweep", "report", "tables"},
         {"cli", "demo", "__main__"},
@@ -77,7 +77,8 @@ def test_public_names_are_pinned_and_load() -> None:
         "BitFit Bottleneck Cluster Delta DiffPruning Distill Drop FourierFT Full GradOT Head IA3 "
         "IntrinsicDimension IntrinsicPrompt Lab LayerReplace LoHa LoKr LoRA Masking Middle Noise "
         "OFT Offer OffsiteError Plan Prefix Prompt Prune Quantise Rank Record Scores Served Share "
-        "Split TrainOptions VeRA ends load_plugged load_task make_offer plug run_tune tune"
+        "Split TrainOptions VeRA ends learn_decoder load_plugged load_task make_offer plug "
+        "run_tune tune"
     )
     assert sorted(offsite.__all__) == sorted(names.split())
     for name in offsite.__all__:

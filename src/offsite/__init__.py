@@ -19,6 +19,7 @@ _HOMES = {
     "scores": "Scores",
     "train": "TrainOptions",
     "serve": "load_plugged Served",
+    "deltas.learn_decoder": "learn_decoder",
     "tasks": "load_task",
     "plan": "Plan",
     "lab": "Lab",

@@ -13,6 +13,7 @@ from offsite.deltas.method import check_entries
 from offsite.errors import OffsiteError
 from offsite.heads import check_head, head_entries
 from offsite.manifest import Contract
+from offsite.prompt_decoder import decoder_hash, decoder_tensors
 from offsite.record import OfferRecord
 from offsite.tensors import TensorEntry
 
@@ -58,6 +59,25 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     if size > entry.contract.max_bytes:
         raise OffsiteError(
             f"The delta has {size} bytes of tensors; its offer allows {entry.contract.max_bytes}."
+        )
+
+
+def check_prompt_decoder(model: nn.Module, entry: OfferRecord) -> None:
+    """Hold the prompt decoder beside the full model to the one that the offer shipped.
+
+    Raises:
+        OffsiteError: there is none, or another one.
+    """
+    tensors = decoder_tensors(model)
+    if entry.prompt_decoder is None:
+        raise OffsiteError(
+            "The delta is an intrinsic prompt, but its offer shipped no prompt decoder, so it "
+            "cannot come from that offer."
+        )
+    if not tensors or decoder_hash(tensors) != entry.prompt_decoder:
+        raise OffsiteError(
+            "The delta is an intrinsic prompt, which means nothing without the very prompt decoder "
+            "that its offer shipped; give that with --prompt-decoder (the offer's folder will do)."
         )
 
 

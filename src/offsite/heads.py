@@ -104,6 +104,11 @@ def give_head(model: nn.Module, labels: Sequence[str] = ()) -> None:
     model.set_submodule(path, head)
     if keep and is_numbered(labels):
         labels = present
+    name_classes(model, labels)
+
+
+def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
+    """Tell a model's configuration its classes, in the order of the outputs."""
     config = model.config
     config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
     config.label2id = {label: index for index, label in enumerate(labels)}  # type: ignore[union-attr]

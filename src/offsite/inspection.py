@@ -62,12 +62,21 @@ def inspect_offer(path: Path) -> Shown:
         ("tensors", f"{len(manifest.tensors)}, {size:,} bytes"),
         ("other layers", ", ".join(special) or "none: plain transformers can load it"),
         ("shared blocks", len(manifest.shared) or "none"),
+        ("prompt decoder", decoder_facts(manifest)),
         ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
     ]
     prefix = tuple(f"{manifest.block_path}.{index}." for index in manifest.adapter)
     tuned = {name for name, _ in skeleton.named_parameters() if name.startswith(prefix)}
     data = manifest.model_dump(mode="json", exclude={"tensors", "contract"})
     return {**data, "bytes": size}, [facts(f"offer {path}", rows), model_tree(skeleton, tuned)]
+
+
+def decoder_facts(manifest: OfferManifest) -> str:
+    """What an offer's prompt decoder makes of how many numbers."""
+    shapes = {name: entry.shape for name, entry in manifest.prompt_decoder.items()}
+    if not shapes:
+        return "none: no intrinsic prompts"
+    return f"{shapes['inner'][1]} numbers to {shapes['outer'][0]} vectors"
 
 
 def inspect_delta(path: Path) -> Shown:

@@ -107,6 +107,7 @@ class OfferManifest(Manifest):
 
     ``adapter`` counts blocks of the emulator; where they stand in the full model is not said.
     ``layers`` and ``shared`` are empty when plain transformers can load the folder.
+    ``prompt_decoder`` names the tensors of the decoder it ships in a file of its own, if any.
     """
 
     kind: Literal["offer"] = "offer"
@@ -116,6 +117,9 @@ class OfferManifest(Manifest):
     layers: dict[TensorName, Spec] = {}
     shared: dict[int, int] = {}
     contract: Contract
+    prompt_decoder: Annotated[
+        dict[TensorName, TensorEntry], Field(exclude_if=lambda entries: not entries)
+    ] = {}
 
 
 class DeltaManifest(Manifest):

@@ -12,6 +12,7 @@ import torch
 from offsite.blocks import get_blocks
 from offsite.files import folder_files
 from offsite.offer import Offer
+from offsite.prompt_decoder import decoder_tensors
 from offsite.record import OfferRecord
 
 
@@ -21,7 +22,8 @@ def offer_bytes(offer: Offer) -> int:
         tensor.data_ptr(): tensor.numel() * tensor.element_size()
         for tensor in offer.model.state_dict(keep_vars=True).values()
     }
-    return sum(seen.values())
+    decoder = decoder_tensors(offer.model).values()
+    return sum(seen.values()) + sum(tensor.nbytes for tensor in decoder)
 
 
 def middle_bytes(offer: Offer) -> int:

@@ -28,11 +28,13 @@ from offsite.manifest import (
     read_manifest,
     write_manifest,
 )
+from offsite.prompt_decoder import DECODER, decoder_tensors, give_decoder
 from offsite.tensors import describe, load_tensors, read_header, save_tensors
 from offsite.vetting import (
     SPECIAL,
     scrub,
     vet_contents,
+    vet_decoder,
     vet_depth,
     vet_family,
     vet_files,
@@ -90,7 +92,8 @@ class Offer:
         weights = vet_files(folder, manifest)
         private = tempfile.TemporaryDirectory(prefix="offsite-")
         inner = Path(private.name)
-        side = {name: entry for name, entry in manifest.files.items() if name not in weights}
+        apart = (*weights, DECODER)
+        side = {name: entry for name, entry in manifest.files.items() if name not in apart}
         copy_verified(folder, side, inner)
         vet_contents(inner, manifest, weights)
         config, auto_class = load_config(inner, folder), task_auto_class(manifest.task)
@@ -99,8 +102,9 @@ class Offer:
         vet_family(skeleton, manifest)
         layers.rebuild(skeleton, manifest.layers)
         vet_tensors(skeleton, manifest)
+        vet_decoder(skeleton, manifest)
         processor = read_processor(inner, manifest, folder)
-        hashes = {name: manifest.files[name].sha256 for name in weights}
+        hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
         tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
         if manifest.layers or manifest.shared:
             model = build_special(config, manifest, auto_class, tensors)
@@ -109,6 +113,9 @@ class Offer:
             model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
             if (inner / "generation_config.json").is_file():
                 model.generation_config = transformers.GenerationConfig.from_pretrained(inner)
+        if manifest.prompt_decoder:
+            decoder = load_tensors([folder / DECODER], manifest.prompt_decoder, hashes)
+            give_decoder(model, decoder)
         return cls(model, manifest, processor, folder, private)
 
 
@@ -170,11 +177,14 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
         offer.processor.save_pretrained(folder)
         shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     scrub(folder)
+    if decoder := decoder_tensors(model):
+        save_tensors(decoder, folder / DECODER)
     manifest = offer.manifest.model_copy(
         update={
             "layers": specs,
             "shared": shared,
             "tensors": dict(sorted(entries.items())),
+            "prompt_decoder": describe(decoder),
             "files": hash_files(folder),
         }
     )

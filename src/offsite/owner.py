@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.blocks import assemble, block_path, get_blocks, rename_blocks
+from offsite.blocks import block_path, get_blocks
 from offsite.checkpoint import (
     build_skeleton,
     checkpoint_fingerprint,
@@ -22,14 +21,12 @@ from offsite.checkpoint import (
 )
 from offsite.compress.step import Context, Step, compress, plan
 from offsite.config import to_json
-from offsite.contract import check_contract, check_norm, make_contract
+from offsite.contract import make_contract
 from offsite.delta import Delta
-from offsite.deltas import parse_method
-from offsite.deltas.method import Method, check_entries
-from offsite.errors import OffsiteError
-from offsite.heads import give_head, head_tensors, set_head
 from offsite.manifest import OfferManifest, new_id, now, tool_versions
 from offsite.offer import Offer, load_processor
+from offsite.plugging import attach_delta
+from offsite.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.record import OfferRecord, Record
 from offsite.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.stored import model_fingerprint
@@ -50,6 +47,7 @@ def make_offer(
     dtype: torch.dtype | None = None,
     name: str | None = None,
     expires: datetime | None = None,
+    prompt_decoder: Decoder | None = None,
     work: Path | None = None,
     resume: bool = False,
 ) -> tuple[Offer, Record]:
@@ -65,6 +63,8 @@ def make_offer(
         processor: tokenizer or image processor; read from ``model`` when that is a path.
         dtype: dtype to compress in; None for float32. The offer keeps the checkpoint's dtype.
         name: what the manifest calls the model; by default the last part of its path.
+        prompt_decoder: what :func:`~offsite.deltas.learn_decoder.learn_decoder` returned, or its
+            file, to ship for intrinsic prompts; by default the one beside the model, if any.
 
     Returns:
         The offer, and the private record without which no delta can be plugged.
@@ -99,6 +99,9 @@ def make_offer(
             for name, tensor in block.named_parameters()
         }
     emulator = emulator.to(cut.native)
+    if prompt_decoder is not None:
+        give_decoder(emulator, prompt_decoder)
+    decoder = decoder_tensors(emulator)
     label = name or (Path(source).resolve().name if source is not None else type(model).__name__)
     path = block_path(emulator)
     contract = make_contract(emulator, path, positions)
@@ -127,6 +130,7 @@ def make_offer(
         seed=seed,
         contract=contract,
         disclosed_tensors=disclosed,
+        prompt_decoder=decoder_hash(decoder) if decoder else None,
     )
     record = Record(
         fingerprint=cut.fingerprint,
@@ -225,13 +229,20 @@ def _disclosed(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict
     return same
 
 
-def plug(model: str | Path | nn.Module, delta: Delta, record: Record) -> Any:
+def plug(
+    model: str | Path | nn.Module,
+    delta: Delta,
+    record: Record,
+    *,
+    prompt_decoder: Decoder | None = None,
+) -> Any:
     """Put a delta into the full model.
 
     Args:
         model: the full model: folder, hub name, or in memory (which is not changed).
         delta: as loaded by :meth:`Delta.load`.
         record: the private record that was made with the offer.
+        prompt_decoder: the one that was shipped, for an intrinsic prompt.
 
     Returns:
         The tuned model, plain where the method merges and with its modules attached where it does
@@ -242,50 +253,9 @@ def plug(model: str | Path | nn.Module, delta: Delta, record: Record) -> Any:
         OffsiteError: another model, another offer, or a delta that breaks the return contract; all
             of that is checked before a tensor of the delta is read, finiteness and norm after.
     """
-    runner, method, full = attach_delta(model, delta, record)
+    runner, method, full = attach_delta(model, delta, record, prompt_decoder)
     plugged = method.merge(runner) if method.merges else runner
     dtype = next(full.parameters()).dtype
     for index in record.find(delta.manifest.parent).adapter:
         get_blocks(plugged)[index].to(dtype)
     return plugged.eval()
-
-
-def attach_delta(
-    model: str | Path | nn.Module, delta: Delta, record: Record
-) -> tuple[nn.Module, Method, nn.Module]:
-    """Check a delta and attach it, unmerged, to a copy of the full model's adapter blocks.
-
-    Returns:
-        The model with the delta attached, the method, and the untouched full model.
-    """
-    entry = record.find(delta.manifest.parent)
-    if isinstance(model, (str, Path)):
-        model = load_model(model, record.auto_class)
-    assert isinstance(model, nn.Module)
-    if model_fingerprint(model) != record.fingerprint:
-        raise OffsiteError(
-            f"This is not the model that the record was made for ('{record.model_name}'); plug the "
-            "delta into exactly the weights the offer was cut from."
-        )
-    check_contract(delta, entry)
-    method = parse_method(delta.manifest.method)
-    blocks = [
-        copy.deepcopy(block).float() if index in entry.adapter else block
-        for index, block in enumerate(get_blocks(model))
-    ]
-    plain = assemble(model, blocks, range(entry.total))
-    give_head(plain, delta.manifest.labels)
-    runner = method.attach(plain, entry.adapter)
-    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
-    path = record.block_path
-    head = delta.manifest.head
-    rest = {name: e for name, e in delta.manifest.tensors.items() if name not in head}
-    given = rename_blocks(rest, path, mapping)
-    check_entries(given, method.expected(runner, given))
-    tensors = delta.values()
-    check_norm(tensors, entry.contract)
-    own = {name: value for name, value in tensors.items() if name not in head}
-    method.load(runner, rename_blocks(own, path, mapping))
-    set_head(head_tensors(plain), {name: tensors[name] for name in head})
-    runner.requires_grad_(False)
-    return runner.eval(), method, model

@@ -37,6 +37,7 @@ class OfferRecord(BaseModel):
         recipe: the compression steps, as JSON.
         disclosed_tensors: middle tensors of the full model that left verbatim, with their sizes
             in parameters.
+        prompt_decoder: SHA-256 of the prompt decoder that the offer ships, if any.
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
     """
@@ -52,6 +53,7 @@ class OfferRecord(BaseModel):
     seed: int
     contract: Contract
     disclosed_tensors: dict[str, int]
+    prompt_decoder: Sha256 | None = None
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
 

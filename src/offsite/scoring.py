@@ -12,7 +12,7 @@ from offsite.checkpoint import load_model
 from offsite.errors import OffsiteError
 from offsite.manifest import MANIFEST
 from offsite.offer import Offer, load_processor
-from offsite.serve import MANIFEST as PLUGGED
+from offsite.plugging import MANIFEST as PLUGGED
 from offsite.serve import load_plugged
 from offsite.tasks.task import Task
 

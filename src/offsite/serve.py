@@ -4,115 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from offsite.blocks import assemble, block_path, get_blocks, rename_blocks
+from offsite.blocks import assemble, block_path, get_blocks
 from offsite.config import require, to_json
-from offsite.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta, new_delta
+from offsite.delta import Delta, new_delta
 from offsite.deltas import Full, parse_method
 from offsite.deltas.method import Attached, Method, check_entries
 from offsite.errors import OffsiteError
-from offsite.files import new_folder, read_json, write_file
-from offsite.manifest import Sha256
+from offsite.heads import (
+    check_head,
+    give_head,
+    head_entries,
+    head_path,
+    head_tensors,
+    labels_of,
+    name_classes,
+    set_head,
+)
 from offsite.offer import Offer
-from offsite.owner import attach_delta
-from offsite.record import Record
+from offsite.plugging import Plugged
 from offsite.stored import model_fingerprint
-from offsite.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
-
-MANIFEST, WEIGHTS = "plugged.json", "plugged.safetensors"
-
-
-class PluggedManifest(BaseModel):
-    """What ``plugged.json`` says: which model, which blocks of it, which method, which tensors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["plugged"] = "plugged"
-    schema_version: Literal[1] = 1
-    fingerprint: Sha256
-    method: dict[str, Any]
-    adapter: tuple[int, ...]
-    tensors: dict[str, TensorEntry]
-
-
-@dataclass(frozen=True)
-class Plugged:
-    """A delta in its place in the full model: tensors under the full model's names.
-
-    Attributes:
-        method: how it was tuned.
-        adapter: positions of its blocks in the full model.
-        tensors: its numbers.
-        fingerprint: of the full model.
-        peft_config: the text of ``adapter_config.json`` where peft has the method.
-    """
-
-    method: Method
-    adapter: tuple[int, ...]
-    tensors: dict[str, torch.Tensor]
-    fingerprint: str
-    peft_config: str | None = None
-
-    def save(self, folder: str | Path) -> None:
-        """Write a folder for :func:`load_plugged`; where peft has the method, peft opens it too.
-
-        Raises:
-            OffsiteError: the folder exists.
-        """
-        with new_folder(folder) as partial:
-            save_tensors(self.tensors, partial / (PEFT_WEIGHTS if self.peft_config else WEIGHTS))
-            if self.peft_config:
-                write_file(partial / PEFT_CONFIG, self.peft_config)
-            manifest = PluggedManifest(
-                fingerprint=self.fingerprint,
-                method=to_json(self.method),
-                adapter=self.adapter,
-                tensors=describe(self.tensors),
-            )
-            write_file(partial / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Plugged:
-        """Read a folder that :meth:`save` wrote.
-
-        Raises:
-            OffsiteError: no such folder, or tensors other than it declares.
-        """
-        folder = Path(folder)
-        require(
-            (folder / MANIFEST).is_file(),
-            f"'{folder}' has no {MANIFEST}; make one with: offsite plug --as-adapter.",
-        )
-        path = folder / MANIFEST
-        manifest: PluggedManifest = parse(PluggedManifest, read_json(path), path)
-        tensors = load_tensors(sorted(folder.glob("*.safetensors")), manifest.tensors)
-        config = folder / PEFT_CONFIG
-        return cls(
-            parse_method(manifest.method),
-            manifest.adapter,
-            tensors,
-            manifest.fingerprint,
-            config.read_text(encoding="utf-8") if config.is_file() else None,
-        )
-
-
-def place(model: str | Path | nn.Module, delta: Delta, record: Record) -> Plugged:
-    """Check a delta like :func:`offsite.owner.plug` and keep it apart from the model.
-
-    Raises:
-        OffsiteError: see :func:`offsite.owner.plug`.
-    """
-    runner, method, _ = attach_delta(model, delta, record)
-    entry = record.find(delta.manifest.parent)
-    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
-    tensors = rename_blocks(delta.values(), record.block_path, mapping)
-    return Plugged(method, entry.adapter, tensors, record.fingerprint, method.peft_config(runner))
+from offsite.tensors import describe
 
 
 def load_plugged(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -165,10 +82,14 @@ def to_tensors(delta: Delta, offer: Offer) -> Delta:
         "The delta answers another offer; give the offer that it was tuned on.",
     )
     method, adapter = parse_method(delta.manifest.method), offer.manifest.adapter
-    values = merged_tensors(offer.model, method, adapter, delta.values())
+    tensors, head = delta.values(), delta.manifest.head
+    changes = {name: value for name, value in tensors.items() if name not in head}
+    values = merged_tensors(offer.model, method, adapter, changes)
     own = dict(offer.model.named_parameters())
     plain = {name: value.to(own[name].dtype) for name, value in values.items()}
-    return new_delta(offer.manifest, plain, to_json(Full()))
+    plain |= {name: tensors[name] for name in head}
+    labels = delta.manifest.labels
+    return new_delta(offer.manifest, plain, to_json(Full()), head=head, labels=labels)
 
 
 class Served:
@@ -176,8 +97,10 @@ class Served:
 
     Merging deltas may be added up with weights: ``base + sum of weight * (tuned - base)``, computed
     in float32. Methods that stay attached stack with them and with each other, one of each kind and
-    at weight 1. Switching changes the model in place and costs a copy of the adapter blocks; with
-    nothing active the weights are bit-equal to the original. Not safe while a forward runs.
+    at weight 1. Of deltas that bring a classifier head, one may be active, at weight 1; the model
+    then has its classes. Switching changes the model in place and costs a copy of the adapter
+    blocks; with nothing active the weights are bit-equal to the original. Not safe while a forward
+    runs.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -187,6 +110,8 @@ class Served:
         self.values: dict[str, dict[str, torch.Tensor]] = {}
         self.base: dict[str, torch.Tensor] = {}
         self.active: dict[str, float] = {}
+        self.head_path, self.labels = head_path(model), labels_of(model)
+        self.head = model.get_submodule(self.head_path) if self.head_path else None
 
     def add(self, name: str, delta: Plugged) -> None:
         """Make a delta available under ``name``; nothing is switched.
@@ -202,8 +127,10 @@ class Served:
         active = self.active
         self.switch()
         try:
+            head = describe(delta.head_values)
+            check_entries(head, check_head(head, delta.labels, head_entries(self.model)))
             if delta.method.merges:
-                args = (delta.method, delta.adapter, delta.tensors)
+                args = (delta.method, delta.adapter, delta.own)
                 self.values[name] = merged_tensors(self.model, *args)
                 for key in self.values[name].keys() - self.base.keys():
                     self.base[key] = self.model.get_parameter(key).detach().clone()
@@ -241,10 +168,21 @@ class Served:
             method = self.deltas[name].method
             if not method.merges:
                 method.attach(self.model, self.deltas[name].adapter)
-                method.load(self.model, self.deltas[name].tensors)
-                self.model.requires_grad_(False)
+                method.load(self.model, self.deltas[name].own)
+        self.show_head([self.deltas[name] for name in wanted if self.deltas[name].head])
+        self.model.requires_grad_(False)
         self.active = wanted
         return self.model
+
+    def show_head(self, bearers: Sequence[Plugged]) -> None:
+        """Give the model the classifier head of the one delta that brings one, else its own."""
+        if self.head_path is None or self.head is None:
+            return
+        self.model.set_submodule(self.head_path, self.head)
+        name_classes(self.model, self.labels)
+        for delta in bearers:
+            give_head(self.model, delta.labels)
+            set_head(head_tensors(self.model), delta.head_values)
 
     def combined(self, key: str, wanted: Mapping[str, float]) -> torch.Tensor:
         """The value of one parameter under some deltas; exact for one delta at weight 1."""
@@ -266,18 +204,19 @@ class Served:
             if name not in self.deltas:
                 known = ", ".join(sorted(self.deltas)) or "none so far"
                 raise OffsiteError(f"There is no delta '{name}' here; there are: {known}.")
-            method = self.deltas[name].method
-            if method.merges:
-                continue
+            delta = self.deltas[name]
+            needs = ["classifier head"] if delta.head else []
+            if not delta.method.merges:
+                needs.append(cast(Attached, delta.method).place)
             require(
-                weight == 1,
-                f"The delta '{name}' ({method.kind}) is attached as it is, so it takes no weight "
-                f"but 1, not {weight}; only deltas that merge can be weighted.",
+                weight == 1 or not needs,
+                f"The delta '{name}' ({delta.method.kind}) brings a {' and a '.join(needs)}, which "
+                f"takes no weight but 1, not {weight}; only what merges can be weighted.",
             )
-            place = cast(Attached, method).place
-            if place in places:
-                raise OffsiteError(
-                    f"The deltas '{places[place]}' and '{name}' both need the model's {place}; "
-                    "switch to one of them, or tune one with a method that merges."
-                )
-            places[place] = name
+            for place in needs:
+                if place in places:
+                    raise OffsiteError(
+                        f"The deltas '{places[place]}' and '{name}' both need the model's "
+                        f"{place}, so they cannot be active together; switch to one of them."
+                    )
+                places[place] = name

@@ -19,7 +19,8 @@ from offsite.blocks import block_path
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
 from offsite.heads import head_entries
-from offsite.manifest import OfferManifest
+from offsite.manifest import MAX_SIDE_BYTES, OfferManifest
+from offsite.prompt_decoder import DECODER, check_decoder, width_table
 from offsite.tensors import TensorEntry
 
 SPECIAL, PLAIN, INDEX = "offer.safetensors", "model.safetensors", "model.safetensors.index.json"
@@ -57,9 +58,13 @@ def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
         OffsiteError: an unknown kind of file, or weights that plain transformers would not read
             in full.
     """
-    weights = sorted(name for name in manifest.files if name.endswith(".safetensors"))
+    decoder = [DECODER] if manifest.prompt_decoder else []
+    if decoder and DECODER not in manifest.files:
+        raise OffsiteError(f"'{folder}' lacks the '{DECODER}' that its manifest declares.")
+    every = sorted(name for name in manifest.files if name.endswith(".safetensors"))
+    weights = [name for name in every if name not in decoder]
     for name in manifest.files:
-        if name.endswith(SUFFIXES) or name in (*weights, INDEX, *TABLES, *JSON_FILES):
+        if name.endswith(SUFFIXES) or name in (*every, INDEX, *TABLES, *JSON_FILES):
             continue
         raise OffsiteError(
             f"'{folder}' holds '{name}'; an offer may hold only safetensors, the JSON files of a "
@@ -238,6 +243,23 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     if given.keys() != contract.keys() or not all(fits(given[n], contract[n]) for n in given):
         raise OffsiteError(
             "The offer's return contract does not name exactly the tensors of its adapter blocks."
+        )
+
+
+def vet_decoder(skeleton: nn.Module, manifest: OfferManifest) -> None:
+    """Hold the prompt decoder an offer declares to the shape that its model can use.
+
+    Raises:
+        OffsiteError: no decoder for this model, or one of more than 256 MiB.
+    """
+    declared = manifest.prompt_decoder
+    if not declared:
+        return
+    check_decoder(declared, width_table(skeleton).shape[1])
+    if sum(entry.bytes for entry in declared.values()) > MAX_SIDE_BYTES:
+        raise OffsiteError(
+            f"The offer's prompt decoder has more than {MAX_SIDE_BYTES} bytes; ask its owner for a "
+            "smaller one."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from conftest import language_model
 from offsite.deltas import METHODS
-from offsite.deltas.intrinsic_prompt import give_decoder
+from offsite.prompt_decoder import give_decoder
 
 FAMILIES = ("gpt2", "opt", "bloom", "llama", "qwen2")
 ADAPTER = (0, 1, 5)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DECODER, METHOD_CASES, small_model
+from cases import METHOD_CASES, small_model
 from rich.console import Console
 
 from conftest import inputs_for, output_of
@@ -18,11 +18,11 @@ from offsite.blocks import get_blocks
 from offsite.compress.drop import Drop
 from offsite.delta import Delta
 from offsite.deltas import METHODS
-from offsite.deltas.intrinsic_prompt import give_decoder
 from offsite.errors import OffsiteError
 from offsite.offer import Offer
 from offsite.owner import make_offer, plug
-from offsite.serve import Plugged, Served, load_plugged, place, to_tensors
+from offsite.plugging import Plugged, place
+from offsite.serve import Served, load_plugged, to_tensors
 from offsite.split import ends
 from offsite.structure import delta_tree, model_tree, tuned_names
 from offsite.tasks.text import CausalText
@@ -43,7 +43,6 @@ def offered(dtype: torch.dtype) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         offer.save(Path(folder) / "offer")
         loaded = Offer.load(Path(folder) / "offer")
-    give_decoder(loaded.model, DECODER)
     return model, record, loaded
 
 

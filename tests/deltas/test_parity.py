@@ -16,12 +16,13 @@ from offsite.blocks import get_blocks
 from offsite.deltas import METHODS
 from offsite.deltas.diff_pruning import SPEED, SparseDifference
 from offsite.deltas.intrinsic import Fastfood, hadamard
-from offsite.deltas.intrinsic_prompt import give_decoder, learn_decoder
+from offsite.deltas.learn_decoder import learn_decoder
 from offsite.deltas.masking import BinaryMask, pack_bits, unpack_bits
 from offsite.deltas.reweight import reweighted
 from offsite.deltas.targets import part_of, sublayer_outputs
 from offsite.errors import OffsiteError
 from offsite.layers import linear_spec
+from offsite.prompt_decoder import give_decoder
 from offsite.tasks.text import CausalText
 from offsite.tensors import save_tensors
 from offsite.train import TrainOptions
@@ -282,10 +283,13 @@ def test_a_learnt_decoder_beats_its_start_on_every_task() -> None:
     tasks = [[row(torch.arange(12) * k % 13 + 20) for _ in range(8)] for k in (1, 2, 3)]
     before = [task.evaluate(model, data).value for data in tasks]
     options = TrainOptions(steps=150, lr=2e-2, batch_size=6)
-    learn_decoder(
-        model, tasks, task, length=4, dim=10, hidden=8, options=options, device=torch.device("cpu")
-    )
-    assert not hasattr(model, "prompt") and not any(p.requires_grad for p in model.parameters())
+    pairs = [(task, data) for data in tasks]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    sizes = {"length": 4, "dim": 10, "hidden": 8}
+    tensors = learn_decoder(model, pairs, **sizes, options=options, device="cpu")
+    assert not hasattr(model, "prompt") and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+    give_decoder(model, tensors)
     assert "decoder" not in "".join(model.state_dict())
     runner = METHODS["intrinsic_prompt"]().attach(model, ADAPTER)
     z = runner.prompt.z

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from offsite.cli import exchange, importance, look, owner, research, sweep, tuner
+from offsite.cli import exchange, importance, look, owner, prompts, research, sweep, tuner
 from offsite.errors import OffsiteError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ OWNER, TUNER, BOTH = "Model owner", "Data owner", "Both, and researchers"
 app.command("offer", rich_help_panel=OWNER)(owner.offer)
 app.command("plug", rich_help_panel=OWNER)(owner.plug)
 app.command("importance", rich_help_panel=OWNER)(importance.importance)
+app.command("prompt-decoder", rich_help_panel=OWNER)(prompts.prompt_decoder)
 app.command("tune", rich_help_panel=TUNER)(tuner.tune)
 app.add_typer(tuner.delta_app, name="delta", rich_help_panel=TUNER)
 app.command("score", rich_help_panel=BOTH)(research.score)

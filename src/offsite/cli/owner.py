@@ -23,6 +23,11 @@ Learned = Annotated[
     str | None, typer.Option(help="Folder of a LayerReplace pass ('offsite importance --learn').")
 ]
 
+Decoder = Annotated[
+    Path | None,
+    typer.Option(help="A prompt decoder ('offsite prompt-decoder'), or an offer that has it."),
+]
+
 
 def offer(
     model: Model,
@@ -40,6 +45,7 @@ def offer(
     name: Annotated[str | None, typer.Option(help="What the offer calls the model.")] = None,
     expires_days: Annotated[int | None, typer.Option(help="Days the offer is good for.")] = None,
     learned: Learned = None,
+    prompt_decoder: Decoder = None,
     task: o.Task = "text",
     max_length: o.MaxLength = 512,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
@@ -82,6 +88,7 @@ def offer(
         dtype=parse_dtype(dtype),
         name=name,
         expires=now() + timedelta(days=expires_days) if expires_days is not None else None,
+        prompt_decoder=prompt_decoder,
         work=work if any(hasattr(step, "steps") for step in steps) else None,
         resume=resume,
     )
@@ -135,6 +142,7 @@ def plug(
     as_adapter: Annotated[
         bool, typer.Option("--as-adapter", help="Keep the delta apart: a peft adapter or modules.")
     ] = False,
+    prompt_decoder: Decoder = None,
     again: Annotated[bool, typer.Option("--again", help="Plug a delta a second time.")] = False,
     json: o.Json = False,
     seed: o.Seed = 0,
@@ -148,8 +156,8 @@ def plug(
     from offsite.files import check_free, new_folder, write_file
     from offsite.offer import load_processor
     from offsite.owner import plug as plug_in
+    from offsite.plugging import place
     from offsite.record import Record
-    from offsite.serve import place
 
     check_free(out)
     private, given = Record.load(record), Delta.load(delta)
@@ -158,7 +166,7 @@ def plug(
     method = parse_method(manifest.method)
     full = load_model(model, private.auto_class, dtype=parse_dtype(dtype))
     if as_adapter:
-        plugged = place(full, given, private)
+        plugged = place(full, given, private, prompt_decoder=prompt_decoder)
         plugged.save(out)
         form = "a peft adapter" if plugged.peft_config else "modules for offsite.load_plugged"
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,11 +11,9 @@ from torch import nn
 
 from offsite.blocks import freeze, get_blocks
 from offsite.config import require
-from offsite.deltas.full import copy_into
-from offsite.deltas.method import cannot_merge
+from offsite.deltas.own_numbers import OwnNumbers, under
 from offsite.deltas.targets import sublayer_outputs
 from offsite.layers import linear_spec
-from offsite.tensors import TensorEntry, describe
 
 
 class DownUp(nn.Module):
@@ -39,7 +37,7 @@ def run_bottleneck(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tenso
 
 
 @dataclass(frozen=True)
-class Bottleneck:
+class Bottleneck(OwnNumbers):
     """A bottleneck behind attention and behind feed-forward of each adapter block.
 
     What travels: ``down`` (size, hidden), ``up`` (hidden, size) and their biases. ``up`` is zero at
@@ -55,7 +53,6 @@ class Bottleneck:
     style: Literal["houlsby", "pfeiffer"] = "houlsby"
 
     kind: ClassVar[str] = "bottleneck"
-    merges: ClassVar[bool] = False
     place: ClassVar[str] = "bottleneck"
     lr: ClassVar[float] = 3e-3
     when: ClassVar[str] = "to serve many tasks on one model, each as modules that come and go"
@@ -75,20 +72,8 @@ class Bottleneck:
                 layer.bottleneck.handle = layer.register_forward_hook(run_bottleneck)  # type: ignore[assignment]
         return model
 
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        named = model.named_parameters()
-        return {name: p.detach() for name, p in named if ".bottleneck." in name}
-
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
-
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        copy_into(model, tensors)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        raise cannot_merge(self)
+    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return under(model, self.place)
 
     def detach(self, model: nn.Module) -> nn.Module:
         for module in list(model.modules()):
@@ -96,6 +81,3 @@ class Bottleneck:
                 module.bottleneck.handle.remove()  # type: ignore[union-attr, operator]
                 del module.bottleneck
         return model
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from offsite.blocks import freeze
+from offsite.deltas.own_numbers import OwnNumbers
 from offsite.errors import OffsiteError
 from offsite.heads import head_path
-from offsite.tensors import TensorEntry
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(OwnNumbers):
     """Tune no block at all; what travels is the head, which goes with every delta of an image task.
 
     Raises:
@@ -36,20 +35,3 @@ class Head:
             )
         freeze(model)
         return model
-
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        return {}
-
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return {}
-
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        return None
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        return model
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None

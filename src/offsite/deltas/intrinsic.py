@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 
 from offsite.blocks import block_of, block_path
 from offsite.config import require
+from offsite.deltas.own_numbers import OwnNumbers
 from offsite.deltas.reweight import fold, reweight, reweighted
 from offsite.deltas.targets import linear_layers
-from offsite.tensors import TensorEntry, describe
 
 
 def hadamard(x: torch.Tensor) -> torch.Tensor:
@@ -72,7 +72,7 @@ class Projected(nn.Module):
 
 
 @dataclass(frozen=True)
-class IntrinsicDimension:
+class IntrinsicDimension(OwnNumbers):
     """``W + scale_block * P(theta)``, ``P`` a fixed random projection: SAID, equation 4.
 
     What travels: ``theta`` (dim,) and one ``scale`` (1,) for each block, float32; the projection is
@@ -117,7 +117,7 @@ class IntrinsicDimension:
 
         return reweight(model, layers, build)
 
-    def _numbers(self, model: nn.Module) -> dict[str, Any]:
+    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
         path, found = block_path(model), {}
         for name, part in reweighted(model).items():
             found["theta"] = part.theta
@@ -125,21 +125,5 @@ class IntrinsicDimension:
                 found[f"{path}.{block_of(name, path)}.scale"] = part.scale
         return found
 
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach() for name, parameter in self._numbers(model).items()}
-
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
-
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._numbers(model).items():
-                parameter.copy_(tensors[name])
-
     def merge(self, model: nn.Module) -> nn.Module:
         return fold(model)
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None

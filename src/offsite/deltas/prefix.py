@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,10 +13,8 @@ from torch import nn
 
 from offsite.blocks import freeze, get_blocks
 from offsite.config import require
-from offsite.deltas.full import copy_into
-from offsite.deltas.method import cannot_merge
+from offsite.deltas.own_numbers import OwnNumbers, under
 from offsite.errors import OffsiteError
-from offsite.tensors import TensorEntry, describe
 
 NAME = "offsite_prefix"
 
@@ -89,7 +87,7 @@ def widen(
 
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(OwnNumbers):
     """Keys and values of ``length`` further positions in the attention of each adapter block.
 
     What travels: ``key`` and ``value`` (key heads, length, head width) of each block, and its
@@ -110,7 +108,6 @@ class Prefix:
     gated: bool = True
 
     kind: ClassVar[str] = "prefix"
-    merges: ClassVar[bool] = False
     place: ClassVar[str] = "prefix"
     lr: ClassVar[float] = 1e-2
     when: ClassVar[str] = "steer attention with a few thousand numbers, weights untouched"
@@ -130,20 +127,8 @@ class Prefix:
             attention.config._attn_implementation = NAME
         return model
 
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        named = model.named_parameters()
-        return {name: p.detach() for name, p in named if ".prefix." in name}
-
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
-
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        copy_into(model, tensors)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        raise cannot_merge(self)
+    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return under(model, self.place)
 
     def detach(self, model: nn.Module) -> nn.Module:
         for module in list(model.modules()):
@@ -151,9 +136,6 @@ class Prefix:
                 module.config = module.prefix.base  # type: ignore[union-attr]
                 del module.prefix
         return model
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None
 
 
 def attention_of(block: nn.Module, gated: bool) -> Any:

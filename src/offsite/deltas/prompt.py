@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +12,9 @@ from torch import nn
 
 from offsite.blocks import block_config, freeze
 from offsite.config import require
-from offsite.deltas.method import cannot_merge
+from offsite.deltas.own_numbers import OwnNumbers
 from offsite.deltas.prompting import add_prompt, check_takes_prompt, remove_prompt
 from offsite.deltas.through_peft import plain
-from offsite.tensors import TensorEntry, describe
 
 
 class SoftPrompt(nn.Module):
@@ -34,7 +33,7 @@ class SoftPrompt(nn.Module):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(OwnNumbers):
     """``length`` trained vectors before the tokens; no block is touched.
 
     What travels: ``prompt_embeddings`` (length, width) float32, as a peft prompt-tuning adapter.
@@ -49,7 +48,6 @@ class Prompt:
     length: int = 16
 
     kind: ClassVar[str] = "prompt"
-    merges: ClassVar[bool] = False
     place: ClassVar[str] = "prompt"
     lr: ClassVar[float] = 3e-2
     when: ClassVar[str] = "one small matrix for a large model; slow to converge on a small one"
@@ -63,20 +61,8 @@ class Prompt:
         add_prompt(model, SoftPrompt(model.get_input_embeddings(), self.length))
         return model  # type: ignore[no-any-return]
 
-    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
-        return {"prompt_embeddings": model.prompt.embedding.detach()}
-
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
-
-    def load(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            model.prompt.embedding.copy_(tensors["prompt_embeddings"])
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        raise cannot_merge(self)
+    def numbers(self, model: Any) -> dict[str, nn.Parameter]:
+        return {"prompt_embeddings": model.prompt.embedding}
 
     def detach(self, model: nn.Module) -> nn.Module:
         remove_prompt(model)
@@ -90,7 +76,7 @@ class Prompt:
             task_type="CAUSAL_LM",
             inference_mode=True,
             num_virtual_tokens=self.length,
-            token_dim=model.prompt.embedding.shape[1],
+            token_dim=model.get_input_embeddings().weight.shape[1],
             num_transformer_submodules=1,
             num_attention_heads=config.num_attention_heads,
             num_layers=config.num_hidden_layers,
