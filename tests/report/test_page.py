@@ -88,7 +88,7 @@ def test_one_page_holds_everything_and_asks_nobody(tmp_path: Path) -> None:
     assert "://" not in html and "url(" not in html and "<script" not in html
     assert "nan" not in words and "inf " not in words
     for expected in (
-        "bookling on sst2", "drop · lora", "crash · lora", "± 0.7</small>", "+20.0 points",
+        "bookling on sst2", "accuracy, delta lora", "crash", "± 0.7</small>", "+20.0 points",
         "plug-in against tuned emulator", "4 MB", "40.0%", "Importance of blocks", "offsite lab",
         "prefers-color-scheme: dark", "viewport", "do not travel", "<b>&",
     ):  # fmt: skip
@@ -103,7 +103,10 @@ def test_partial_scores_and_plain_score_files_are_enough(tmp_path: Path) -> None
     known = {"scores": {"zero_shot": 4.0, "plug_in": 3.5}, "metric": "loss"}
     path.write_text(json.dumps({**known, "higher_is_better": False}))
     _, words = read(write_report([path], tmp_path / "r.html", title="Mine"))
-    assert "Plugging improves loss from 4.000 to 3.500, by 0.500." in words and "Mine" in words
+    assert (
+        "Plugging improves loss from 4.000 to 3.500, by 0.500 (perplexity 54.6 to 33.12)." in words
+        and "Mine" in words
+    )
 
 
 def test_offer_folders_are_listed(tokenizer: Any, tmp_path: Path) -> None:
@@ -171,3 +174,25 @@ def test_small_things() -> None:
             make_run(bad)
     with pytest.raises(OffsiteError, match="no scores file"):
         make_run([{"model": "x"}])
+
+
+def test_many_settings_are_one_picture_and_folded_tables(tmp_path: Path) -> None:
+    rows = [
+        row(f"r{k}", shift=k / 100, gap=k / 50, importance=[0.1, 0.2, k / 9]) for k in range(12)
+    ]
+    rows += [row("all of it", shift=0.1, disclosed=1.0)]
+    html, words = read(write_report([rows], tmp_path / "r.html"))
+    assert "Of 13 settings (1 of them aside, whose offer holds the whole middle), 'r11'" in words
+    assert "These are the 6 with the best plug-in score; all 13" in words
+    assert "The other 12 settings one by one" in words and "The scores of 13 settings" in html
+    assert "learned for r3" in words and "accuracy, delta lora" in words
+    assert best(group(rows[-1:])).recipe == "all of it"
+    few = read(write_report([rows[:3]], tmp_path / "few.html"))[1]
+    assert "one by one" not in few and "These are" not in few
+
+
+def test_importance_alone_can_be_added(tmp_path: Path) -> None:
+    path = tmp_path / "importance.json"
+    path.write_text(json.dumps({"importance": {"influence": [0.3, 0.1]}, "learned": ""}))
+    words = read(write_report([[row()], path], tmp_path / "r.html"))[1]
+    assert "importance: influence" in words

@@ -24,7 +24,7 @@ from offsite.report.svg import (
     ticks,
 )
 
-WIDTH = 360
+WIDTH, NUMBERED = 360, 8
 LADDER = (
     ("emulator_zero_shot", "emulator, untuned", "square", "emulator hollow"),
     ("zero_shot", "model, untuned", "circle", "model hollow"),
@@ -74,6 +74,43 @@ def ladder(setting: Setting, limits: tuple[float, float]) -> str:
         f"{label} {show(setting.mean(key), setting.metric)}" for key, label, *_ in known
     )
     return picture(WIDTH, bottom + 32, parts, f"{setting.label}: {said}")
+
+
+def overview(settings: Sequence[Setting], limits: tuple[float, float]) -> str:
+    """Many settings, one under another: all marks of each on one line, its plug-in score beside it.
+
+    The axis holds what is tuned and the untuned model; an untuned emulator far worse than that
+    stands at its left edge.
+    """
+    kept = [v for s in settings for key, *_ in LADDER[1:] for v in s.values(key)]
+    low, high = room(kept) if kept else limits
+    left, right, row, top = 8.0, WIDTH - 8.0, 34, 58
+    higher = settings[0].higher
+    place = scale(low, high, left, right) if higher else scale(high, low, left, right)
+    bottom = top + row * len(settings)
+    parts = [line(place(t), top - 14, place(t), bottom - 8, "grid") for t in ticks(low, high)]
+    for index, (_, label, shape, style) in enumerate(LADDER):
+        x, y = 8.0 + 129 * (index % 3), 10.0 + 17 * (index // 3)
+        parts += [mark(x, y, shape, style, 4), text(x + 9, y + 4, label, "small")]
+    for index, setting in enumerate(settings):
+        y = top + row * index
+        parts.append(text(0, y, setting.label, "label"))
+        if setting.mean("plug_in") is not None:
+            parts.append(
+                text(WIDTH, y, show(setting.mean("plug_in"), setting.metric), "value", "end")
+            )
+        parts.append(line(left, y + 12, right, y + 12, "grid"))
+        for key, label, shape, style in LADDER:
+            if (value := setting.mean(key)) is not None:
+                x = min(max(place(value), left), right)
+                hint = f"{label} {show(value, setting.metric)}"
+                parts.append(mark(x, y + 12, shape, style, 4.5, hint))
+    parts += [
+        text(place(t), bottom + 6, _tick(t, settings[0]), "small", "middle")
+        for t in ticks(low, high)
+    ]
+    parts.append(text(right, bottom + 20, f"{settings[0].metric}, better →", "small", "end"))
+    return picture(WIDTH, bottom + 26, parts, f"The scores of {len(settings)} settings")
 
 
 def limits(settings: Sequence[Setting]) -> tuple[float, float]:
@@ -126,7 +163,10 @@ def _mean_curve(
 
 
 def frontier(settings: Sequence[Setting]) -> str:
-    """Plug-in score against gap, with the line of settings that none other beats in both."""
+    """Plug-in score against gap, with the line of settings that none other beats in both.
+
+    Of many settings only those on the line are numbered; the others say their name when pointed at.
+    """
     found: list[tuple[float, float, int]] = []
     for index, setting in enumerate(settings):
         gap, plug = setting.mean("gap"), setting.mean("plug_in")
@@ -143,18 +183,21 @@ def frontier(settings: Sequence[Setting]) -> str:
     parts = _axes(across, up, wide, tall, (left, right, top, bottom), first)
     front = [p for p in found if not any(_beats(q, p, sign) for q in found)]
     parts.append(polyline([(across(g), up(p)) for g, p, _ in sorted(front)], "front"))
+    listed: list[int] = []
     for gap, plug, index in found:
         style = "plug" if (gap, plug, index) in front else "model hollow"
         label = settings[index].label
         parts.append(mark(across(gap), up(plug), "circle", style, 5, label))
-        parts.append(text(across(gap) + 7, up(plug) - 5, index + 1, "label"))
+        if len(found) <= NUMBERED or (gap, plug, index) in front:
+            parts.append(text(across(gap) + 7, up(plug) - 5, index + 1, "label"))
+            listed.append(index)
     parts.append(text(right, bottom + 26, "gap (plug-in over tuned emulator) →", "small", "end"))
     parts.append(text(left, bottom + 26, "↑ plug-in", "small"))
-    for row, (_, _, index) in enumerate(found):
+    for row, index in enumerate(listed):
         parts.append(
             text(8, bottom + 46 + 15 * row, f"{index + 1}  {settings[index].label}", "label")
         )
-    return picture(WIDTH, bottom + 40 + 15 * len(found), parts, "Plug-in score against gap")
+    return picture(WIDTH, bottom + 40 + 15 * len(listed), parts, "Plug-in score against gap")
 
 
 def _beats(one: tuple[float, float, int], other: tuple[float, float, int], sign: int) -> bool:

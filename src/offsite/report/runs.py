@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from offsite.errors import OffsiteError
-from offsite.files import read_json
+from offsite.files import parse_json, read_json
 from offsite.manifest import MANIFEST
 from offsite.scores import KEYS, Scores
 from offsite.statistics import Interval, Spread, over_seeds, spread
@@ -22,6 +22,7 @@ class Setting:
 
     Attributes:
         rows: the results of each seed, as the lab writes them.
+        name: what it is called, where not everything need be said.
     """
 
     model: str
@@ -29,10 +30,13 @@ class Setting:
     recipe: str
     delta: str
     rows: tuple[Mapping[str, Any], ...]
+    name: str = ""
 
     @property
     def label(self) -> str:
-        """Recipe and delta in few words."""
+        """Its name; by default recipe and delta in few words."""
+        if self.name:
+            return self.name
         return " · ".join(part for part in (self.recipe, self.delta) if part) or "this run"
 
     @property
@@ -112,8 +116,15 @@ def read_run(path: str | Path) -> Run:
                 f"The folder '{path}' holds neither results.json nor {MANIFEST}; name a run of the "
                 "lab, or an offer or delta folder."
             )
-        return make_run(read_json(found), path.name)
-    return make_run(read_json(path), path.stem)
+        return make_run(_json(found), path.name)
+    return make_run(_json(path), path.stem)
+
+
+def _json(path: Path) -> Any:
+    """Strict JSON of one's own, however large: a lab keeps every item's score."""
+    if not path.is_file():
+        raise OffsiteError(f"There is no file '{path}'.")
+    return parse_json(path.read_bytes(), path)
 
 
 def make_run(data: Any, name: str = "run") -> Run:
@@ -126,22 +137,57 @@ def make_run(data: Any, name: str = "run") -> Run:
         data = {"rows": data}
     if isinstance(data, Mapping) and "scores" in data:
         data = {"rows": [data]}
-    rows = data.get("rows") if isinstance(data, Mapping) else None
+    importance = data.get("importance") or {} if isinstance(data, Mapping) else {}
+    if not isinstance(importance, Mapping):
+        importance = {"importance": importance}
+    rows = data.get("rows", []) if isinstance(data, Mapping) else None
+    if rows == [] and importance:
+        return Run(name, importance=importance)
     if not isinstance(rows, list) or not rows:
         raise OffsiteError(f"'{name}' holds no rows of results; give what 'offsite lab' wrote.")
     for row in rows:
         Scores.from_json(row)
-    command = data.get("command", "")
-    importance = data.get("importance") or {}
-    if not isinstance(importance, Mapping):
-        importance = {"importance": importance}
+    command, settings = data.get("command", ""), tuple(group(rows))
     return Run(
         name,
-        tuple(group(rows)),
+        settings,
         command if isinstance(command, str) else " ".join(map(str, command)),
         data.get("environment") or {},
-        importance,
+        {**importance, **learned(settings)},
     )
+
+
+def learned(settings: Iterable[Setting]) -> dict[str, list[float]]:
+    """The importance that recipes learned, the mean over seeds; what several share stands once."""
+    found: dict[tuple[float, ...], str] = {}
+    for setting in settings:
+        rows = [row["importance"] for row in setting.rows if row.get("importance")]
+        if rows:
+            means = tuple(sum(values) / len(values) for values in zip(*rows, strict=True))
+            found.setdefault(means, f"learned for {setting.recipe or setting.label}")
+    return {name: list(values) for values, name in found.items()}
+
+
+def named(runs: Sequence[Run]) -> tuple[list[Run], str]:
+    """The runs with short labels: a method that all settings share is said once.
+
+    Returns:
+        The runs, and what they share (``"delta lora"``; empty where they differ).
+    """
+    settings = [setting for run in runs for setting in run.settings]
+    methods = {setting.delta for setting in settings}
+    if (
+        len(settings) < 2
+        or len(methods) > 1
+        or methods == {""}
+        or not all(s.recipe for s in settings)
+    ):
+        return list(runs), ""
+    short = [
+        replace(run, settings=tuple(replace(s, name=s.recipe) for s in run.settings))
+        for run in runs
+    ]
+    return short, f"delta {methods.pop()}"
 
 
 def group(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
@@ -165,11 +211,28 @@ def by_task(settings: Iterable[Setting]) -> dict[tuple[str, str, str], list[Sett
 
 
 def best(settings: Sequence[Setting]) -> Setting:
-    """The setting with the best plug-in score; the first where none is known."""
-    known = [s for s in settings if s.mean("plug_in") is not None]
-    if not known:
-        return settings[0]
-    return max(known, key=lambda s: (s.mean("plug_in") or 0.0) * (1 if s.higher else -1))
+    """The setting with the best plug-in score of those that hold something back.
+
+    An emulator that is the whole middle is a ceiling, no way to keep a model: it is the best only
+    where there is nothing else. Without any plug-in score it is the first.
+    """
+    return ranked([s for s in settings if not sends_all(s)] or settings)[0]
+
+
+def sends_all(setting: Setting) -> bool:
+    """Whether the whole middle leaves verbatim."""
+    share = setting.mean("disclosed")
+    return share is not None and share > 0.999
+
+
+def ranked(settings: Sequence[Setting]) -> list[Setting]:
+    """The best plug-in score first; those without one last, in their order."""
+
+    def place(setting: Setting) -> float:
+        plug = setting.mean("plug_in")
+        return float("inf") if plug is None else -plug if setting.higher else plug
+
+    return sorted(settings, key=place)
 
 
 def show(value: float | None, metric: str, *, signed: bool = False) -> str:

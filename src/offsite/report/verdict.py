@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp
 
-from offsite.report.runs import Setting, best, show
+from offsite.report.runs import Setting, best, sends_all, show
 
 CAUTION = (
     "The gap says what this tuned emulator lacked on this data. It is no bound: whoever holds the "
@@ -17,7 +18,12 @@ def verdict(settings: Sequence[Setting]) -> list[str]:
     chosen = best(settings)
     said = []
     if len(settings) > 1:
-        said.append(f"Of {len(settings)} settings, '{chosen.label}' has the best plug-in score.")
+        all_sent = sum(map(sends_all, settings))
+        aside = f" ({all_sent} of them aside, whose offer holds the whole middle)"
+        said.append(
+            f"Of {len(settings)} settings{aside if 0 < all_sent < len(settings) else ''}, "
+            f"'{chosen.label}' has the best plug-in score."
+        )
     said += [*gain(chosen), *distance(chosen), *order(chosen), *sent(chosen)]
     if chosen.mean("gap") is not None:
         said.append(CAUTION)
@@ -42,6 +48,8 @@ def gain(setting: Setting) -> list[str]:
     words = (
         f"Plugging improves {metric} from {show(zero, metric)} to {show(plug, metric)}, by {change}"
     )
+    if metric == "loss":
+        words += f" (perplexity {exp(min(zero, 700)):.4g} to {exp(min(plug, 700)):.4g})"
     if full is None or sign * (full - zero) <= 0:
         return [words + "."]
     share = (plug - zero) / (full - zero)
@@ -67,7 +75,7 @@ def distance(setting: Setting) -> list[str]:
     else:
         said = f"The tuned emulator alone reaches {tuned}, exactly the plug-in's score"
     interval = setting.intervals().get("plug_in - emulator_tuned")
-    if interval is None:
+    if interval is None or interval.low == interval.high:
         return [said + "."]
     low, high = (show(v, setting.metric, signed=True) for v in (interval.low, interval.high))
     clear = "does not include zero" if interval.clear else "includes zero, so it may be chance"
@@ -96,7 +104,8 @@ def sent(setting: Setting) -> list[str]:
     )
     said = []
     if disclosed is not None:
-        said.append(f"{disclosed:.0%} of the middle's parameters leave verbatim")
+        share = f"{disclosed:.1%}" if 0 < disclosed < 0.01 else f"{disclosed:.0%}"
+        said.append(f"{share} of the middle's parameters leave verbatim")
     if offer is not None and model:
         said.append(f"the offer is {offer / model:.0%} of the model's size")
     if not said:
