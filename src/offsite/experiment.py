@@ -75,6 +75,7 @@ class Experiment(BaseModel):
     full_lr: float | None = None
     baseline: bool = True
     dtype: str = "float32"
+    prompt_decoder: str | None = None
 
 
 def read_experiment(path: str | Path) -> list[Plan]:
@@ -129,6 +130,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         full_lr=found.full_lr,
         baseline=found.baseline,
         dtype=found.dtype,
+        prompt_decoder=resolve(found.prompt_decoder),
     )
 
 

@@ -30,7 +30,7 @@ from offsite.heads import give_head, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row, digest, flatten
+from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key
 from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
@@ -79,7 +79,7 @@ class Lab:
         self.device = pick_device(device)
         self.processor = load_processor(plan.model, self.task.name)
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
-        self.model.to(self.device)
+        plan.prepare(self.model).to(self.device)
         self.identity = {
             "model": model_fingerprint(self.model),
             "task": [plan.task, plan.calibration_task, plan.max_length, plan.dtype],
@@ -153,7 +153,7 @@ class Lab:
     ) -> dict[str, Any]:
         """Tune one delta through the emulator, plug it, and score both."""
         options = replace(self.plan.options, seed=seed)
-        key = {"stage": "tuned", **recipe.key(seed), "method": to_json(method)}
+        key = {"stage": "tuned", **recipe.key(seed), **method_key(method, self.model)}
 
         def compute() -> dict[str, Any]:
             if not offer:

@@ -11,6 +11,9 @@ from typing import Any
 from offsite.compress import parse_recipe
 from offsite.compress.step import Step
 from offsite.config import to_json
+from offsite.deltas import IntrinsicPrompt
+from offsite.deltas.method import Method
+from offsite.prompt_decoder import decoder_hash, decoder_tensors, give_decoder
 from offsite.scores import Scores
 from offsite.train import TrainOptions
 
@@ -30,6 +33,7 @@ class Plan:
         deltas: name to method in JSON form.
         options: how to tune; also how the full fine-tuning baseline is trained.
         full_lr: peak learning rate of that baseline; None for 1e-3.
+        prompt_decoder: file of the decoder that offers ship, for intrinsic prompts.
         baseline: whether to run it at all (None in ``full_tuned`` otherwise).
     """
 
@@ -48,6 +52,13 @@ class Plan:
     full_lr: float | None = None
     baseline: bool = True
     dtype: str = "float32"
+    prompt_decoder: str | None = None
+
+    def prepare(self, model: Any) -> Any:
+        """The full model with the plan's prompt decoder beside it, where there is one."""
+        if self.prompt_decoder is not None:
+            give_decoder(model, self.prompt_decoder)
+        return model
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,13 @@ class Row:
             **self.scores.to_json(),
             **self.extra,
         }
+
+
+def method_key(method: Method, model: Any) -> dict[str, Any]:
+    """What a tuned delta depends on beside its offer: the method, and the decoder it uses."""
+    decoder = decoder_tensors(model) if method.kind == IntrinsicPrompt.kind else {}
+    more = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
+    return {"method": to_json(method), **more}
 
 
 def digest(key: Mapping[str, Any]) -> str:

@@ -83,6 +83,7 @@ COSTS: tuple[Column, ...] = (
     ("trained", figure("trainable", lambda v: f"{v:,.0f}")),
     ("s to offer", figure("seconds_offer", lambda v: f"{v:.1f}")),
     ("offer memory", figure("memory_offer", show_bytes)),
+    ("s to tune", figure("seconds_tune", lambda v: f"{v:.1f}")),
     ("s per step", figure("seconds_per_step", lambda v: f"{v:.3f}")),
     ("tune memory", figure("memory_tune", show_bytes)),
 )

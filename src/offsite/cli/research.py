@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from offsite.cli import options as o
+from offsite.cli.owner import Decoder
 from offsite.errors import OffsiteError
 
 
@@ -93,6 +94,7 @@ def lab(
     delta: Annotated[
         list[str] | None, typer.Option(help="Method such as lora:rank=8, or all; repeatable.")
     ] = None,
+    prompt_decoder: Decoder = None,
     out: Annotated[Path, typer.Option(help="Folder of cells and results.")] = Path("lab"),
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
     steps: o.Steps = None,
@@ -112,7 +114,7 @@ def lab(
     json: o.Json = False,
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
-    from offsite.deltas import METHODS, method_json
+    from offsite.deltas import method_json
     from offsite.experiment import make_recipes, read_experiment
     from offsite.plan import Plan
     from offsite.train import TrainOptions
@@ -126,7 +128,7 @@ def lab(
             o.check_source(source)
         names = list(delta or ["full"])
         if names == ["all"]:
-            names = [name for name in METHODS if name not in ("head", "intrinsic_prompt")]
+            names = all_that_fit(model, task, adapter, prompt_decoder)
         recipes: dict[str, Any] = {name: name for name in recipe or ()}
         if keep is not None or not recipes:
             recipes |= uniform(keep, distill_steps)
@@ -149,10 +151,23 @@ def lab(
                 full_lr=full_lr,
                 baseline=baseline,
                 dtype=dtype or "float32",
+                prompt_decoder=str(prompt_decoder) if prompt_decoder else None,
             )
         ]
     rows, made_on = run_plans(plans, out, device, cached)
     show_rows(rows, out, json, made_on)
+
+
+def all_that_fit(model: str, task: str, adapter: str, prompt_decoder: Path | None) -> list[str]:
+    """Every method that can tune this model; the others are named with the reason."""
+    from offsite.deltas.fitting import misfits
+    from offsite.tasks import load_task
+
+    reasons = misfits(model, load_task(task).auto_class, adapter, prompt_decoder)
+    for name, reason in reasons.items():
+        if reason is not None:
+            o.note(f"skip  {name}: {reason}")
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
@@ -200,7 +215,7 @@ def show_rows(
     from offsite import tables
     from offsite.files import write_file
     from offsite.report.summary import summary
-    from offsite.report.terminal import compared, terminal
+    from offsite.report.terminal import compared, costs, terminal
 
     if not rows:
         raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
@@ -222,7 +237,7 @@ def show_rows(
     slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
     shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(rows[0]))}
     files = f"results: {out}/results.json (.md, .tex, .csv), intervals.csv"
-    o.emit(shown, as_json, [terminal(rows), compared(rows), files, *lines])
+    o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), files, *lines])
 
 
 def best_of(row: Mapping[str, Any]) -> dict[str, Any]:

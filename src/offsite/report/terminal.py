@@ -27,6 +27,8 @@ SHORT: dict[str, tables.Column] = {
     "disclosed": ("dis-\nclosed", tables.figure("disclosed", lambda v: f"{v:.0%}")),
     "offer": ("\noffer", lambda s: tables.size(s).partition("(")[2].rstrip(")") or "-"),
 }
+NEEDED = ("trained", "delta bytes", "s to tune", "s per step", "tune memory")
+TAKES = [column for column in tables.COSTS if column[0] in NEEDED]
 LAYOUTS = (
     tuple(SHORT),
     ("emulator", "tuned", "plug", "recovered", "gap", "offer"),
@@ -112,6 +114,18 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Group:
             f"{task}: plug-in against ... ({unit}, + is better)\n{more}[95% interval over items]"
         )
         shown.append(Fitting(tuple(pairs(title, found, metric, d) for d in (True, False))))
+    return Group(*shown)
+
+
+def costs(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """What each delta takes, one table for each task that was tuned with several methods."""
+    shown: list[Table] = []
+    for (_, task, _), settings in by_task(group(rows)).items():
+        tuned = [s for s in settings if s.mean("bytes_delta") is not None]
+        if len({setting.delta for setting in tuned}) > 1:
+            body = [[s.label, *(cell(s) for _, cell in TAKES)] for s in tuned]
+            head = ["setting", *(name for name, _ in TAKES)]
+            shown.append(lines(f"{task}: what each delta takes", head, body, True))
     return Group(*shown)
 
 

@@ -1,0 +1,44 @@
+"""Which methods can work on a model, found without reading a weight."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from offsite.blocks import get_blocks
+from offsite.checkpoint import build_skeleton, model_config
+from offsite.deltas import METHODS, IntrinsicPrompt
+from offsite.errors import OffsiteError
+from offsite.prompt_decoder import give_decoder
+from offsite.split import make_split, parse_adapter
+
+
+def misfits(
+    model: str, auto_class: str, adapter: str, prompt_decoder: Path | None = None
+) -> dict[str, str | None]:
+    """For every method: why it cannot tune some blocks of a model, or None where it can.
+
+    Each is attached, with its defaults, to the model on the meta device.
+
+    Args:
+        model: folder or hub name.
+        adapter: a rule such as ``ends:2,2``; blocks that are still to be learnt are as the first.
+
+    Raises:
+        OffsiteError: no such model, adapter or decoder.
+    """
+    reasons: dict[str, str | None] = {}
+    for kind, method in METHODS.items():
+        skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+        total = len(get_blocks(skeleton))
+        learned = adapter.startswith("learned:")
+        blocks = (0,) if learned else make_split(parse_adapter(adapter), total).adapter
+        if prompt_decoder is not None and kind == IntrinsicPrompt.kind:
+            give_decoder(skeleton, prompt_decoder)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # peft's, of a model without weights
+                method().attach(skeleton, blocks)
+            reasons[kind] = None
+        except OffsiteError as error:
+            reasons[kind] = str(error)
+    return reasons
