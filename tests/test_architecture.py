@@ -57,7 +57,7 @@ def test_layers_of_the_package_point_one_way() -> None:
         {"deltas", "compress"},
         {"tuner", "contract", "plugging", "owner", "importing", "structure"},
         {"serve", "plan", "measure", "environment", "harness", "card", "hub", "inspection"},
-        {"scoring", "lab", "experiment", "sweep", "report", "tables"},
+        {"scoring", "lab", "experiment", "sweep", "report", "tables", "checking"},
         {"cli", "demo", "__main__"},
     ]  # fmt: skip
     rank = {name: index for index, group in enumerate(groups) for name in group}

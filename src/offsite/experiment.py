@@ -35,6 +35,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offsite.blocks import get_blocks
+from offsite.checking import choose_data, need_data
 from offsite.checkpoint import build_skeleton, model_config
 from offsite.compress.presets import Shape, make_recipe
 from offsite.config import to_json
@@ -51,7 +52,7 @@ class TaskEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     task: str = "text"
-    eval_data: str
+    eval_data: str | None = None
     data: str | None = None
     calibration: str | None = None
     max_length: int | None = None
@@ -114,10 +115,11 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
     task = entry.task
     if task.endswith((".toml", ".json")):
         task = str(folder / task)
+    kind = load_task(task)
     return Plan(
         model=name,
-        eval_data=str(folder / entry.eval_data),
-        data=resolve(entry.data),
+        eval_data=need_data(kind, resolve(entry.eval_data), "test", "eval_data"),
+        data=choose_data(kind, resolve(entry.data), "train"),
         task=task,
         max_length=entry.max_length or found.max_length,
         adapter=found.adapter,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,21 @@ def harness_scores(
     }
 
 
+def find_tasks(names: Sequence[str]) -> None:
+    """See that the harness has tasks of these names, and their data, before a model is loaded.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+        OffsiteError: an unknown task, or data that cannot be fetched.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingExtraError("lm-eval", "eval", "Scoring through the harness") from error
+    with _quiet():
+        _named(names, TaskManager())
+
+
 def harness_tasks(tasks: Mapping[str, tuple[Task, str | Path]]) -> list[dict[str, Any]]:
     """Definitions of tasks of this package in the harness's own terms, with their examples.
 
@@ -106,10 +122,18 @@ def _named(tasks: Sequence[str], manager: Any) -> list[Any]:
     known = set(manager.all_tasks)
     for name in tasks:
         if name not in known:
+            near = ", ".join(get_close_matches(name, known, 3))
             raise OffsiteError(
-                f"lm-eval has no task '{name}'; see: lm-eval ls tasks, or give a task file of "
-                "your own."
+                f"lm-eval has no task '{name}'; {f'the nearest are {near}, ' if near else ''}"
+                "'lm-eval ls tasks' lists all, or give a task file of your own."
             )
+        try:
+            manager.load([name])
+        except Exception as error:  # of any library that a task fetches its data through
+            raise OffsiteError(
+                f"lm-eval could not get the data of its task '{name}' ({type(error).__name__}); "
+                "that needs a network, or data of yours with --task and --data."
+            ) from error
     return list(tasks)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offsite.blocks import get_blocks
+from offsite.checking import check_plan
 from offsite.checkpoint import load_model, parse_dtype, pick_device
 from offsite.compress.layer_replace import learn
 from offsite.compress.scaleot import LayerReplace
@@ -24,7 +25,6 @@ from offsite.config import to_json
 from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.environment import environment
-from offsite.errors import OffsiteError
 from offsite.files import read_json, write_file
 from offsite.heads import give_head, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
@@ -35,7 +35,7 @@ from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
 from offsite.stored import model_fingerprint
-from offsite.tasks import check_data, data_path, load_task, source_identity
+from offsite.tasks import load_task, source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
 from offsite.tuner import run_tune
@@ -68,10 +68,7 @@ class Lab:
             plan.calibration_task or plan.task, max_length=plan.max_length
         )
         sources = (plan.data, plan.eval_data, plan.calibration)
-        for source in sources:
-            if source is not None and not data_path(source).exists():
-                raise OffsiteError(f"There is no data '{source}'.")
-        check_data(self.task, plan.eval_data)
+        check_plan(plan)
         self.recipes = {
             name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,13 @@ class Offer:
         self.folder = Path(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: Any = None) -> Offer:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: Any = None,
+        before: Callable[[Any, Any], None] | None = None,
+    ) -> Offer:
         """Verify and load an offer; nothing in the folder is executed.
 
         Everything is checked before it is parsed, in a private copy, and compared with the declared
@@ -82,6 +89,7 @@ class Offer:
         Args:
             folder: an offer folder.
             dtype: dtype to compute in; None for that of the weights.
+            before: called with the processor and the configuration, before weights are read.
 
         Raises:
             OffsiteError: not an offer, changed, or anything but a model of a family that
@@ -104,6 +112,8 @@ class Offer:
         vet_tensors(skeleton, manifest)
         vet_decoder(skeleton, manifest)
         processor = read_processor(inner, manifest, folder)
+        if before is not None:
+            before(processor, config)
         hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
         tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
         if manifest.layers or manifest.shared:

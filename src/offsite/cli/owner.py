@@ -57,6 +57,7 @@ def offer(
     """Cut a model, compress its middle and write the offer."""
     from datetime import timedelta
 
+    from offsite.checking import check_sources, choose_data
     from offsite.checkpoint import parse_dtype
     from offsite.files import check_free
     from offsite.manifest import now
@@ -64,15 +65,13 @@ def offer(
     from offsite.owner import make_offer
     from offsite.record import Record
     from offsite.split import parse_adapter
-    from offsite.tasks import check_data, load_task
+    from offsite.tasks import load_task
 
     check_free(out)
-    for source in (data, eval_data):
-        o.check_source(source)
     record = record or out.with_name(f"{out.name}.record.json")
     kind = load_task(task, max_length=max_length)
-    if data is not None:
-        check_data(kind, data)
+    data, eval_data = choose_data(kind, data, "train"), choose_data(kind, eval_data, "test")
+    check_sources(kind, (data, eval_data), model)
     steps = build_recipe(
         model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
     )

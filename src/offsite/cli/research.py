@@ -17,7 +17,9 @@ from offsite.errors import OffsiteError
 
 def score(
     paths: Annotated[list[str], typer.Argument(help="Model, offer/ or tuned/; one or several.")],
-    data: Annotated[str, typer.Option(help="Data to score on.")],
+    data: Annotated[
+        str | None, typer.Option(help="Data to score on; default what the task file names.")
+    ] = None,
     role: Annotated[
         str | None, typer.Option("--as", help="Which score it is, such as full_tuned.")
     ] = None,
@@ -28,6 +30,9 @@ def score(
     harness: Annotated[
         bool, typer.Option("--harness", help="Score through EleutherAI lm-eval.")
     ] = False,
+    harness_task: Annotated[
+        str | None, typer.Option(help="A task of lm-eval's own, by name; it fetches the data.")
+    ] = None,
     task: o.Task = "text",
     max_length: o.MaxLength = 256,
     batch_size: o.BatchSize = 16,
@@ -37,37 +42,53 @@ def score(
     json: o.Json = False,
 ) -> None:
     """Score a model, an offer or a tuned model, and merge with the scores others know."""
+    from dataclasses import asdict
+
+    from offsite.checking import check_sources, need_data
     from offsite.checkpoint import parse_dtype, pick_device
     from offsite.cli.owner import describe
     from offsite.files import read_json
-    from offsite.harness import harness_scores
+    from offsite.harness import find_tasks, harness_scores
     from offsite.scores import KEYS, TITLES, Scores
     from offsite.scoring import load_scored
-    from offsite.tasks import load_task
+    from offsite.tasks import check_data, load_task
 
-    o.check_source(data)
     if role is not None and role not in KEYS:
         raise OffsiteError(f"'{role}' is no score; choose one of: {', '.join(KEYS)}.")
     if role is not None and len(paths) > 1:
         raise OffsiteError("--as names the score of one path; score the paths one by one.")
     kind = load_task(task, max_length=max_length)
+    source = ""
+    if harness_task is None:
+        source = need_data(kind, data, "test")
+        check_sources(kind, (source,))
+    elif data is None:
+        find_tasks([harness_task])
+    else:
+        raise OffsiteError("Give --data, or --harness-task, which fetches its own; not both.")
     total: Scores | None = None
     lines: list[Any] = []
     details = {}
+
+    def check_lengths(processor: Any, config: Any) -> None:
+        if source:
+            check_data(kind, source, processor, config)
+
     for path in paths:
-        found = load_scored(path, kind, parse_dtype(dtype or "float32"), base)
+        found = load_scored(path, kind, parse_dtype(dtype or "float32"), base, check_lengths)
         key = role or found.key
         model = found.model.to(pick_device(device))
-        if harness:
-            result = harness_scores(model, found.processor, {kind.name: (kind, data)})[kind.name]
+        if harness_task is not None:
+            result = harness_scores(model, found.processor, [harness_task])[harness_task]
+        elif harness:
+            tasks = {kind.name: (kind, source)}
+            result = harness_scores(model, found.processor, tasks)[kind.name]
         else:
-            rows = kind.load(data, found.processor, model, train=False)
+            rows = kind.load(source, found.processor, model, train=False)
             result = kind.evaluate(model, rows, batch_size=batch_size)
         one = Scores(result.metric, result.higher_is_better, **{key: result.value})
         total = one if total is None else total.merge(one)
-        details[key] = {"value": result.value, "count": result.count, "extra": dict(result.extra)}
-        if result.stderr is not None:
-            details[key]["stderr"] = result.stderr
+        details[key] = asdict(result)
         lines.append(f"{TITLES[key]:20} {describe(result)}   [dim]{path}[/]")
     assert total is not None
     for file in merge or ():
@@ -114,18 +135,19 @@ def lab(
     json: o.Json = False,
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
+    from offsite.checking import choose_data, need_data
     from offsite.deltas import method_json
     from offsite.experiment import make_recipes, read_experiment
     from offsite.plan import Plan
+    from offsite.tasks import load_task
     from offsite.train import TrainOptions
 
     if model.endswith((".toml", ".json")):
         plans = read_experiment(model)
     else:
-        if eval_data is None:
-            raise OffsiteError("The lab needs --eval-data to score on, and --data to tune on.")
-        for source in (data, eval_data, calibration):
-            o.check_source(source)
+        kind = load_task(task, max_length=max_length)
+        eval_data = need_data(kind, eval_data, "test", "--eval-data")
+        data = choose_data(kind, data, "train")
         names = list(delta or ["full"])
         if names == ["all"]:
             names = all_that_fit(model, task, adapter, prompt_decoder)
@@ -188,10 +210,13 @@ def run_plans(
     Returns:
         The rows, and the environments that their cells were computed in, as one.
     """
+    from offsite.checking import check_plan
     from offsite.environment import merged
     from offsite.lab import Lab
 
     rows, environments = [], []
+    for plan in plans[1:]:  # the lab checks the first; the others are not to fail hours later
+        check_plan(plan)
     for plan in plans:
         lab = Lab(plan, out, device, cached=cached)
         for row in lab.run():

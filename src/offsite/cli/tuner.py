@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,8 +15,10 @@ delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools
 
 def tune(
     offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
-    data: Annotated[str, typer.Option(help="Your private data.")],
     out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
+    data: Annotated[
+        str | None, typer.Option(help="Your private data; default what the task file names.")
+    ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
     delta: Annotated[
         str, typer.Option(help="What to tune ('offsite deltas' lists them), such as lora:rank=8.")
@@ -51,18 +53,21 @@ def tune(
     """Tune the adapter of an offer on private data and write the delta."""
     import torch
 
+    from offsite.checking import check_sources, choose_data, need_data
     from offsite.checkpoint import parse_dtype
     from offsite.cli.owner import describe, finish_work
     from offsite.deltas import method_json, parse_method
     from offsite.files import check_free
+    from offsite.manifest import OfferManifest, read_manifest
     from offsite.offer import Offer
     from offsite.tasks import check_data, load_task
     from offsite.train import TrainOptions
     from offsite.tuner import run_tune
 
     check_free(out)
-    for source in (data, eval_data):
-        o.check_source(source)
+    kind = load_task(task or read_manifest(offer, OfferManifest).task, max_length=max_length)
+    data, eval_data = need_data(kind, data, "train"), choose_data(kind, eval_data, "test")
+    check_sources(kind, (data, eval_data))
     method = parse_method(method_json(delta, option or ()))
     options = TrainOptions(
         steps=steps,
@@ -77,10 +82,13 @@ def tune(
         report_to=tuple(report_to or ()),
         seed=seed,
     )
-    loaded = Offer.load(offer, dtype=parse_dtype(dtype or "float32"))
-    kind = load_task(task or loaded.manifest.task, max_length=max_length)
-    for source in filter(None, (data, eval_data)):
-        check_data(kind, source, loaded.processor, loaded.model.config)
+
+    def check_lengths(processor: Any, config: Any) -> None:
+        for source in filter(None, (data, eval_data)):
+            check_data(kind, source, processor, config)
+
+    computed = parse_dtype(dtype or "float32")
+    loaded = Offer.load(offer, dtype=computed, before=check_lengths)
     work = out.with_name(f"{out.name}.work")
     if work.exists() and not resume:
         raise OffsiteError(

@@ -1,0 +1,74 @@
+"""Data read as a task would read it, before any model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from offsite.checkpoint import load_config
+from offsite.errors import OffsiteError
+from offsite.offer import load_processor
+from offsite.plan import Plan
+from offsite.tasks import check_data, data_path, default_data, load_task
+from offsite.tasks.task import Task
+
+
+def choose_data(task: Task, given: str | None, split: str) -> str | None:
+    """The data a user gave, else what the task file names for ``"train"`` or ``"test"``."""
+    if given is not None:
+        return given
+    found = default_data(task, split)
+    return None if found is None else str(found)
+
+
+def need_data(task: Task, given: str | None, split: str, option: str = "--data") -> str:
+    """Like :func:`choose_data`, where there must be some.
+
+    Raises:
+        OffsiteError: neither was given.
+    """
+    found = choose_data(task, given, split)
+    if found is None:
+        raise OffsiteError(
+            f"There is no data for the task '{task.name}'; give it with {option}, or name it as "
+            f"'{split}' in a task file."
+        )
+    return found
+
+
+def check_sources(
+    task: Task, sources: Iterable[str | None], model: str | Path | None = None
+) -> None:
+    """Read data files without any model.
+
+    Args:
+        sources: paths; None is passed over.
+        model: folder or hub name, whose tokenizer and context length tell what is too long.
+
+    Raises:
+        OffsiteError: a missing or malformed file, a missing column, an unknown label, or what is
+            longer than the model can read; file and line are named.
+    """
+    given = list(dict.fromkeys(source for source in sources if source is not None))
+    for source in given:
+        if not data_path(source).exists():
+            raise OffsiteError(f"There is no data file '{source}'.")
+        check_data(task, source)
+    if given and model is not None and hasattr(task, "check"):
+        config, processor = load_config(model), load_processor(model, task.name)
+        for source in given:
+            check_data(task, source, processor, config)
+
+
+def check_plan(plan: Plan) -> None:
+    """The data of a plan of the lab.
+
+    Raises:
+        OffsiteError: see :func:`check_sources`.
+    """
+    task: Any = load_task(plan.task, max_length=plan.max_length)
+    check_sources(task, (plan.eval_data, plan.data), plan.model)
+    if plan.calibration is not None:
+        public = load_task(plan.calibration_task or plan.task, max_length=plan.max_length)
+        check_sources(public, (plan.calibration,), plan.model)

@@ -1,0 +1,125 @@
+"""Bad data is named before any model loads, and a task file may bring its data along."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import offsite.checkpoint
+import offsite.offer
+from offsite.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+TASK = """name = "mine"
+kind = "multiple-choice"
+prompt = "{question}"
+choices = "choices"
+answer = "label"
+labels = ["a", "b"]
+"""
+GOOD = {"question": "who sat", "choices": ["the dog", "a log"], "label": "a"}
+BAD = {
+    "column": ({"question": "x", "label": "a"}, "has no column 'choices'"),
+    "label": (
+        {**GOOD, "label": "c"},
+        "unknown label in its column 'label'; it must be one of a, b",
+    ),
+    "length": ({**GOOD, "question": "sat " * 200}, "the model reads 128 at once"),
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["offsite", *map(str, words)])
+        capfd.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A task file with data of its own."""
+    path = tmp_path / "mine.toml"
+    path.write_text(TASK + 'train = "train.jsonl"\ntest = "test.jsonl"\n')
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 4)
+    return path
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_data_stops_every_command_before_a_model_loads(
+    kind: str, run: Run, model_folder: Any, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = mine.parent, model_folder("llama")
+    assert run("offer", model, "--out", folder / "offer", "--keep", 1)[0] == 0
+    row, message = BAD[kind]
+    bad = folder / "bad.jsonl"
+    bad.write_text(f"{json.dumps(GOOD)}\n{json.dumps(row)}\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(offsite.checkpoint, "read_blocks", refuse)
+    monkeypatch.setattr(offsite.checkpoint, "stored_tensors", refuse)
+    monkeypatch.setattr(offsite.offer, "load_tensors", refuse)
+    experiment = folder / "experiment.toml"
+    experiment.write_text(
+        f'models = ["{model}"]\n[recipes]\nnone = []\n[[tasks]]\ntask = "mine.toml"\n'
+        'data = "bad.jsonl"\n'
+    )
+    told = ("--task", mine, "--data", bad)
+    commands: list[tuple[object, ...]] = [
+        ("offer", model, "--out", folder / "new", *told),
+        ("tune", folder / "offer", "--out", folder / "delta", *told),
+        ("score", model, *told),
+        ("score", folder / "offer", *told),
+        ("lab", model, "--keep", 1, "--out", folder / "lab", *told),
+        ("lab", experiment, "--out", folder / "lab"),
+    ]
+    for command in commands:
+        status, _, err = run(*command)
+        assert status == 2 and f"Line 2 of '{bad}'" in err and message in err, (command, err)
+    assert not (folder / "new").exists() and not (folder / "delta").exists()
+
+
+def test_a_task_file_may_bring_its_data(run: Run, model_folder: Any, mine: Path) -> None:
+    folder, model = mine.parent, model_folder("llama")
+    status, _, err = run("offer", model, "--out", folder / "offer", "--keep", 1, "--task", mine)
+    assert status == 0, err
+    tune = ("tune", folder / "offer", "--out", folder / "delta", "--steps", 2, "--json")
+    status, out, err = run(*tune, "--task", mine)
+    assert status == 0 and json.loads(out)["metric"] == "accuracy", err
+    status, out, err = run("score", model, "--task", mine, "--json")
+    details = json.loads(out)["details"]["zero_shot"]
+    assert len(details["items"]) == details["count"] == 4, err
+    status, out, err = run(
+        "lab", model, "--keep", 1, "--task", mine, "--steps", 1, "--out", folder / "lab", "--json"
+    )
+    assert status == 0 and "plug_in - emulator_tuned" in out, err
+    (folder / "bare.toml").write_text(TASK)
+    tune = ("tune", folder / "offer", "--out", folder / "other")
+    for command in (tune, ("score", model), ("lab", model)):
+        status, _, err = run(*command, "--task", folder / "bare.toml")
+        assert status == 2 and "There is no data for the task 'mine'" in err, err
+
+
+def test_tasks_of_the_harness_by_name(run: Run, model_folder: Any, text_file: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+    model = model_folder("llama")
+    status, _, err = run("score", model, "--harness-task", "arc_easy")
+    assert status == 2 and "could not get the data of its task 'arc_easy'" in err
+    assert "needs a network" in err and "Traceback" not in err
+    status, _, err = run("score", model, "--harness-task", "arc_easy", "--data", text_file)
+    assert status == 2 and "not both" in err
