@@ -124,8 +124,8 @@ def _named(tasks: Sequence[str], manager: Any) -> list[Any]:
         if name not in known:
             near = ", ".join(get_close_matches(name, known, 3))
             raise OffsiteError(
-                f"lm-eval has no task '{name}'; {f'the nearest are {near}, ' if near else ''}"
-                "'lm-eval ls tasks' lists all, or give a task file of your own."
+                f"lm-eval has no task '{name}'{f' (near it: {near})' if near else ''}; see "
+                "lm-eval ls tasks, or give a task file of your own."
             )
         try:
             manager.load([name])
@@ -214,10 +214,12 @@ def _evaluation(result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]])
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the harness's notes off the screen; some of them quote examples."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -30,6 +30,7 @@ def importance(
 ) -> None:
     """Measure the importance of every block, by all signals side by side."""
     from offsite.blocks import get_blocks
+    from offsite.checking import check_sources
     from offsite.checkpoint import load_model, parse_dtype, pick_device
     from offsite.compress.importance import importance as measure
     from offsite.compress.layer_replace import Training
@@ -42,10 +43,10 @@ def importance(
     from offsite.split import Split
     from offsite.tasks import load_task
 
-    o.check_source(data)
     for path in filter(None, (learn, out)):
         check_free(path)
     kind = load_task(task, max_length=max_length)
+    check_sources(kind, (data,), model)
     full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
     full = full.to(pick_device(device)).requires_grad_(False)
     rows = kind.load(data, load_processor(model, kind.name), full, train=True)

@@ -63,6 +63,7 @@ def score(
         source = need_data(kind, data, "test")
         check_sources(kind, (source,))
     elif data is None:
+        o.note(f"fetching the data of '{harness_task}'")
         find_tasks([harness_task])
     else:
         raise OffsiteError("Give --data, or --harness-task, which fetches its own; not both.")
