@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from offsite.checkpoint import build_skeleton, model_config
+from offsite.config import require, to_json
 from offsite.delta import Delta
+from offsite.deltas import METHODS
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
+from offsite.layers import rebuild
 from offsite.manifest import MANIFEST, OfferManifest, read_manifest
 from offsite.offer import task_auto_class
+from offsite.plugging import MANIFEST as PLUGGED
+from offsite.plugging import TUNED, Plugged
 from offsite.record import Record
-from offsite.structure import delta_tree, model_tree
+from offsite.structure import delta_tree, model_tree, spell
 
 Shown = tuple[dict[str, Any], list[Any]]
 
 
-def inspect_path(path: Path) -> Shown:
+def inspect_path(path: Path, base: str | None = None) -> Shown:
     """What to show of a path: data for ``--json``, and lines for people.
 
+    Args:
+        base: the offer a delta answers, or the full model it was plugged into: its tensors are then
+            shown in their places there.
+
     Raises:
-        OffsiteError: nothing that offsite knows.
+        OffsiteError: nothing that offsite knows, or a base for what stands alone.
     """
+    if path.is_dir() and (path / PLUGGED).is_file():
+        return inspect_plugged(path, base)
     if path.is_dir() and (path / MANIFEST).is_file():
         kind = read_json(path / MANIFEST)
-        offer = isinstance(kind, dict) and kind.get("kind") == "offer"
-        return inspect_offer(path) if offer else inspect_delta(path)
+        if not (isinstance(kind, dict) and kind.get("kind") == "offer"):
+            return inspect_delta(path, base)
+    require(base is None, f"'{path}' is no delta; --base says where the tensors of one belong.")
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return inspect_offer(path)
     if path.is_dir() and (path / "config.json").is_file():
         return inspect_model(path)
     if path.is_file() and path.suffix == ".json":
         return inspect_record(path)
-    raise OffsiteError(f"'{path}' is no offer, delta, record (.json) or model folder.")
+    raise OffsiteError(
+        f"'{path}' is no offer, delta, plugged delta, record (.json) or model folder."
+    )
+
+
+def skeleton_of(model: str | Path, auto_class: str) -> Any:
+    """A model without weights, from its folder or its hub name."""
+    return build_skeleton(model_config(model, auto_class), auto_class)
 
 
 def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
@@ -50,7 +71,7 @@ def inspect_offer(path: Path) -> Shown:
     manifest = read_manifest(path, OfferManifest)
     size = sum(entry.bytes for entry in manifest.tensors.values())
     auto_class = task_auto_class(manifest.task)
-    skeleton = build_skeleton(model_config(path, auto_class), auto_class)
+    skeleton = skeleton_of(path, auto_class)
     special = sorted({spec.kind for spec in manifest.layers.values()})
     rows: list[tuple[str, object]] = [
         ("model", manifest.model_name),
@@ -79,8 +100,8 @@ def decoder_facts(manifest: OfferManifest) -> str:
     return f"{shapes['inner'][1]} numbers to {shapes['outer'][0]} vectors"
 
 
-def inspect_delta(path: Path) -> Shown:
-    """A delta: what it answers, what travels."""
+def inspect_delta(path: Path, base: str | None) -> Shown:
+    """A delta: what it answers, what travels, and with its offer, where that goes."""
     delta = Delta.load(path)
     manifest = delta.manifest
     rows: list[tuple[str, object]] = [
@@ -88,14 +109,56 @@ def inspect_delta(path: Path) -> Shown:
         ("id", manifest.id),
         ("answers offer", manifest.parent),
         ("created", manifest.created),
-        ("method", ", ".join(f"{k}={v}" for k, v in manifest.method.items())),
+        ("method", spell_method(manifest.method)),
         ("format", "peft adapter" if manifest.format == "peft" else "tensors"),
         ("travels", f"{len(manifest.tensors)} tensors, {delta.bytes:,} bytes"),
     ]
     if manifest.labels:
         rows.append(("labels", ", ".join(manifest.labels)))
     data = manifest.model_dump(mode="json", exclude={"tensors"})
-    return {**data, "bytes": delta.bytes}, [facts(f"delta {path}", rows), delta_tree(delta)]
+    skeleton = None
+    if base is not None:
+        offer = read_manifest(base, OfferManifest)
+        require(offer.id == manifest.parent, f"The delta '{path}' does not answer '{base}'.")
+        skeleton = skeleton_of(base, task_auto_class(offer.task))
+        rebuild(skeleton, offer.layers)
+    shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
+    title = f"{manifest.method['kind']} delta"
+    if base is not None:
+        title = f"{manifest.model_name} with a {title}"
+    tree = delta_tree(title, shapes, skeleton)
+    return {**data, "bytes": delta.bytes}, [facts(f"delta {path}", rows), tree]
+
+
+def inspect_plugged(path: Path, base: str | None) -> Shown:
+    """A delta kept apart from the full model: its method, and where its tensors go."""
+    plugged = Plugged.load(path)
+    method, tensors = to_json(plugged.method), plugged.tensors
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    rows: list[tuple[str, object]] = [
+        ("method", spell_method(method)),
+        ("blocks", spell(plugged.adapter)),
+        ("model", f"fingerprint {plugged.fingerprint[:16]}"),
+        ("format", "peft adapter" if plugged.peft_config else "for offsite.load_plugged"),
+        ("tensors", f"{len(tensors)}, {size:,} bytes"),
+    ]
+    auto_class = task_auto_class("image" if plugged.head else "text")
+    skeleton = None if base is None else skeleton_of(base, auto_class)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    title = f"{plugged.method.kind} delta"
+    if base is not None:
+        title = f"{Path(base).name} with a {title}"
+    data = {"kind": "plugged", "method": method, "adapter": plugged.adapter, "bytes": size}
+    tree = delta_tree(title, shapes, skeleton)
+    return data, [facts(f"plugged delta {path}", rows), tree]
+
+
+def spell_method(method: Mapping[str, Any]) -> str:
+    """A method and those of its options that are not the defaults."""
+    known = METHODS.get(str(method["kind"]))
+    usual = {} if known is None else to_json(known())
+    options = [f"{k}={v}" for k, v in method.items() if v != usual.get(k) and k != "kind"]
+    return " with ".join(filter(None, (str(method["kind"]), ", ".join(options))))
 
 
 def inspect_record(path: Path) -> Shown:
@@ -117,11 +180,13 @@ def inspect_record(path: Path) -> Shown:
 
 
 def inspect_model(path: Path) -> Shown:
-    """A model folder: its structure."""
+    """A model folder: its structure, and in a tuned model what tuning changed."""
     config = model_config(path, "AutoModelForCausalLM")
     names = getattr(config, "architectures", None) or [""]
     auto_class = task_auto_class("image" if "Image" in names[0] or "Vision" in names[0] else "text")
-    skeleton = build_skeleton(model_config(path, auto_class), auto_class)
+    skeleton = skeleton_of(path, auto_class)
     count = sum(parameter.numel() for parameter in skeleton.parameters())
-    data = {"kind": "model", "architecture": names[0], "parameters": count}
-    return data, [model_tree(skeleton, set())]
+    note = read_json(path / TUNED) if (path / TUNED).is_file() else {}
+    tuned = {str(name) for name in note.get("tuned", ())} if isinstance(note, dict) else set()
+    data = {"kind": "model", "architecture": names[0], "parameters": count, "tuned": sorted(tuned)}
+    return data, [model_tree(skeleton, tuned)]

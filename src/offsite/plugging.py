@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,11 @@ from offsite.manifest import Sha256
 from offsite.prompt_decoder import Decoder, give_decoder
 from offsite.record import Record
 from offsite.stored import model_fingerprint
+from offsite.structure import tuned_names
 from offsite.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
 
 MANIFEST, WEIGHTS = "plugged.json", "plugged.safetensors"
+TUNED = "offsite.json"  # beside a model that a delta was merged into: which, and what it changed
 
 
 def attach_delta(
@@ -196,3 +199,9 @@ def place(
         method, entry.adapter, tensors, record.fingerprint, method.peft_config(runner),
         manifest.head, manifest.labels,
     )  # fmt: skip
+
+
+def write_note(folder: Path, delta: str, before: nn.Module, after: nn.Module) -> None:
+    """Say beside a merged model which delta it holds, and which parameters that changed."""
+    note = {"kind": "tuned", "delta": delta, "tuned": sorted(tuned_names(before, after))}
+    write_file(folder / TUNED, json.dumps(note, indent=1) + "\n")

@@ -14,6 +14,7 @@ from offsite.errors import OffsiteError
 from offsite.manifest import MANIFEST
 from offsite.offer import Offer, load_processor
 from offsite.plugging import MANIFEST as PLUGGED
+from offsite.plugging import TUNED
 from offsite.serve import load_plugged
 from offsite.tasks.task import Task
 
@@ -59,5 +60,5 @@ def load_scored(
     config, processor = load_config(path), load_processor(path, task.name)
     before(processor, config)
     model = load_model(path, task.auto_class, dtype=dtype)
-    key = "plug_in" if (folder / "offsite.json").is_file() else "zero_shot"
+    key = "plug_in" if (folder / TUNED).is_file() else "zero_shot"
     return Scored(key, model, processor)

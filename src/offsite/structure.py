@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from rich.text import Text
 from rich.tree import Tree
 from torch import nn
 
-from offsite.delta import Delta
-
+Shape = tuple[int, ...]
 TUNED, PARTLY, PLAIN = "bold green", "green", "dim"
 
 
@@ -18,12 +18,12 @@ TUNED, PARTLY, PLAIN = "bold green", "green", "dim"
 class Node:
     """One module or tensor: counts of numbers below it, and its children by name."""
 
-    shape: tuple[int, ...] | None = None
+    shape: Shape | None = None
     count: int = 0
     tuned: int = 0
     children: dict[str, Node] = field(default_factory=dict)
 
-    def add(self, path: Sequence[str], shape: tuple[int, ...], tuned: bool) -> None:
+    def add(self, path: Sequence[str], shape: Shape, tuned: bool) -> None:
         """Enter a tensor below this node."""
         count = 1
         for length in shape:
@@ -50,12 +50,25 @@ def model_tree(model: nn.Module, tuned: Collection[str] | None = None) -> Tree:
     return draw(type(model).__name__, root)
 
 
-def delta_tree(delta: Delta) -> Tree:
-    """The structure of a delta as a ``rich`` tree: everything in it is tuned."""
-    root = Node()
-    for name, entry in delta.manifest.tensors.items():
-        root.add(name.split("."), entry.shape, True)
-    return draw(f"delta of {delta.manifest.model_name} ({delta.manifest.method['kind']})", root)
+def delta_tree(title: str, shapes: Mapping[str, Shape], base: nn.Module | None = None) -> Tree:
+    """The structure of a delta's tensors as a ``rich`` tree: everything in it is tuned.
+
+    Args:
+        shapes: of the tensors, by their names in ``base``.
+        base: the model to show them in; None for the tensors alone.
+    """
+    root, found = Node(), {plain_name(name): shape for name, shape in shapes.items()}
+    for name, parameter in base.named_parameters() if base is not None else ():
+        root.add(name.split("."), found.get(name, tuple(parameter.shape)), name in found)
+        found.pop(name, None)
+    for name, shape in found.items():
+        root.add(name.split("."), shape, True)
+    return draw(title, root)
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what peft puts before it."""
+    return name.removeprefix("base_model.model.")
 
 
 def tuned_names(before: nn.Module, after: nn.Module) -> set[str]:
@@ -66,7 +79,7 @@ def tuned_names(before: nn.Module, after: nn.Module) -> set[str]:
         for name, value in after.named_parameters()
         if name not in old
         or old[name].shape != value.shape
-        or not bool((old[name].detach() == value.detach()).all())
+        or not (old[name] is value or torch.equal(old[name].detach(), value.detach()))
     }
 
 
@@ -77,6 +90,9 @@ def draw(title: str, root: Node) -> Tree:
 
     def grow(branch: Tree, node: Node) -> None:
         for name, child, copies in fold(node.children):
+            while child.shape is None and len(child.children) == 1:  # modules of modules: one line
+                ((inner, child),) = child.children.items()
+                name = f"{name}.{inner}"
             grow(branch.add(label(name, child, total, copies)), child)
 
     grow(tree, root)
@@ -84,27 +100,36 @@ def draw(title: str, root: Node) -> Tree:
 
 
 def fold(children: Mapping[str, Node]) -> Iterator[tuple[str, Node, int]]:
-    """Children in order; runs of equal numbered ones as one, such as ``2-21`` of 20."""
-    names = list(children)
-    start = 0
-    while start < len(names):
-        end = start + 1
-        while (
-            end < len(names)
-            and names[start].isdigit()
-            and names[end].isdigit()
-            and int(names[end]) == int(names[end - 1]) + 1
-            and children[names[end]] == children[names[start]]
-        ):
-            end += 1
-        copies = end - start
-        name = names[start] if copies == 1 else f"{names[start]}-{names[end - 1]}"
-        yield name, children[names[start]], copies
-        start = end
+    """Children in order; equal numbered ones as one, such as ``0-1, 22-23`` of 4."""
+    folded: list[tuple[list[str], Node]] = []
+    for name, child in children.items():
+        same = next(
+            (n for n, c in folded if name.isdigit() and n[0].isdigit() and c == child), None
+        )
+        if same is None:
+            folded.append(([name], child))
+        else:
+            same.append(name)
+    for names, child in folded:
+        yield (names[0] if len(names) == 1 else spell(map(int, names))), child, len(names)
+
+
+def spell(numbers: Iterable[int]) -> str:
+    """Ascending numbers with runs folded: ``0-1, 22-23``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def label(name: str, node: Node, total: int, copies: int = 1) -> Text:
-    """One line: name, repeats, shape, numbers, share, and how much of it is tuned."""
+    """One line: name, repeats, shape, numbers, share, and how much of it is tuned.
+
+    Of repeats the numbers are those of all together; below, those of each.
+    """
     style = PLAIN if not node.tuned else TUNED if node.tuned == node.count else PARTLY
     text = Text(name, style=style)
     if copies > 1:
@@ -116,4 +141,6 @@ def label(name: str, node: Node, total: int, copies: int = 1) -> Text:
     if 0 < node.tuned < node.count:
         share = 100 * node.tuned / node.count
         text.append(f"  tuned {node.tuned * copies:,} ({share:.2g}%)", style=PARTLY)
+    if copies > 1:
+        text.append("  each:", style="dim")
     return text

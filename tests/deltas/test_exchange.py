@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from cases import METHOD_CASES, small_model
-from rich.console import Console
 
 from conftest import inputs_for, output_of
 from offsite.blocks import get_blocks
@@ -24,7 +23,6 @@ from offsite.owner import make_offer, plug
 from offsite.plugging import Plugged, place
 from offsite.serve import Served, load_plugged, to_tensors
 from offsite.split import ends
-from offsite.structure import delta_tree, model_tree, tuned_names
 from offsite.tasks.text import CausalText
 from offsite.train import TrainOptions
 from offsite.tuner import run_tune
@@ -176,23 +174,3 @@ def test_a_folder_with_other_tensors_is_refused(rack: dict[str, Plugged], tmp_pa
         load_plugged(model, tmp_path / "odd")
     with pytest.raises(OffsiteError, match=r"plugged\.json"):
         load_plugged(model, tmp_path)
-
-
-def picture(tree: Any) -> str:
-    console = Console(width=120, record=True, file=None, quiet=False)
-    with console.capture() as capture:
-        console.print(tree)
-    return capture.get()
-
-
-def test_structure_folds_repeats_and_counts(
-    tokenizer: Any, text_file: Path, tmp_path: Path
-) -> None:
-    model, record, _, _, delta = exchange("full-mlp", tmp_path, tokenizer, text_file)
-    plugged = plug(model, delta, record)
-    text = picture(model_tree(plugged, tuned_names(model, plugged)))
-    assert "0-1 x2" in text and "2-4 x3" in text and "─ 5 " in text
-    total = sum(p.numel() for p in plugged.parameters())
-    tuned = sum(e.shape[0] * e.shape[-1] for e in delta.manifest.tensors.values())
-    assert f"LlamaForCausalLM  {total:,}  100.0%  tuned {tuned:,}" in text
-    assert "up_proj" in picture(delta_tree(delta)) and "(full)" in picture(delta_tree(delta))

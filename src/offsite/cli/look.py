@@ -12,12 +12,16 @@ from offsite.cli import options as o
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Offer, delta, record, or model folder.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Offer or model that a delta belongs to, to show it in place."),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Show an offer, a delta, a record or a model as a person wants to read it."""
     from offsite.inspection import inspect_path
 
-    data, lines = inspect_path(path)
+    data, lines = inspect_path(path, base)
     o.emit(data, json, lines)
 
 

@@ -65,6 +65,7 @@ def offer(
     from offsite.owner import make_offer
     from offsite.record import Record
     from offsite.split import parse_adapter
+    from offsite.structure import spell
     from offsite.tasks import load_task
 
     check_free(out)
@@ -152,10 +153,10 @@ def plug(
     from offsite.checkpoint import load_model, parse_dtype, quiet
     from offsite.delta import Delta
     from offsite.deltas import parse_method
-    from offsite.files import check_free, new_folder, write_file
+    from offsite.files import check_free, new_folder
     from offsite.offer import load_processor
     from offsite.owner import plug as plug_in
-    from offsite.plugging import place
+    from offsite.plugging import place, write_note
     from offsite.record import Record
 
     check_free(out)
@@ -181,7 +182,7 @@ def plug(
                 tuned.save_pretrained(partial)
             if processor is not None:
                 processor.save_pretrained(partial)
-            write_file(partial / "offsite.json", f'{{"kind": "tuned", "delta": "{manifest.id}"}}\n')
+            write_note(partial, manifest.id, full, tuned)
         form = "a plain transformers checkpoint"
     private.accept(manifest.parent, manifest.id, manifest.round).save(record)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
@@ -253,14 +254,3 @@ def describe(evaluation: Any) -> str:
     """An evaluation in a few words."""
     extra = ", ".join(f"{key} {value:.4g}" for key, value in evaluation.extra.items())
     return f"{evaluation.metric} {evaluation.value:.4f}" + (f" ({extra})" if extra else "")
-
-
-def spell(positions: tuple[int, ...]) -> str:
-    """Positions with runs folded: ``0-1, 22-23``."""
-    runs: list[list[int]] = []
-    for position in positions:
-        if runs and runs[-1][1] == position - 1:
-            runs[-1][1] = position
-        else:
-            runs.append([position, position])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
