@@ -123,7 +123,13 @@ class Plugged:
 
     @property
     def head_values(self) -> dict[str, torch.Tensor]:
-        """The classifier head, if one came along."""
+        """The classifier head, if one came along.
+
+        Raises:
+            OffsiteError: a name that is not among the tensors.
+        """
+        known = set(self.head) <= set(self.tensors)
+        require(known, "The delta names a head that is not among its tensors; plug it anew.")
         return {name: self.tensors[name] for name in self.head}
 
     def save(self, folder: str | Path) -> None:
