@@ -41,7 +41,7 @@ def load_plugged(model: nn.Module, folder: str | Path) -> nn.Module:
         OffsiteError: another model, or tensors that do not fit it.
     """
     served = Served(model)
-    served.add("delta", Plugged.load(folder))
+    served.add("delta", folder)
     return served.switch("delta")
 
 
@@ -113,13 +113,17 @@ class Served:
         self.head_path, self.labels = head_path(model), labels_of(model)
         self.head = model.get_submodule(self.head_path) if self.head_path else None
 
-    def add(self, name: str, delta: Plugged) -> None:
+    def add(self, name: str, delta: Plugged | str | Path) -> None:
         """Make a delta available under ``name``; nothing is switched.
+
+        Args:
+            delta: as placed in this model, or the folder of ``offsite plug --as-adapter``.
 
         Raises:
             OffsiteError: a name in use, another model, or tensors that do not fit.
         """
         require(name not in self.deltas, f"There is a delta '{name}' already; remove it first.")
+        delta = delta if isinstance(delta, Plugged) else Plugged.load(delta)
         require(
             delta.fingerprint == self.fingerprint,
             f"The delta '{name}' was plugged into other weights than this model's; plug it anew.",
