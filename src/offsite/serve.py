@@ -71,6 +71,19 @@ def merged_tensors(
     }
 
 
+def check_attached(model: nn.Module, method: Attached, delta: Plugged) -> None:
+    """Refuse tensors that a method would not take in its place; ``model`` stays as it is.
+
+    Raises:
+        OffsiteError: see :func:`~offsite.deltas.method.check_entries`.
+    """
+    given, runner = describe(delta.own), method.attach(model, delta.adapter)
+    try:
+        check_entries(given, method.expected(runner, given))
+    finally:
+        method.detach(model)
+
+
 def to_tensors(delta: Delta, offer: Offer) -> Delta:
     """The same change as a plain delta of method ``full``: new values of the tensors it changes.
 
@@ -128,6 +141,9 @@ class Served:
             delta.fingerprint == self.fingerprint,
             f"The delta '{name}' was plugged into other weights than this model's; plug it anew.",
         )
+        total = len(get_blocks(self.model))
+        fits = all(0 <= position < total for position in delta.adapter)
+        require(fits, f"The delta '{name}' tunes blocks that a model of {total} does not have.")
         active = self.active
         self.switch()
         try:
@@ -138,6 +154,8 @@ class Served:
                 self.values[name] = merged_tensors(self.model, *args)
                 for key in self.values[name].keys() - self.base.keys():
                     self.base[key] = self.model.get_parameter(key).detach().clone()
+            else:
+                check_attached(self.model, cast(Attached, delta.method), delta)
             self.deltas[name] = delta
         finally:
             self.switch(**active)

@@ -167,6 +167,28 @@ def test_what_stacks_and_what_does_not(rack: dict[str, Plugged]) -> None:
         Served(wrong).add("lora", rack["lora"])
 
 
+@pytest.mark.parametrize("name", ["bottleneck", "prefix", "prompt"])
+def test_attached_tensors_that_do_not_fit_leave_the_model_alone(
+    name: str, rack: dict[str, Plugged]
+) -> None:
+    served, good = Served(small_model("llama")), rack[name]
+    served.add("lora", rack["lora"])
+    served.switch("lora")
+    before = output_of(served.model, inputs_for(served.model))
+    first = next(iter(good.tensors))
+    rest = {key: value for key, value in good.tensors.items() if key != first}
+    for bad, message in (
+        (replace(good, tensors=rest), "lacks 1"),
+        (replace(good, tensors={**rest, first: torch.zeros(3)}), "shape"),
+        (replace(good, tensors={**good.tensors, "x": torch.zeros(3)}), "does not produce"),
+        (replace(good, adapter=(0, 99)), "does not have"),
+    ):
+        with pytest.raises(OffsiteError, match=message):
+            served.add("bad", bad)
+        assert torch.equal(output_of(served.model, inputs_for(served.model)), before)
+    assert served.deltas.keys() == {"lora"}
+
+
 def test_a_folder_with_other_tensors_is_refused(rack: dict[str, Plugged], tmp_path: Path) -> None:
     replace(rack["lora"], method=METHODS["lora"](rank=4)).save(tmp_path / "odd")
     model = small_model("llama")
