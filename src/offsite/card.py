@@ -37,7 +37,7 @@ This is an *offer*: a few adapter blocks of a model around a compressed stand-in
 Tune the adapter on your own data, where your data is, and send back the change alone:
 
 ```sh
-offsite tune {name} data.jsonl delta/
+offsite tune {name} --data data.jsonl --out delta/
 ```
 """,
     "delta": """\
@@ -45,7 +45,7 @@ This is a *delta*: the change to the adapter blocks of an offer, and nothing els
 of the full model, with the record made with the offer, can place it:
 
 ```sh
-offsite plug MODEL {name} adapted/ --record record.json
+offsite plug MODEL {name} --record offer.record.json --out adapted/
 ```
 """,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -41,6 +42,11 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     for line in lines:
         console.print(line, highlight=False)
+
+
+def command() -> str:
+    """The command that runs, as it can be typed again."""
+    return f"offsite {shlex.join(sys.argv[1:])}"
 
 
 def note(text: str) -> None:

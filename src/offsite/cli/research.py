@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +45,7 @@ def score(
     from offsite.checking import check_sources, need_data
     from offsite.checkpoint import parse_dtype, pick_device
     from offsite.cli.owner import describe
+    from offsite.environment import environment
     from offsite.files import read_json
     from offsite.harness import find_tasks, harness_scores
     from offsite.scores import KEYS, TITLES, Scores
@@ -92,12 +91,16 @@ def score(
         details[key] = asdict(result)
         lines.append(f"{TITLES[key]:20} {describe(result)}   [dim]{path}[/]")
     assert total is not None
+    scored = set(details)
     for file in merge or ():
-        total = total.merge(Scores.from_json(read_json(file)))
+        theirs = read_json(file)
+        total = total.merge(Scores.from_json(theirs))
+        details = {**(theirs.get("details") or {}), **details}
     known = total.to_json()
-    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in known["scores"].items() if k not in details]
+    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in known["scores"].items() if k not in scored]
     lines += [f"{k:20} {known[k]:.4f}" for k in ("recovered", "gap", "disclosed") if k in known]
-    o.emit({**known, "details": details}, json, lines)
+    more = {"task": harness_task or kind.name, "environment": environment(), "details": details}
+    o.emit({**known, **more}, json, lines)
 
 
 def lab(
@@ -245,9 +248,8 @@ def show_rows(
 
     if not rows:
         raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
-    command = f"offsite {shlex.join(sys.argv[1:])}"
     result = {
-        "command": command,
+        "command": o.command(),
         "environment": made_on,
         "rows": list(rows),
         "settings": summary(rows),

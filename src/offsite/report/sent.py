@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,6 +13,10 @@ from offsite.report.html import folded, listing, table
 from offsite.report.runs import Run, Setting, show_bytes
 
 FEW = 6
+CAUTION = (
+    '<p class="soft">Disclosed: share of the middle\'s parameters that leave bit for bit. What '
+    "is compressed or healed leaves too, in another form, and is not counted here.</p>"
+)
 
 
 def left(runs: Sequence[Run]) -> str:
@@ -33,12 +38,8 @@ def left(runs: Sequence[Run]) -> str:
     if not lines and not folders and not stand:
         return ""
     head = ["setting", "model", "offer", "delta", "disclosed"]
-    listed = listing(head, lines) if lines else ""
-    caution = (
-        '<p class="soft">Disclosed: share of the middle\'s parameters that leave bit for bit. What '
-        "is compressed or healed leaves too, in another form, and is not counted here.</p>"
-    )
-    return f"<h2>What left the house</h2>{listed}{caution}{stand}{folders}"
+    listed = f"{listing(head, lines)}{CAUTION}" if lines else ""
+    return f"<h2>What left the house</h2>{listed}{stand}{folders}"
 
 
 def full_label(setting: Setting, among: Sequence[Setting]) -> str:
@@ -93,7 +94,7 @@ def contents(name: str, manifest: Mapping[str, Any]) -> str:
         for t, entry in tensors.items()
     ]
     method = manifest.get("method")
-    tuned = f"<p>Method: <code>{escape(str(method))}</code></p>" if method else ""
+    tuned = f"<p>Method: <code>{escape(json.dumps(method))}</code></p>" if method else ""
     return (
         f"<h3>{escape(kind)}: {escape(name)}</h3>{tuned}"
         + table(["file", "size", "SHA-256 (start)"], rows, words=(2,))
