@@ -34,15 +34,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from offsite.blocks import get_blocks
 from offsite.checking import choose_data, need_data
-from offsite.checkpoint import build_skeleton, model_config
 from offsite.compress.presets import Shape, make_recipe
 from offsite.config import to_json
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
 from offsite.plan import Plan, Recipe
-from offsite.split import ends, make_split, parse_adapter
+from offsite.split import ends, parse_adapter
 from offsite.tasks import load_task
 from offsite.train import TrainOptions
 
@@ -173,11 +171,9 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
         if isinstance(recipe, str):
             preset, _, budget = recipe.partition("@")
             if own not in shapes:
-                skeleton = build_skeleton(model_config(model, auto_class), auto_class)
                 count = Recipe((), own).learned_blocks
                 chosen = ends(count, 0) if count else parse_adapter(own)
-                split = make_split(chosen, len(get_blocks(skeleton)))
-                shapes[own] = Shape.of(skeleton, split)
+                shapes[own] = Shape.of_name(model, chosen, auto_class)
             try:
                 share = float(budget or 1)
             except ValueError:

@@ -15,6 +15,7 @@ from offsite.deltas import IntrinsicPrompt
 from offsite.deltas.method import Method
 from offsite.prompt_decoder import decoder_hash, decoder_tensors, give_decoder
 from offsite.scores import Scores
+from offsite.tasks import source_identity
 from offsite.train import TrainOptions
 
 
@@ -88,6 +89,9 @@ class Recipe:
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""
         steps = [to_json(step) for step in self.steps]
+        for step in steps:
+            if step.get("learned"):  # a folder's path does not say what is in it
+                step["learned"] = source_identity(step["learned"])
         return {"adapter": self.adapter, "recipe": steps, "seed": seed}
 
 

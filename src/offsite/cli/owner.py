@@ -202,28 +202,25 @@ def build_recipe(
     learned: str | None,
 ) -> list[Step]:
     """The steps of a preset at a budget (or a count of blocks), or of a JSON file."""
-    from offsite.blocks import get_blocks
-    from offsite.checkpoint import build_skeleton, model_config
     from offsite.compress import parse_recipe
     from offsite.compress.distill import Distill as DistillStep
     from offsite.compress.presets import Shape, make_recipe
     from offsite.files import read_json
-    from offsite.split import make_split, parse_adapter
+    from offsite.split import parse_adapter
 
     if keep is not None and budget is not None:
         raise OffsiteError("Give --keep or --budget, not both.")
     if recipe.endswith(".json"):
         steps = parse_recipe(read_json(recipe))
     else:
-        skeleton = build_skeleton(model_config(model, auto_class), auto_class)
-        split = make_split(parse_adapter(adapter), len(get_blocks(skeleton)))
-        middle = len(split.middle)
+        shape = Shape.of_name(model, parse_adapter(adapter), auto_class)
+        middle = shape.blocks
         if keep is not None and not 1 <= keep <= middle:
             raise OffsiteError(
                 f"Cannot keep {keep} of {middle} middle blocks; choose 1 to {middle}."
             )
         share = budget if budget is not None else (keep or middle) / middle
-        steps = make_recipe(recipe, Shape.of(skeleton, split), share, learned=learned)
+        steps = make_recipe(recipe, shape, share, learned=learned)
     if distill_steps is not None:
         steps = [step for step in steps if not isinstance(step, DistillStep)]
         steps += [DistillStep(steps=distill_steps)] if distill_steps else []

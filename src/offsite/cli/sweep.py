@@ -44,24 +44,18 @@ def sweep(
 ) -> None:
     """Run recipes over a grid of budgets and draw the frontier of plug-in against emulator."""
     from offsite import sweep as frontier
-    from offsite.blocks import get_blocks
-    from offsite.checkpoint import build_skeleton, model_config
     from offsite.compress.presets import Shape
     from offsite.deltas import method_json
     from offsite.plan import Plan
-    from offsite.split import make_split, parse_adapter
+    from offsite.split import parse_adapter
     from offsite.tasks import load_task
     from offsite.train import TrainOptions
 
     for source in (data, eval_data, calibration):
         o.check_source(source)
     wish = read_target(target)
-    auto_class = load_task(task).auto_class
-    skeleton = build_skeleton(model_config(model, auto_class), auto_class)
-    split = make_split(parse_adapter(adapter), len(get_blocks(skeleton)))
-    grid = frontier.grid(
-        recipe.split(","), o.numbers(budgets, "budgets"), Shape.of(skeleton, split), learned
-    )
+    shape = Shape.of_name(model, parse_adapter(adapter), load_task(task).auto_class)
+    grid = frontier.grid(recipe.split(","), o.numbers(budgets, "budgets"), shape, learned)
     plan = Plan(
         model=model,
         data=data,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from offsite.blocks import block_config, get_blocks
+from offsite.checkpoint import build_skeleton, model_config
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop, Strategy
@@ -21,7 +22,7 @@ from offsite.compress.scaleot import LayerReplace
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.layers import linear_spec
-from offsite.split import Split
+from offsite.split import Adapter, Split, make_split
 
 BETA = 0.6
 SCALE = 0.6
@@ -58,6 +59,16 @@ class Shape:
             tuple((spec.outputs, spec.inputs) for spec in specs if spec is not None),
             dtype.itemsize,
         )
+
+    @classmethod
+    def of_name(cls, model: str, adapter: Adapter, auto_class: str) -> Shape:
+        """The shape of a model by folder or hub name; only its config is read.
+
+        Raises:
+            OffsiteError: no such model, or an adapter that does not fit it.
+        """
+        skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+        return cls.of(skeleton, make_split(adapter, len(get_blocks(skeleton))))
 
     def keep(self, share: float) -> int:
         """The number of blocks nearest to a share of them, at least one."""

@@ -16,8 +16,6 @@ from offsite.config import require
 from offsite.errors import OffsiteError
 from offsite.split import Middle, places
 
-TRAINING = {field.name for field in fields(Training)}
-
 
 @dataclass(frozen=True)
 class LayerReplace:
@@ -48,7 +46,8 @@ class LayerReplace:
     @property
     def training(self) -> Training:
         """How the pass runs that this step makes for itself."""
-        return Training(**{f.name: getattr(self, f.name) for f in fields(self) if f.name in TRAINING})
+        own = {field.name for field in fields(Training)} & {field.name for field in fields(self)}
+        return Training(**{name: getattr(self, name) for name in own})
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         count = round(self.alpha * len(middle.positions))

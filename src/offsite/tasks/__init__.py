@@ -6,6 +6,7 @@ when it is asked for.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,17 @@ def data_path(source: str | Path) -> Path:
 
 
 def source_identity(source: str | Path) -> str:
-    """What tells a data source from others, wherever it lies: for a file, its hash."""
+    """What tells a data source from others, wherever it lies.
+
+    For a file its hash; for a folder the hash of its files' names, sizes and times of change.
+    """
     from offsite.files import sha256_file
 
     path = data_path(source)
-    if not path.is_file():
+    if path.is_file():
+        return sha256_file(path) + str(source)[len(str(path)) :]
+    if not path.is_dir():
         return str(source)
-    return sha256_file(path) + str(source)[len(str(path)) :]
+    stats = {file: file.stat() for file in sorted(path.rglob("*")) if file.is_file()}
+    listed = [(str(f.relative_to(path)), s.st_size, s.st_mtime_ns) for f, s in stats.items()]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
