@@ -18,6 +18,7 @@ from offsite.compress.scaleot import LayerReplace, replaceable, scaleot
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.layers import Harmonizer
+from offsite.replay import forward, observe, watch
 from offsite.split import ends, whole_middle
 
 QUICK = Training(steps=3, rank=3, lr=0.05, batch_size=2, save_every=1)
@@ -167,3 +168,30 @@ def test_data_is_held_out_and_needed() -> None:
         learn(replace(context, data=None), QUICK)
     with pytest.raises(OffsiteError, match="two rows"):
         learn(replace(context, data=context.data[:1]), QUICK)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_harmonizers_taught_by_hidden_states_come_nearer_to_them(family: str) -> None:
+    context = world(family)
+    training = replace(QUICK, steps=30, lm_weight=0.0, kd_weight=1.0)
+    before = {name: value.clone() for name, value in context.model.state_dict().items()}
+    taught, start = learn(context, training), learn(context, replace(training, lr=1e-12))
+    assert all(torch.equal(before[k], v) for k, v in context.model.state_dict().items())
+
+    (batch,) = context.batches(1, 4, seed=9)
+    kept = [position != 1 for position in range(len(get_blocks(context.model)))]
+
+    def error(found: Learned) -> tuple[float, float]:
+        shell = layer_replace.Shell(context.model, found.harmonizers)
+        with torch.no_grad():
+            with watch(shell.configure(kept), [1]) as calls:
+                forward(shell.model, batch)
+            target = observe(context.model, batch, [1])
+            value = layer_replace.state_error(calls, target).item()
+            difference = (calls[1].output - target[1].output).double()
+            slow = difference.pow(2).mean() / target[1].output.double().pow(2).mean()
+        return value, slow.item()
+
+    (new, slow_new), (old, slow_old) = error(taught), error(start)
+    assert new == pytest.approx(slow_new, rel=1e-4) and old == pytest.approx(slow_old, rel=1e-4)
+    assert new < old
