@@ -248,6 +248,12 @@ def finish_work(work: Path | None) -> None:
 
 
 def describe(evaluation: Any) -> str:
-    """An evaluation in a few words."""
-    extra = ", ".join(f"{key} {value:.4g}" for key, value in evaluation.extra.items())
-    return f"{evaluation.metric} {evaluation.value:.4f}" + (f" ({extra})" if extra else "")
+    """An evaluation in a few words: the metric, its standard error, the others."""
+    around = "" if evaluation.stderr is None else f" ± {evaluation.stderr:.4f}"
+    extra = ", ".join(
+        f"{key} {value:.4g}"
+        for key, value in evaluation.extra.items()
+        if key != evaluation.metric and not key.endswith("_stderr")
+    )
+    shown = f"{evaluation.metric} {evaluation.value:.4f}{around}"
+    return shown + (f" ({extra})" if extra else "")
