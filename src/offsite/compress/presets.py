@@ -25,7 +25,7 @@ from offsite.layers import linear_spec
 from offsite.split import Adapter, Split, make_split
 
 BETA = 0.6
-SCALE = 0.6
+SCALE = 0.4
 
 
 @dataclass(frozen=True)
