@@ -41,9 +41,14 @@ class Scores:
 
     @property
     def recovered(self) -> float | None:
-        """``(plug - zs) / (ft - zs)``: the share of full fine-tuning's gain that plugging keeps."""
+        """``(plug - zs) / (ft - zs)``: the share of full fine-tuning's gain that plugging keeps.
+
+        None where full fine-tuning gained nothing: there is no share of that.
+        """
         plug, zero, full = self.plug_in, self.zero_shot, self.full_tuned
-        if plug is None or zero is None or full is None or full == zero:
+        if plug is None or zero is None or full is None:
+            return None
+        if (full - zero) * (1 if self.higher_is_better else -1) <= 0:
             return None
         return (plug - zero) / (full - zero)
 

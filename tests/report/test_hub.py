@@ -54,7 +54,8 @@ def test_a_card_is_part_of_the_manifest_and_readable_by_the_hub(
     assert card.data.pipeline_tag == "text-generation" and "offer" in card.data.tags
     results = {r.metric_name: (r.metric_value, r.dataset_name) for r in card.data.eval_results}
     assert results == {"plug-in": (0.8, "SST-2"), "emulator fine-tuned": (0.61, "SST-2")}
-    assert "offsite tune offer --data data.jsonl --out delta/" in card.text and "no bound" in card.text
+    assert "offsite tune offer --data data.jsonl --out delta/" in card.text
+    assert "no bound" in card.text
     assert str(tmp_path) not in card.content and "drop" not in card.content.lower()
     add_card(folder, licence="mit")
     again = ModelCard((folder / "README.md").read_text())

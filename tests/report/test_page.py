@@ -19,6 +19,7 @@ from offsite.report.pictures import LADDER, frontier, importance, ladder, limits
 from offsite.report.runs import best, group, make_run, show_bytes
 from offsite.report.svg import ticks
 from offsite.report.verdict import verdict
+from offsite.scores import Scores
 
 SCORES = {
     "zero_shot": 0.5,
@@ -196,3 +197,11 @@ def test_importance_alone_can_be_added(tmp_path: Path) -> None:
     path.write_text(json.dumps({"importance": {"influence": [0.3, 0.1]}, "learned": ""}))
     words = read(write_report([[row()], path], tmp_path / "r.html"))[1]
     assert "importance: influence" in words
+
+
+def test_no_share_of_no_gain_and_no_best_without_a_plug_in() -> None:
+    assert Scores("accuracy", True, zero_shot=0.5, full_tuned=0.4, plug_in=0.6).recovered is None
+    assert Scores("loss", False, zero_shot=5.0, full_tuned=4.0, plug_in=4.5).recovered == 0.5
+    bare = {"zero_shot": 0.5, "emulator_zero_shot": 0.4}
+    rows = [{**row(name), "scores": bare, "gap": None} for name in ("a", "b")]
+    assert not any("best plug-in" in sentence for sentence in verdict(group(rows)))

@@ -17,7 +17,7 @@ def verdict(settings: Sequence[Setting]) -> list[str]:
     """Sentences about the best of several settings of one model and task."""
     chosen = best(settings)
     said = []
-    if len(settings) > 1:
+    if len(settings) > 1 and chosen.mean("plug_in") is not None:
         all_sent = sum(map(sends_all, settings))
         aside = f" ({all_sent} of them aside, whose offer holds the whole middle)"
         said.append(
