@@ -90,7 +90,7 @@ def overview(settings: Sequence[Setting], limits: tuple[float, float]) -> str:
     bottom = top + row * len(settings)
     parts = [line(place(t), top - 14, place(t), bottom - 8, "grid") for t in ticks(low, high)]
     for index, (_, label, shape, style) in enumerate(LADDER):
-        x, y = 8.0 + 129 * (index % 3), 10.0 + 17 * (index // 3)
+        x, y = 8.0 + 125 * (index % 3), 10.0 + 17 * (index // 3)
         parts += [mark(x, y, shape, style, 4), text(x + 9, y + 4, label, "small")]
     for index, setting in enumerate(settings):
         y = top + row * index
@@ -189,7 +189,8 @@ def frontier(settings: Sequence[Setting]) -> str:
         label = settings[index].label
         parts.append(mark(across(gap), up(plug), "circle", style, 5, label))
         if len(found) <= NUMBERED or (gap, plug, index) in front:
-            parts.append(text(across(gap) + 7, up(plug) - 5, index + 1, "label"))
+            below = 15 if len(listed) % 2 else -5  # neighbours on the line keep apart
+            parts.append(text(across(gap) + 7, up(plug) + below, index + 1, "label"))
             listed.append(index)
     parts.append(text(right, bottom + 26, "gap (plug-in over tuned emulator) →", "small", "end"))
     parts.append(text(left, bottom + 26, "↑ plug-in", "small"))
