@@ -70,6 +70,7 @@ class Experiment(BaseModel):
     calibration: str | None = None
     calibration_task: str | None = None
     max_length: int = 256
+    skip_bad: bool = False
     options: dict[str, Any] = {}
     full_lr: float | None = None
     baseline: bool = True
@@ -120,6 +121,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         data=choose_data(kind, resolve(entry.data), "train"),
         task=task,
         max_length=entry.max_length or found.max_length,
+        skip_bad=found.skip_bad,
         adapter=found.adapter,
         calibration=resolve(entry.calibration or found.calibration),
         calibration_task=found.calibration_task,

@@ -63,9 +63,11 @@ class Lab:
         cached: bool = False,
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
-        self.task: Task = load_task(plan.task, max_length=plan.max_length)
+        self.task: Task = load_task(plan.task, max_length=plan.max_length, skip_bad=plan.skip_bad)
         self.public: Task = load_task(
-            plan.calibration_task or plan.task, max_length=plan.max_length
+            plan.calibration_task or plan.task,
+            max_length=plan.max_length,
+            skip_bad=plan.skip_bad,
         )
         sources = (plan.data, plan.eval_data, plan.calibration)
         check_plan(plan)

@@ -29,6 +29,7 @@ class Plan:
             zero-shot scores are computed.
         calibration: the owner's own data, for recipes that need some; ``calibration_task`` is its
             kind, by default that of the private data.
+        skip_bad: leave unreadable pictures out.
         adapter: which blocks are adapter, unless a recipe says otherwise.
         recipes: name to list of steps in JSON form, or to ``{"adapter": ..., "steps": [...]}``.
         deltas: name to method in JSON form.
@@ -43,6 +44,7 @@ class Plan:
     data: str | None = None
     task: str = "text"
     max_length: int = 256
+    skip_bad: bool = False
     adapter: str = "ends:2,2"
     calibration: str | None = None
     calibration_task: str | None = None

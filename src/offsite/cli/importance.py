@@ -22,6 +22,7 @@ def importance(
     out: Annotated[Path | None, typer.Option(help="Picture to write (.png or .svg).")] = None,
     task: o.Task = "text",
     max_length: o.MaxLength = 256,
+    skip_bad: o.SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: o.Seed = 0,
     dtype: o.Dtype = None,
@@ -45,7 +46,7 @@ def importance(
 
     for path in filter(None, (learn, out)):
         check_free(path)
-    kind = load_task(task, max_length=max_length)
+    kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     check_sources(kind, (data,), model)
     full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
     full = full.to(pick_device(device)).requires_grad_(False)

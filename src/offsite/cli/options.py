@@ -22,6 +22,9 @@ Task = Annotated[
     str, typer.Option(help="text, chat, image-classification, a built-in task or a task file.")
 ]
 MaxLength = Annotated[int, typer.Option(help="Tokens of a window or a question.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, with a warning.")
+]
 Adapter = Annotated[
     str, typer.Option(help="Adapter blocks: ends:FIRST,LAST or positions such as 0,5,23.")
 ]

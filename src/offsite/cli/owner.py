@@ -48,6 +48,7 @@ def offer(
     prompt_decoder: Decoder = None,
     task: o.Task = "text",
     max_length: o.MaxLength = 512,
+    skip_bad: o.SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: o.Seed = 0,
     dtype: o.Dtype = None,
@@ -70,7 +71,7 @@ def offer(
 
     check_free(out)
     record = record or out.with_name(f"{out.name}.record.json")
-    kind = load_task(task, max_length=max_length)
+    kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     data, eval_data = choose_data(kind, data, "train"), choose_data(kind, eval_data, "test")
     check_sources(kind, (data, eval_data), model)
     steps = build_recipe(

@@ -33,6 +33,7 @@ def score(
     ] = None,
     task: o.Task = "text",
     max_length: o.MaxLength = 256,
+    skip_bad: o.SkipBad = False,
     batch_size: o.BatchSize = 16,
     seed: o.Seed = 0,
     dtype: o.Dtype = None,
@@ -56,7 +57,7 @@ def score(
         raise OffsiteError(f"'{role}' is no score; choose one of: {', '.join(KEYS)}.")
     if role is not None and len(paths) > 1:
         raise OffsiteError("--as names the score of one path; score the paths one by one.")
-    kind = load_task(task, max_length=max_length)
+    kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     source = ""
     if harness_task is None:
         source = need_data(kind, data, "test")
@@ -133,6 +134,7 @@ def lab(
     batch_size: o.BatchSize = 8,
     task: o.Task = "text",
     max_length: o.MaxLength = 256,
+    skip_bad: o.SkipBad = False,
     precision: o.Precision = "float32",
     dtype: o.Dtype = None,
     device: o.Device = None,
@@ -149,7 +151,7 @@ def lab(
     if model.endswith((".toml", ".json")):
         plans = read_experiment(model)
     else:
-        kind = load_task(task, max_length=max_length)
+        kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
         eval_data = need_data(kind, eval_data, "test", "--eval-data")
         data = choose_data(kind, data, "train")
         names = list(delta or ["full"])
@@ -168,6 +170,7 @@ def lab(
                 eval_data=eval_data,
                 task=task,
                 max_length=max_length,
+                skip_bad=skip_bad,
                 adapter=adapter,
                 calibration=calibration,
                 recipes=make_recipes(recipes, model, task, adapter),

@@ -33,6 +33,7 @@ def tune(
     batch_size: o.BatchSize = 8,
     accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
     max_length: o.MaxLength = 512,
+    skip_bad: o.SkipBad = False,
     precision: o.Precision = "float32",
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
@@ -65,7 +66,8 @@ def tune(
     from offsite.tuner import run_tune
 
     check_free(out)
-    kind = load_task(task or read_manifest(offer, OfferManifest).task, max_length=max_length)
+    name = task or read_manifest(offer, OfferManifest).task
+    kind = load_task(name, max_length=max_length, skip_bad=skip_bad)
     data, eval_data = need_data(kind, data, "train"), choose_data(kind, eval_data, "test")
     check_sources(kind, (data, eval_data))
     method = parse_method(method_json(delta, option or ()))

@@ -23,12 +23,13 @@ def task_names() -> tuple[str, ...]:
     return ("text", "chat", "image-classification", *builtin_names())
 
 
-def load_task(name: str | Path, max_length: int = 512) -> Task:
+def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False) -> Task:
     """A task by name, or from a task file.
 
     Args:
         name: one of :func:`task_names`, or the path of a ``.toml`` or ``.json`` task file.
         max_length: tokens of a row or a question, where the task reads text.
+        skip_bad: leave unreadable pictures out instead of refusing them.
 
     Raises:
         OffsiteError: no such task, or a file that is not as described; file and line are named.
@@ -36,6 +37,10 @@ def load_task(name: str | Path, max_length: int = 512) -> Task:
     if max_length < 2:
         raise OffsiteError(
             f"A length of {max_length} tokens leaves nothing to predict; use 2 or more."
+        )
+    if skip_bad and str(name) != "image-classification":
+        raise OffsiteError(
+            f"The task '{name}' reads no pictures; skip_bad is for image-classification alone."
         )
     if str(name) == "text":
         from offsite.tasks.text import CausalText
@@ -48,7 +53,7 @@ def load_task(name: str | Path, max_length: int = 512) -> Task:
     if str(name) == "image-classification":
         from offsite.tasks.image import ImageClassification
 
-        return ImageClassification()
+        return ImageClassification(skip_bad=skip_bad)
     from offsite.tasks.choice import MultipleChoice
     from offsite.tasks.file import read_task_file
     from offsite.tasks.open_question import OpenQuestions
