@@ -30,7 +30,6 @@ SIDE = 32
 REPORT = 100  # steps between two lines
 PEAK_RATE = 1e-3
 WARM_UP = 0.05  # share of the time budget
-DROP_BLOCK = 0.1  # stochastic depth: how often an image skips a block
 
 
 def uniform(images: Tensor, low: float, high: float) -> Tensor:
@@ -79,10 +78,15 @@ def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return images, targets * weight + targets[other] * (1 - weight)
 
 
-def skip_some(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook: stochastic depth, image by image."""
-    keep = torch.rand(len(output), 1, 1, device=output.device) >= DROP_BLOCK
-    return inputs[0] + (output - inputs[0]) * keep / (1 - DROP_BLOCK)
+class SkipSome:
+    """Forward hook: stochastic depth, image by image, with this probability."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        keep = torch.rand(len(output), 1, 1, device=output.device) >= self.share
+        return inputs[0] + (output - inputs[0]) * keep / (1 - self.share)
 
 
 def new_model() -> ViTForImageClassification:
@@ -137,7 +141,7 @@ def train(args: argparse.Namespace, device: str) -> None:
     one_hot = F.one_hot(labels, len(NAMES)).float()
     model = new_model().to(device).train()
     for block in model.vit.layers:
-        block.register_forward_hook(skip_some)
+        block.register_forward_hook(SkipSome(args.skip))
         block.compile(disable=device == "cpu")  # one compiled block serves all 12
     weights = [p for p in model.parameters() if p.ndim > 1]
     biases = [p for p in model.parameters() if p.ndim == 1]
@@ -183,6 +187,7 @@ def train(args: argparse.Namespace, device: str) -> None:
         "test_loss": round(test_loss, 4),
         "seed": args.seed,
         "seconds": args.seconds,
+        "stochastic_depth": args.skip,
         "machine": f"one {torch.cuda.get_device_name()}" if device == "cuda" else "CPU",
     }
     (args.out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -196,4 +201,5 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--skip", type=float, default=0.1, help="stochastic depth, 0 to 1")
     train(parser.parse_args(), "cuda" if torch.cuda.is_available() else "cpu")
