@@ -6,18 +6,21 @@ Cells go to the same cache that ``offsite lab`` uses, so afterwards the tables c
 
     python benchmarks/run.py build/lab 14 NAME [NAME ...]     # folder, processes, experiments
 
-First the baselines, then one job per recipe and seed; LayerReplace passes start before the rest,
-and the recipes that wait for them come last.
-Jobs of the experiments named first start first; ``DEADLINE`` seconds (environment) stop the rest.
+First the baselines, then the rows that the cache does not hold, in the order the experiments are
+named. LayerReplace passes start before all rows; within an experiment the rows that wait for them
+come last. ``DEADLINE`` seconds (environment) stop what has not begun. About nine processes on a GPU
+are best: with fifteen a row took three times as long.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,46 +82,63 @@ def wait_for_learned(lab: Any, recipe: str, seed: int, deadline: float) -> None:
         raise TimeoutError("the LayerReplace pass was not finished in time")
 
 
-def passes(plan: Any) -> list[str]:
-    """One recipe for each different LayerReplace pass of a plan."""
+def missing(plan: Any, folder: Path) -> list[tuple[str, str, int]]:
+    """Recipe, delta and seed of every row of a plan that the cache does not hold."""
+    from offsite.lab import Lab, NotCached
+
+    done = set()
+    with suppress(NotCached):
+        rows = Lab(plan, folder, "cpu", cached=True).run()
+        done = {(row.recipe, row.delta, row.seed) for row in rows}
+    grid = itertools.product(plan.recipes, plan.deltas, plan.seeds)
+    return [cell for cell in grid if cell not in done]
+
+
+def training(plan: Any, recipe: str) -> Any:
+    """How the LayerReplace pass runs that a recipe needs; None if it needs none."""
     from offsite.compress import LayerReplace
     from offsite.plan import Recipe
 
-    found = {}
-    for name, value in plan.recipes.items():
-        for step in Recipe.of(value, plan.adapter).steps:
-            if isinstance(step, LayerReplace) and step.learned is None:
-                found.setdefault(step.training, name)
-    return list(found.values())
+    for step in Recipe.of(plan.recipes[recipe], plan.adapter).steps:
+        if isinstance(step, LayerReplace) and step.learned is None:
+            return step.training
+    return None
+
+
+def todo(name: str, folder: Path) -> tuple[list[Job], list[Job], list[Job]]:
+    """The jobs of an experiment: baselines, LayerReplace passes, and rows, waiting ones last."""
+    from offsite.experiment import read_experiment
+
+    shared: list[Job] = []
+    first: dict[Any, Job] = {}
+    rows: list[Job] = []
+    late: list[Job] = []
+    for index, plan in enumerate(read_experiment(f"benchmarks/experiments/{name}.toml")):
+        split = len(plan.deltas) > SPLIT
+        for recipe, delta, seed in missing(plan, folder):
+            shared.append((name, index, seed, "", ""))
+            needs = training(plan, recipe)
+            if needs is not None:
+                first[index, needs, seed] = (name, index, seed, recipe, LEARN)
+            (rows if needs is None else late).append(
+                (name, index, seed, recipe, delta if split else "")
+            )
+    return list(dict.fromkeys(shared)), list(first.values()), list(dict.fromkeys([*rows, *late]))
 
 
 def main(folder: Path, processes: int, names: list[str]) -> None:
     """Run every job of the experiments, the shared ones first."""
     import torch
 
-    from offsite.experiment import read_experiment
-
     deadline = time.time() + float(os.environ.get("DEADLINE", "1e9"))
-    shared: list[Job] = []
-    first: list[Job] = []
-    single: list[Job] = []
-    last: list[Job] = []
-    for name in names:
-        for index, plan in enumerate(read_experiment(f"benchmarks/experiments/{name}.toml")):
-            learners = passes(plan)
-            shared += [(name, index, seed, "", "") for seed in plan.seeds]
-            first += [(name, index, s, recipe, LEARN) for recipe in learners for s in plan.seeds]
-            for recipe, steps in plan.recipes.items():
-                late = any(s["kind"] == "layer_replace" for s in steps_of(steps))
-                (last if late else single).extend(
-                    (name, index, seed, recipe, delta)
-                    for delta in (plan.deltas if len(plan.deltas) > SPLIT else [""])
-                    for seed in plan.seeds
-                )
+    found = [todo(name, folder / name) for name in names]
+    shared, first, rows = (
+        [job for part in kind for job in part] for kind in zip(*found, strict=True)
+    )
     context = multiprocessing.get_context("spawn")
     queues = [context.Queue(), context.Queue()]
     gpus = max(1, torch.cuda.device_count())
-    for queue, jobs in zip(queues, (shared, [*first, *single, *last]), strict=True):
+    for queue, jobs in zip(queues, (shared, [*first, *rows]), strict=True):
         for job in [*jobs, *[None] * processes]:
             queue.put(job)
         pool = [
@@ -129,12 +149,7 @@ def main(folder: Path, processes: int, names: list[str]) -> None:
             process.start()
         for process in pool:
             process.join()
-    print(f"{len(shared) + len(first) + len(single) + len(last)} jobs done", flush=True)
-
-
-def steps_of(value: Any) -> list[Any]:
-    """The steps of a recipe in either of a plan's forms."""
-    return list(value["steps"] if isinstance(value, dict) else value)
+    print(f"{len(shared) + len(first) + len(rows)} jobs done", flush=True)
 
 
 if __name__ == "__main__":
