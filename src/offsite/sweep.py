@@ -152,7 +152,7 @@ def draw(found: Sequence[Point], path: str | Path, *, higher_is_better: bool, me
     """Plug-in score against tuned-emulator score; marker area is the size of the offer.
 
     Up is better for both sides, left is better for the owner; the dashed diagonal is a gap of zero
-    and the line through the ringed points is the front.
+    and the line through the ringed points is the front; its points are named.
 
     Args:
         found: what :func:`points` gave; at least one.
@@ -182,6 +182,11 @@ def draw(found: Sequence[Point], path: str | Path, *, higher_is_better: bool, me
     best = front(found)
     x, y = [p.emulator_tuned for p in best], [p.plug_in for p in best]
     axes.plot(x, y, color="black", linewidth=1, marker="o", markerfacecolor="none", markersize=4)
+    for point in best:
+        at = (point.emulator_tuned, point.plug_in)
+        axes.annotate(
+            point.recipe, at, (-8, 10), textcoords="offset points", fontsize=7, ha="right"
+        )
     values = [v for p in found for v in (p.emulator_tuned, p.plug_in)]
     low, high = min(values), max(values)
     axes.plot([low, high], [low, high], color="grey", linestyle="dashed", linewidth=1)

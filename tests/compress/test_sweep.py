@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from offsite.cli import app
 from offsite.compress import parse_recipe
 from offsite.compress.presets import PRESETS, Shape
 from offsite.errors import MissingExtraError, OffsiteError
@@ -90,3 +92,24 @@ def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", fail)
     with pytest.raises(MissingExtraError, match=r"offsite\[plot\]"):
         draw(some(3), tmp_path / "c.png", higher_is_better=False, metric="loss")
+
+
+@pytest.mark.parametrize(
+    ("recovered", "target", "message"),
+    [(None, None, "gained nothing"), (0.5, "recovered=0.99", "No recipe recovers 99%")],
+)
+def test_a_sweep_that_ends_badly_still_writes_its_rows(
+    recovered: float | None, target: str | None, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found = {**row("uniform@0.5", 0, 3.5, 3.6), "recovered": recovered}
+    shown: list[Any] = []
+    monkeypatch.setattr("offsite.cli.sweep.run_plans", lambda *args: ([found], {}))
+    monkeypatch.setattr("offsite.cli.sweep.show_rows", lambda rows, *rest: shown.extend(rows))
+    monkeypatch.setattr(Shape, "of_name", classmethod(lambda *args: SHAPE))
+    found |= {"metric": "loss", "higher_is_better": False}
+    wish = [] if target is None else ["--target", target]
+    command = ["sweep", "model", "--data", str(tmp_path), "--eval-data", str(tmp_path)]
+    command += ["--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*command, "--recipe", "uniform", "--budgets", "0.5", *wish])
+    assert message in str(result.exception) and shown == [found]

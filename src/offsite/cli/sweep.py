@@ -75,18 +75,29 @@ def sweep(
     )
     rows, made_on = run_plans([plan], out, device)
     points = frontier.points(rows)
+    if not points:
+        show_rows(rows, out, json, made_on)
+        raise OffsiteError(
+            "There is no frontier: full fine-tuning gained nothing over zero-shot, so no share of "
+            "it can be recovered; tune for more steps or on data nearer to --eval-data."
+        )
     picture = out / "frontier.png"
     first = rows[0]
     frontier.draw(
         points, picture, higher_is_better=first["higher_is_better"], metric=first["metric"]
     )
-    chosen = frontier.choose(points, *wish) if wish else None
     more = {"front": [p.recipe for p in frontier.front(points)], "picture": str(picture)}
     lines = [f"front: {', '.join(more['front'])}", f"picture: {picture}"]
-    if chosen is not None:
-        more["chosen"] = chosen.recipe
-        lines.append(f"chosen for {target}: [bold]{chosen.recipe}[/]")
+    unmet = None
+    if wish:
+        try:
+            more["chosen"] = frontier.choose(points, *wish).recipe
+            lines.append(f"chosen for {target}: [bold]{more['chosen']}[/]")
+        except OffsiteError as error:
+            unmet = error  # the results are shown all the same
     show_rows(rows, out, json, made_on, more, lines)
+    if unmet is not None:
+        raise unmet
 
 
 def read_target(text: str | None) -> tuple[float, float] | None:
