@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+Run = Callable[..., tuple[int, str, str]]
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEXT = "the cat sat on the mat and the dog sat on the log while a bird sang in a tree. " * 40
@@ -142,3 +145,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder shared/ with real models and data is not here")
     return SHARED
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process; returns exit status, standard output and standard error."""
+    from offsite.cli import main
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["offsite", *map(str, words)])
+        capfd.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capfd.readouterr()
+
+    return call

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,8 @@ import pytest
 
 import offsite.checkpoint
 import offsite.offer
-from offsite.cli import main
+from conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 TASK = """name = "mine"
 kind = "multiple-choice"
 prompt = "{question}"
@@ -31,21 +28,6 @@ BAD = {
     ),
     "length": ({**GOOD, "question": "sat " * 200}, "the model reads 128 at once"),
 }
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["offsite", *map(str, words)])
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture

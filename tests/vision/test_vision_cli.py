@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,10 @@ import pytest
 from images import NAMES, classifier, image_processor, write_arrays, write_folder
 from PIL import Image
 
-from offsite.cli import main
+from conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 IMAGES = ("--task", "image-classification", "--device", "cpu")
 SHORT = ("--steps", 2, "--batch-size", 4)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process; returns exit status, standard output and standard error."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["offsite", *map(str, words)])
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
