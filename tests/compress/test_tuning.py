@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from compress.world import logits, rows, world
-from offsite.compress.chart import draw_importance
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.noise import Noise
 from offsite.compress.quantise import Quantise
@@ -21,6 +20,7 @@ from offsite.deltas.lora import LoRA
 from offsite.errors import OffsiteError
 from offsite.offer import Offer
 from offsite.owner import make_offer, plug
+from offsite.report.bars import draw_importance
 from offsite.split import join, whole_middle
 from offsite.train import TrainOptions
 from offsite.tuner import run_tune
@@ -57,7 +57,7 @@ def test_tune_and_plug(family: str, method: Any, recipe: str, tmp_path: Path) ->
 
 def test_the_picture_of_importance(tmp_path: Path) -> None:
     table = {"influence": [0.1, 0.2, 0.3], "angular": [0.3, 0.2, 0.1]}
-    draw_importance(table, tmp_path / "a.png", adapter=(0, 2))
+    draw_importance(table, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     with pytest.raises(OffsiteError, match="no signal"):
         draw_importance({}, tmp_path / "b.png")

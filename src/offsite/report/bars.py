@@ -7,9 +7,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from offsite.errors import MissingExtraError
+from offsite.errors import MissingExtraError, OffsiteError
 
 BARS = " ▁▂▃▄▅▆▇█"
+TITLES = {
+    "influence": "block influence (1 - cosine)",
+    "angular": "angular distance (over pi)",
+    "leave_one_out": "rise of the loss without it",
+    "learned": "learned by LayerReplace",
+}
 
 
 def importance_table(table: Mapping[str, Sequence[float]]) -> Table:
@@ -30,19 +36,27 @@ def bars(values: Sequence[float]) -> str:
 
 
 def draw_importance(table: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """A small bar chart per signal.
+    """Bars over the blocks of the model, every signal on its own scale.
+
+    Args:
+        table: what :func:`offsite.compress.importance.importance` gave.
+        path: where to write, by its suffix ``.png``, ``.svg`` or ``.pdf``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        OffsiteError: no signal to draw.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "The picture of importance") from error
-    figure = Figure(figsize=(8, 1.8 * len(table)), layout="constrained")
-    axes = figure.subplots(len(table), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (name, values) in zip(axes, table.items(), strict=True):
-        axis.bar(range(len(values)), values)
-        axis.set_ylabel(name)
-    axes[-1].set_xlabel("block")
+    if not table:
+        raise OffsiteError("There is no signal to draw; measure at least one.")
+    figure = Figure(figsize=(7.5, 1.2 + 1.5 * len(table)), layout="constrained")
+    strips = figure.subplots(len(table), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (signal, values) in zip(strips, table.items(), strict=True):
+        axes.bar(range(len(values)), values)
+        axes.set_title(TITLES.get(signal, signal), fontsize=9, loc="left")
+        axes.axhline(0, color="black", linewidth=0.6)
+    strips[-1].set_xlabel("block")
     figure.savefig(path, dpi=150)
