@@ -6,7 +6,6 @@ when it is asked for.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +95,8 @@ def source_identity(source: str | Path) -> str:
 
     For a file its hash; for a folder the hash of its files' names, sizes and times of change.
     """
+    import hashlib
+
     from offsite.files import sha256_file
 
     path = data_path(source)
