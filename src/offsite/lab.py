@@ -19,7 +19,7 @@ from offsite.blocks import get_blocks
 from offsite.checking import check_plan
 from offsite.checkpoint import load_model, parse_dtype, pick_device
 from offsite.compress.layer_replace import learn
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot import LayerReplace, most_important
 from offsite.compress.step import Context
 from offsite.config import to_json
 from offsite.delta import Delta
@@ -203,9 +203,7 @@ class Lab:
         learned = self.learned(recipe, seed)
         adapter: Adapter
         if recipe.learned_blocks is not None:
-            scores = learned["scores"]
-            ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
-            adapter = tuple(ranked[: recipe.learned_blocks])
+            adapter = most_important(learned["scores"], recipe.learned_blocks)
         else:
             adapter = parse_adapter(recipe.adapter)
         steps = [

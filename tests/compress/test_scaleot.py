@@ -14,7 +14,7 @@ from offsite.compress import layer_replace
 from offsite.compress.layer_replace import Training, hold_out, learn, rewards, sample, update
 from offsite.compress.learned import Learned
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace, replaceable, scaleot
+from offsite.compress.scaleot import LayerReplace, replaceable, resolve_adapter, scaleot
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.layers import Harmonizer
@@ -195,3 +195,19 @@ def test_harmonizers_taught_by_hidden_states_come_nearer_to_them(family: str) ->
     (new, slow_new), (old, slow_old) = error(taught), error(start)
     assert new == pytest.approx(slow_new, rel=1e-4) and old == pytest.approx(slow_old, rel=1e-4)
     assert new < old
+
+
+def test_the_adapter_by_importance_is_named_by_its_count(tmp_path: Path) -> None:
+    context = world("llama")
+    found = learn(context, QUICK)
+    found.save(tmp_path / "learned")
+    best = sorted(range(len(found.scores)), key=lambda p: -found.scores[p])[:2]
+    text = resolve_adapter("learned:2", str(tmp_path / "learned"))
+    assert text == ",".join(map(str, sorted(best)))
+    adapter, _ = scaleot("learned", found.scores, 2, 0.5, 0.0)
+    assert text == ",".join(map(str, adapter))
+    assert resolve_adapter("ends:1,2", None) == "ends:1,2"
+    with pytest.raises(OffsiteError, match="--learned with the folder"):
+        resolve_adapter("learned:2", None)
+    with pytest.raises(OffsiteError, match="is impossible"):
+        resolve_adapter("learned:99", str(tmp_path / "learned"))

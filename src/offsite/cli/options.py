@@ -26,7 +26,10 @@ SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, with a warning.")
 ]
 Adapter = Annotated[
-    str, typer.Option(help="Adapter blocks: ends:FIRST,LAST or positions such as 0,5,23.")
+    str,
+    typer.Option(
+        help="Adapter blocks: ends:FIRST,LAST, positions such as 0,5,23, or learned:COUNT."
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default by --epochs.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the data.")]

@@ -60,6 +60,7 @@ def offer(
 
     from offsite.checking import check_sources, choose_data
     from offsite.checkpoint import parse_dtype
+    from offsite.compress.scaleot import resolve_adapter
     from offsite.files import check_free
     from offsite.manifest import now
     from offsite.measure import folder_bytes, offer_bytes
@@ -74,6 +75,7 @@ def offer(
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     data, eval_data = choose_data(kind, data, "train"), choose_data(kind, eval_data, "test")
     check_sources(kind, (data, eval_data), model)
+    adapter = resolve_adapter(adapter, learned)
     steps = build_recipe(
         model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
     )

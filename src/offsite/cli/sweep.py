@@ -46,6 +46,7 @@ def sweep(
     """Run recipes over a grid of budgets and draw the frontier of plug-in against emulator."""
     from offsite import sweep as frontier
     from offsite.compress.presets import Shape
+    from offsite.compress.scaleot import resolve_adapter
     from offsite.deltas import method_json
     from offsite.plan import Plan
     from offsite.split import parse_adapter
@@ -55,6 +56,7 @@ def sweep(
     for source in (data, eval_data, calibration):
         o.check_source(source)
     wish = read_target(target)
+    adapter = resolve_adapter(adapter, learned)
     shape = Shape.of_name(model, parse_adapter(adapter), load_task(task).auto_class)
     grid = frontier.grid(recipe.split(","), o.numbers(budgets, "budgets"), shape, learned)
     plan = Plan(

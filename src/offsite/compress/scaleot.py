@@ -80,6 +80,38 @@ def least_important(
     return tuple(sorted(sorted(positions, key=lambda p: (scores[p], -p))[:count]))
 
 
+def most_important(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """The ``count`` positions of highest score, ascending; of equal ones the earlier.
+
+    Raises:
+        OffsiteError: an adapter of no block or of all.
+    """
+    if not 1 <= count < len(scores):
+        raise OffsiteError(
+            f"An adapter of {count} of {len(scores)} blocks is impossible; choose 1 to "
+            f"{len(scores) - 1}."
+        )
+    ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
+    return tuple(sorted(ranked[:count]))
+
+
+def resolve_adapter(text: str, learned: str | None) -> str:
+    """``learned:4`` as the positions of the four most important blocks; other texts as they are.
+
+    Raises:
+        OffsiteError: no folder of a LayerReplace pass, or an impossible count.
+    """
+    kind, _, count = text.partition(":")
+    if kind != "learned":
+        return text
+    if learned is None or not count.isdigit():
+        raise OffsiteError(
+            f"'{text}' needs a count, as in learned:4, and --learned with the folder of a "
+            "LayerReplace pass; make one with 'offsite importance MODEL --data ... --learn FOLDER'."
+        )
+    return ",".join(map(str, most_important(Learned.load(learned).scores, int(count))))
+
+
 def scaleot(
     learned: str, scores: Sequence[float], count: int, alpha: float, beta: float
 ) -> tuple[tuple[int, ...], list[Step]]:
@@ -98,13 +130,8 @@ def scaleot(
     Raises:
         OffsiteError: an adapter of no block or of all.
     """
-    if not 1 <= count < len(scores):
-        raise OffsiteError(
-            f"An adapter of {count} of {len(scores)} blocks is impossible; choose 1 to "
-            f"{len(scores) - 1}."
-        )
-    ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
+    adapter = most_important(scores, count)
     recipe: list[Step] = [LayerReplace(alpha=alpha, learned=learned)]
     if beta:
         recipe.append(Rank(beta=beta))
-    return tuple(sorted(ranked[:count])), recipe
+    return adapter, recipe
