@@ -26,7 +26,7 @@ from offsite.compress.scaleot import LayerReplace
 from offsite.compress.step import Context
 from offsite.offer import load_processor
 from offsite.owner import make_offer, plug
-from offsite.replay import observe
+from offsite.replay import observe, relative_error
 from offsite.split import Split
 from offsite.tasks import load_task
 from offsite.train import TrainOptions
@@ -76,7 +76,7 @@ def main(kind: str) -> None:
         target = observe(model, batch, [total - 3])[total - 3].output
         last = len(get_blocks(offer.model)) - 3
         state = observe(offer.model, batch, [last])[last].output
-    error = (state - target).square().mean() / target.square().mean()
+    error = relative_error(state, target)
     options = TrainOptions(steps=120, seed=0, batch_size=6)
     tuned = run_tune(offer, private, options=options, task=task, device="cpu")
     after, plugged = score(tuned.model), score(plug(model, tuned.delta, record))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offsite.compress import parse_recipe
+from offsite.compress.scaleot import learned_count
 from offsite.compress.step import Step
 from offsite.config import to_json
 from offsite.deltas import IntrinsicPrompt
@@ -85,8 +86,7 @@ class Recipe:
     @property
     def learned_blocks(self) -> int | None:
         """COUNT of ``learned:COUNT``, else None."""
-        kind, _, count = self.adapter.partition(":")
-        return int(count) if kind == "learned" and count.isdigit() else None
+        return learned_count(self.adapter)
 
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""

@@ -101,3 +101,9 @@ def replay(
         call = calls[position]
         state = hidden(block(state, *call.rest, **call.kwargs))
     return state
+
+
+def relative_error(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """``mean(((T - S) / rms(T))^2)`` of hidden states, in float32; ``rms`` is over the batch."""
+    state, target = state.float(), target.float()
+    return ((target - state) ** 2).mean() / (target**2).mean()

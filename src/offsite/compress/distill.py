@@ -13,7 +13,7 @@ from torch import nn
 from offsite.blocks import freeze
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
-from offsite.replay import observe, replay
+from offsite.replay import observe, relative_error, replay
 from offsite.split import Middle, join
 from offsite.train import TrainOptions, train
 
@@ -93,9 +93,9 @@ def segment_error(context: Context, student: Middle, calls: Mapping[int, Any]) -
     errors = []
     for segment in context.split.segments:
         places = [p for p in student.positions if p in segment]
-        state, target = calls[segment[0]].inputs, calls[segment[-1]].output.float()
-        output = replay(student.between(segment), places, calls, state).float()
-        errors.append(((target - output) ** 2).mean() / (target**2).mean())
+        state, target = calls[segment[0]].inputs, calls[segment[-1]].output
+        output = replay(student.between(segment), places, calls, state)
+        errors.append(relative_error(output, target))
     return torch.stack(errors).mean()
 
 

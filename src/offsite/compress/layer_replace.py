@@ -28,7 +28,7 @@ from offsite.config import require
 from offsite.errors import OffsiteError
 from offsite.layers import Harmonizer
 from offsite.progress import track
-from offsite.replay import Call, observe, watch
+from offsite.replay import Call, observe, relative_error, watch
 from offsite.stored import model_fingerprint
 
 GROUP, SAMPLES, HOLD_OUT = 4, 3, 10
@@ -179,8 +179,7 @@ def harmonizer_step(
 def state_error(calls: Mapping[int, Call], targets: Mapping[int, Call]) -> torch.Tensor:
     """Mean over blocks of ``mean(((T - S) / rms(T))^2)`` between hidden states after them."""
     errors = [
-        (calls[position].output.float() - target.output.float()).square().mean()
-        / target.output.float().square().mean()
+        relative_error(calls[position].output, target.output)
         for position, target in targets.items()
     ]
     return torch.stack(errors).mean()

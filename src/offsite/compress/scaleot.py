@@ -95,21 +95,27 @@ def most_important(scores: Sequence[float], count: int) -> tuple[int, ...]:
     return tuple(sorted(ranked[:count]))
 
 
+def learned_count(text: str) -> int | None:
+    """COUNT of ``learned:COUNT``, else None."""
+    kind, _, count = text.partition(":")
+    return int(count) if kind == "learned" and count.isdigit() else None
+
+
 def resolve_adapter(text: str, learned: str | None) -> str:
     """``learned:4`` as the positions of the four most important blocks; other texts as they are.
 
     Raises:
         OffsiteError: no folder of a LayerReplace pass, or an impossible count.
     """
-    kind, _, count = text.partition(":")
-    if kind != "learned":
+    if text.partition(":")[0] != "learned":
         return text
-    if learned is None or not count.isdigit():
+    count = learned_count(text)
+    if learned is None or count is None:
         raise OffsiteError(
             f"'{text}' needs a count, as in learned:4, and --learned with the folder of a "
             "LayerReplace pass; make one with 'offsite importance MODEL --data ... --learn FOLDER'."
         )
-    return ",".join(map(str, most_important(Learned.load(learned).scores, int(count))))
+    return ",".join(map(str, most_important(Learned.load(learned).scores, count)))
 
 
 def scaleot(
