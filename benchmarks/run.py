@@ -53,7 +53,7 @@ def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
             lab = labs[name, index]
             lab.plan = replace(lab.plan, seeds=(seed,))
             if not recipe:
-                list(lab.run(["nothing but the zero-shot score"]))
+                lab.zero_shot()
                 if lab.plan.baseline and lab.plan.data:
                     lab.full_tuned(seed)
             elif delta == LEARN:

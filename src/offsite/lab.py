@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.environment import environment
 from offsite.files import read_json, write_file
-from offsite.heads import give_head, labels_of, same_classes
+from offsite.heads import give_head, head_tensors, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key
+from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key, options_key
 from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
@@ -49,8 +50,8 @@ class Lab:
     """Runs plans; keeps every finished cell under ``folder``.
 
     With ``exchange`` the two roles meet only through folders, as in a real deployment: each offer,
-    record and delta is written below it and read back. With ``cached`` nothing is computed: rows
-    that lack a cell are passed over.
+    record and delta is written below it and read back. With ``cached`` nothing is computed and rows
+    that lack a cell are left out.
     """
 
     def __init__(
@@ -63,12 +64,9 @@ class Lab:
         cached: bool = False,
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
-        self.task: Task = load_task(plan.task, max_length=plan.max_length, skip_bad=plan.skip_bad)
-        self.public: Task = load_task(
-            plan.calibration_task or plan.task,
-            max_length=plan.max_length,
-            skip_bad=plan.skip_bad,
-        )
+        kind = partial(load_task, max_length=plan.max_length, skip_bad=plan.skip_bad)
+        self.task: Task = kind(plan.task)
+        self.public: Task = kind(plan.calibration_task or plan.task)
         sources = (plan.data, plan.eval_data, plan.calibration)
         check_plan(plan)
         self.recipes = {
@@ -92,7 +90,6 @@ class Lab:
     ) -> Iterator[Row]:
         """Every row of the plan (or of some recipes and deltas), cached or computed now."""
         plan = self.plan
-        zero = self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
         for seed in plan.seeds:
             for name, recipe in self.recipes.items():
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
@@ -100,6 +97,7 @@ class Lab:
                     if name not in (recipes or [name]) or label not in (deltas or [label]):
                         continue
                     with suppress(NotCached):
+                        zero = self.zero_shot()
                         full = self.full_tuned(seed) if plan.baseline and plan.data else {}
                         emulator = self.emulator(recipe, seed, offer)
                         tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
@@ -108,7 +106,6 @@ class Lab:
     def row(
         self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
     ) -> Row:
-        """One row from the outcomes of its cells."""
         scores = Scores(
             self.task.metric,
             self.task.higher_is_better,
@@ -178,11 +175,16 @@ class Lab:
                 **cost,
             }
 
-        return self.cell({**key, "options": asdict(options)}, compute)
+        return self.cell({**key, "options": options_key(options, self.model)}, compute)
+
+    def zero_shot(self) -> dict[str, Any]:
+        """The score of the full model as it is."""
+        return self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
 
     def full_tuned(self, seed: int) -> dict[str, Any]:
         """The baseline: every parameter of the full model tuned on the private data."""
         options = replace(self.plan.options, seed=seed, lr=self.plan.full_lr or 1e-3)
+        key = {"stage": "full_tuned", "options": options_key(options, self.model)}
 
         def compute() -> dict[str, Any]:
             model = copy.deepcopy(self.model)
@@ -193,10 +195,11 @@ class Lab:
                 history = train(
                     model.requires_grad_(True), rows, loss=self.task.loss, device=self.device,
                     collate=self.task.collate, options=options, text="full fine-tuning",
+                    head=head_tensors(model).values(),
                 )  # fmt: skip
             return {**self.score(model), "history": list(history.points), **cost}
 
-        return self.cell({"stage": "full_tuned", "options": asdict(options)}, compute)
+        return self.cell(key, compute)
 
     def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
         """The offer of one recipe and seed."""

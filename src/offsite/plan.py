@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from offsite.compress import parse_recipe
@@ -14,6 +14,7 @@ from offsite.compress.step import Step
 from offsite.config import to_json
 from offsite.deltas import IntrinsicPrompt
 from offsite.deltas.method import Method
+from offsite.heads import head_path
 from offsite.prompt_decoder import decoder_hash, decoder_tensors, give_decoder
 from offsite.scores import Scores
 from offsite.tasks import source_identity
@@ -126,6 +127,12 @@ def method_key(method: Method, model: Any) -> dict[str, Any]:
     decoder = decoder_tensors(model) if method.kind == IntrinsicPrompt.kind else {}
     more = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
     return {"method": to_json(method), **more}
+
+
+def options_key(options: TrainOptions, model: Any) -> dict[str, Any]:
+    """What training depends on: the rate of the head counts only where there is a head."""
+    key = asdict(options)
+    return key if head_path(model) else {name: key[name] for name in key if name != "head_lr"}
 
 
 def digest(key: Mapping[str, Any]) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from offsite.errors import OffsiteError
+from offsite.watch import Watch
 
 Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
 
@@ -41,6 +39,8 @@ class TrainOptions:
         steps: optimiser steps; None to count by ``epochs``.
         epochs: passes over the data when ``steps`` is None.
         lr: peak learning rate of AdamW; None for the default of the method that is tuned.
+        head_lr: that of a classifier head, which starts from zeros and has far to go where the
+            blocks have not.
         batch_size: rows per step and process.
         accumulate: batches per optimiser step.
         warmup: share of the steps with a rising learning rate; then it follows ``schedule``.
@@ -54,6 +54,7 @@ class TrainOptions:
     steps: int | None = None
     epochs: float = 1.0
     lr: float | None = None
+    head_lr: float = 1e-2
     batch_size: int = 8
     accumulate: int = 1
     warmup: float = 0.06
@@ -71,8 +72,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.epochs <= 0 or self.batch_size < 1:
             raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
-        if self.lr is not None and not 0 < self.lr < 100:
-            raise OffsiteError(f"A learning rate of {self.lr} is not usable; try 1e-4 to 1e-2.")
+        for lr in (self.lr, self.head_lr):
+            if lr is not None and not 0 < lr < 100:
+                raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise OffsiteError(
                 f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
@@ -131,45 +133,6 @@ class _Tunable(nn.Module):
             self.model.enable_input_require_grads()  # type: ignore[operator]
 
 
-class _Watch(TrainerCallback):
-    """A progress bar on standard error, and a first Ctrl-C that saves before it stops."""
-
-    def __init__(self, text: str, can_save: bool) -> None:
-        self.text, self.can_save, self.interrupted = text, can_save, False
-        self.bar: Any = None
-        self.previous: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.text, disable=None
-        )
-        if self.can_save:
-            try:
-                self.previous = signal.signal(signal.SIGINT, self._interrupt)
-            except ValueError:  # not in the main thread: Ctrl-C stays what it is
-                self.can_save = False
-
-    def _interrupt(self, *args: Any) -> None:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self.previous)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(1)
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
-
-    def close(self) -> None:
-        """Put the signal handler and the screen back."""
-        if self.bar is not None:
-            self.bar.close()
-        if self.can_save and self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
-
 def train(
     model: nn.Module,
     data: Dataset[Any],
@@ -178,6 +141,7 @@ def train(
     collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
     options: TrainOptions,
     device: torch.device,
+    head: Iterable[nn.Parameter] = (),
     eval_data: Dataset[Any] | None = None,
     work: Path | None = None,
     resume: bool = False,
@@ -188,6 +152,7 @@ def train(
     Args:
         model: any module; it is moved to ``device`` and left there in evaluation mode.
         loss: ``(model, batch, number of targets or None) -> scalar``.
+        head: parameters that learn at the rate ``options.head_lr``.
         eval_data: evaluated now and then with ``loss`` (for curves and early stopping).
         work: folder for resumable checkpoints and tracker logs; None keeps nothing.
         resume: continue from the last checkpoint in ``work``; on CPU the final weights are then
@@ -219,7 +184,8 @@ def train(
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         trainer.remove_callback(PrinterCallback)
-        watch = _Watch(text, work is not None)
+        _own_rate(trainer, list(head), options.head_lr)
+        watch = Watch(text, work is not None)
         trainer.add_callback(watch)
         level = logging.getLogger("transformers").level
         logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -242,6 +208,17 @@ def train(
     return History(
         trainer.state.global_step, result.metrics["train_runtime"], result.training_loss, points
     )
+
+
+def _own_rate(trainer: Trainer, parameters: list[nn.Parameter], lr: float) -> None:
+    """Move parameters into a group of their own in the optimiser, with another learning rate."""
+    if not parameters:
+        return
+    optimizer = trainer.create_optimizer()
+    moved = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in moved]
+    optimizer.add_param_group({"params": parameters, "lr": lr})
 
 
 def _arguments(

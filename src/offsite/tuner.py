@@ -96,6 +96,7 @@ def run_tune(
         collate=task.collate,
         options=options,
         device=pick_device(None if device is None else str(device)),
+        head=head.values(),
         eval_data=eval_rows,
         work=work,
         resume=resume,

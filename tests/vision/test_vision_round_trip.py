@@ -257,3 +257,17 @@ def test_head_needs_a_classifier() -> None:
     )  # fmt: skip
     with pytest.raises(OffsiteError, match="image classification"):
         Head().attach(transformers.LlamaForCausalLM(config), (0,))
+
+
+def test_a_head_learns_at_its_own_rate(arrays: Path, processor: Any) -> None:
+    """AdamW moves every number by at most its rate a step, so the rates show in how far they go."""
+    model = classifier("vit")
+    offer, _ = make_offer(model, adapter=ends(2, 1), recipe=[], task=TASK, processor=processor)
+    options = replace(SHORT, lr=1e-6, head_lr=1e-2, warmup=0.0, schedule="constant")
+    tuned = run_tune(offer, str(arrays), Full(), options=options, task=TASK)
+    new = dict(tuned.model.named_parameters())
+    moved = {n: (new[n] - p).abs().max().item() for n, p in offer.model.named_parameters()}
+    head = moved.pop("classifier.weight"), moved.pop("classifier.bias")
+    assert min(head) > 5e-3 and 1e-7 < max(moved.values()) < 1e-5
+    with pytest.raises(OffsiteError, match="learning rate of 0"):
+        replace(SHORT, head_lr=0.0)

@@ -34,6 +34,7 @@ Adapter = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default by --epochs.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
 Lr = Annotated[float | None, typer.Option(help="Peak learning rate; default the method's.")]
+HeadLr = Annotated[float, typer.Option(help="Peak learning rate of a classifier head.")]
 BatchSize = Annotated[int, typer.Option(help="Rows per step.")]
 Precision = Annotated[str, typer.Option(help="float32, or autocast in bfloat16 or float16.")]
 

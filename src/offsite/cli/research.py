@@ -126,6 +126,7 @@ def lab(
     steps: o.Steps = None,
     epochs: o.Epochs = 1.0,
     lr: o.Lr = None,
+    head_lr: o.HeadLr = 1e-2,
     full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
     baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
     cached: Annotated[
@@ -161,7 +162,12 @@ def lab(
         if keep is not None or not recipes:
             recipes |= uniform(keep, distill_steps)
         options = TrainOptions(
-            steps=steps, epochs=epochs, lr=lr, batch_size=batch_size, precision=precision
+            steps=steps,
+            epochs=epochs,
+            lr=lr,
+            head_lr=head_lr,
+            batch_size=batch_size,
+            precision=precision,
         )
         plans = [
             Plan(

@@ -34,6 +34,7 @@ def sweep(
     steps: o.Steps = None,
     epochs: o.Epochs = 1.0,
     lr: o.Lr = None,
+    head_lr: o.HeadLr = 1e-2,
     full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
     batch_size: o.BatchSize = 8,
     task: o.Task = "text",
@@ -71,7 +72,9 @@ def sweep(
         recipes={cell.name: list(cell.steps) for cell in grid},
         deltas={delta: method_json(delta)},
         seeds=tuple(int(seed) for seed in o.numbers(seeds, "seeds")),
-        options=TrainOptions(steps=steps, epochs=epochs, lr=lr, batch_size=batch_size),
+        options=TrainOptions(
+            steps=steps, epochs=epochs, lr=lr, head_lr=head_lr, batch_size=batch_size
+        ),
         full_lr=full_lr,
         dtype=dtype or "float32",
     )
