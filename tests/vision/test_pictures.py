@@ -14,6 +14,7 @@ from PIL import Image
 
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.heads import give_head, labels_of
+from offsite.tasks import load_task
 from offsite.tasks.augment import augment
 from offsite.tasks.image import ImageClassification
 
@@ -155,6 +156,17 @@ def test_each_augmentation_does_what_it_says() -> None:
     coloured = augment(images, ("colour",), 0)
     assert not torch.equal(coloured, images)
     assert (coloured - images).abs().max() < 5 and augment(images, (), 0) is images
+
+
+def test_augmentation_is_chosen_with_the_name_of_the_task() -> None:
+    name = "image-classification"
+    assert load_task(f"{name}:augment=none") == ImageClassification(augment=())
+    chosen = load_task(f"{name}:augment=crop+colour", skip_bad=True)
+    assert chosen == ImageClassification(("crop", "colour"), skip_bad=True)
+    with pytest.raises(OffsiteError, match="'blur=3' is no option of image-classification"):
+        load_task(f"{name}:blur=3")
+    with pytest.raises(OffsiteError, match="'tilt' is no augmentation"):
+        load_task(f"{name}:augment=flip+tilt")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])

@@ -27,6 +27,8 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
 
     Args:
         name: one of :func:`task_names`, or the path of a ``.toml`` or ``.json`` task file.
+            ``image-classification:augment=crop+colour`` chooses what is done to pictures while
+            tuning (``flip``, ``crop``, ``colour``; ``augment=none`` for nothing).
         max_length: tokens of a row or a question, where the task reads text.
         skip_bad: leave unreadable pictures out instead of refusing them.
 
@@ -37,7 +39,8 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
         raise OffsiteError(
             f"A length of {max_length} tokens leaves nothing to predict; use 2 or more."
         )
-    if skip_bad and str(name) != "image-classification":
+    kind, _, choice = str(name).partition(":")
+    if skip_bad and kind != "image-classification":
         raise OffsiteError(
             f"The task '{name}' reads no pictures; skip_bad is for image-classification alone."
         )
@@ -49,17 +52,18 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
         from offsite.tasks.chat import Chat
 
         return Chat(max_length)
-    if str(name) == "image-classification":
+    if kind == "image-classification":
+        from offsite.tasks.augment import kinds_of
         from offsite.tasks.image import ImageClassification
 
-        return ImageClassification(skip_bad=skip_bad)
+        return ImageClassification(kinds_of(choice), skip_bad)
     from offsite.tasks.choice import MultipleChoice
     from offsite.tasks.file import read_task_file
     from offsite.tasks.open_question import OpenQuestions
 
     file, folder = read_task_file(name)
-    kind = MultipleChoice if file.kind == "multiple-choice" else OpenQuestions
-    return kind(max_length, file=file, folder=folder)
+    questions = MultipleChoice if file.kind == "multiple-choice" else OpenQuestions
+    return questions(max_length, file=file, folder=folder)
 
 
 def check_data(task: Task, source: str | Path, processor: Any = None, config: Any = None) -> None:

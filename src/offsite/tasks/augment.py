@@ -9,8 +9,36 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from offsite.errors import OffsiteError
+
+ALL = ("flip", "crop", "colour")
 PAD = 8  # a crop moves a picture by up to one eighth of its side
 COLOUR = 0.3
+
+
+def kinds_of(choice: str) -> tuple[str, ...]:
+    """The kinds that ``augment=flip+crop`` names: all for an empty text, none for ``augment=none``.
+
+    Raises:
+        OffsiteError: another option than ``augment``.
+    """
+    if not choice:
+        return ALL
+    key, _, names = choice.partition("=")
+    if key != "augment":
+        raise OffsiteError(
+            f"'{choice}' is no option of image-classification; write augment=none, or the kinds "
+            f"wanted of augment={'+'.join(ALL)}."
+        )
+    return () if names == "none" else tuple(names.split("+"))
+
+
+def check_kinds(kinds: tuple[str, ...]) -> None:
+    """Refuse what is no augmentation."""
+    if odd := set(kinds) - set(ALL):
+        raise OffsiteError(
+            f"'{sorted(odd)[0]}' is no augmentation; use flip, crop, colour or none of them."
+        )
 
 
 def augment(images: torch.Tensor, kinds: tuple[str, ...], seed: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from offsite.errors import OffsiteError
 from offsite.heads import labels_of, same_classes
 from offsite.progress import track
 from offsite.replay import forward
-from offsite.tasks.augment import augment
+from offsite.tasks.augment import ALL, augment, check_kinds
 from offsite.tasks.pictures import Pictures, pillow, read_pictures, shown_names
 from offsite.tasks.task import Evaluation, mean_of
 
@@ -41,7 +41,7 @@ class ImageClassification:
         skip_bad: leave unreadable pictures out, with a warning, instead of refusing them.
     """
 
-    augment: tuple[str, ...] = ("flip", "crop", "colour")
+    augment: tuple[str, ...] = ALL
     skip_bad: bool = False
 
     name: ClassVar[str] = "image-classification"
@@ -50,10 +50,7 @@ class ImageClassification:
     higher_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if odd := set(self.augment) - {"flip", "crop", "colour"}:
-            raise OffsiteError(
-                f"'{sorted(odd)[0]}' is no augmentation; use flip, crop, colour or none of them."
-            )
+        check_kinds(self.augment)
 
     def load(
         self, source: str | Path, processor: Any, model: Any, *, train: bool = False
