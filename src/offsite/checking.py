@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from offsite.checkpoint import load_config
 from offsite.errors import OffsiteError
 from offsite.offer import load_processor
 from offsite.plan import Plan
-from offsite.tasks import check_data, data_path, default_data, load_task
+from offsite.tasks import check_data, data_path, default_data
 from offsite.tasks.task import Task
 
 
@@ -67,8 +66,6 @@ def check_plan(plan: Plan) -> None:
     Raises:
         OffsiteError: see :func:`check_sources`.
     """
-    task: Any = load_task(plan.task, max_length=plan.max_length)
-    check_sources(task, (plan.eval_data, plan.data), plan.model)
-    if plan.calibration is not None:
-        public = load_task(plan.calibration_task or plan.task, max_length=plan.max_length)
-        check_sources(public, (plan.calibration,), plan.model)
+    private, public = plan.tasks()
+    check_sources(private, (plan.eval_data, plan.data), plan.model)
+    check_sources(public, (plan.calibration,), plan.model)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
 from offsite.stored import model_fingerprint
-from offsite.tasks import load_task, source_identity
+from offsite.tasks import source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
 from offsite.tuner import run_tune
@@ -64,9 +63,7 @@ class Lab:
         cached: bool = False,
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
-        kind = partial(load_task, max_length=plan.max_length, skip_bad=plan.skip_bad)
-        self.task: Task = kind(plan.task)
-        self.public: Task = kind(plan.calibration_task or plan.task)
+        self.task, self.public = plan.tasks()
         sources = (plan.data, plan.eval_data, plan.calibration)
         check_plan(plan)
         self.recipes = {

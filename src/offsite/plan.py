@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from offsite.compress import parse_recipe
@@ -17,7 +18,8 @@ from offsite.deltas.method import Method
 from offsite.heads import head_path
 from offsite.prompt_decoder import decoder_hash, decoder_tensors, give_decoder
 from offsite.scores import Scores
-from offsite.tasks import source_identity
+from offsite.tasks import load_task, source_identity
+from offsite.tasks.task import Task
 from offsite.train import TrainOptions
 
 
@@ -58,6 +60,11 @@ class Plan:
     baseline: bool = True
     dtype: str = "float32"
     prompt_decoder: str | None = None
+
+    def tasks(self) -> tuple[Task, Task]:
+        """The kind of the private data, and of the owner's own."""
+        kind = partial(load_task, max_length=self.max_length, skip_bad=self.skip_bad)
+        return kind(self.task), kind(self.calibration_task or self.task)
 
     def prepare(self, model: Any) -> Any:
         """The full model with the plan's prompt decoder beside it, where there is one."""
