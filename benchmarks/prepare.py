@@ -1,7 +1,8 @@
 """Put the inputs of the benchmarks under ``build/bench``, where the experiment files look for them.
 
 The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of WikiText-2's
-training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle.
+training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle;
+the pictures of numbers are drawn here.
 
     python benchmarks/prepare.py ../shared
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+
+import two_digits
 
 TARGET = Path("build/bench")
 
@@ -33,8 +36,9 @@ def main(shared: Path) -> None:
     part(data / "books/books_b.txt", TARGET / "books.txt", 20_000_000, 4_000_000)
     for name in ("sst2", "piqa", "arc_easy", "openbookqa", "sciq"):
         shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)
-    shutil.copy(data / "vision/cifar10.npz", TARGET / "cifar10.npz")
-    shutil.copytree("benchmarks/models/vit-cifar5", TARGET / "vit-cifar5", dirs_exist_ok=True)
+    two_digits.write(data / "vision/mnist.npz", TARGET)
+    model = "vit-two-digits"
+    shutil.copytree(f"benchmarks/models/{model}", TARGET / model, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ byte-level BPE trained on the same books, bfloat16. Five whole books are held ou
     python benchmarks/pretrain/language.py --data BOOKS --out src/offsite/demo/model --seconds 360
 
 The data (24.7 million tokens) takes a minute on two CPU cores; the 360 seconds were spent on one
-NVIDIA H200, 240 of them shared with vision.py: 9,549 steps, 626 million tokens, training loss
+NVIDIA H200, 240 of them shared with another run: 9,549 steps, 626 million tokens, training loss
 3.07, held-out loss 3.265 nats per token (perplexity 26.2; 1.39 bits per byte). The budget is
 time, so another run gives another number of steps and slightly different weights.
 """
