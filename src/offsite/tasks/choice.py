@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
+from offsite.tasks.asked import Questions, asked, encode_after, prompt_of
 from offsite.tasks.file import TaskFile
 from offsite.tasks.likelihood import Question, choice_scores
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, mean_of
 from offsite.tasks.template import render
-from offsite.tasks.text import CausalText, labelled, pack_ids, restarts, window
 
 
 @dataclass(frozen=True)
@@ -34,42 +34,9 @@ class Choices:
     where: str
 
 
-class Asked(Dataset[Any]):
-    """Packed rows to train on, and the same examples one by one to score.
-
-    ``processor`` is the tokenizer that made them, for tasks whose answers it must read.
-    """
-
-    def __init__(
-        self, rows: Sequence[Any], questions: Sequence[Any], processor: Any = None
-    ) -> None:
-        self.rows, self.questions, self.processor = rows, questions, processor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
-
-
 @dataclass(frozen=True, kw_only=True)
-class MultipleChoice(CausalText):
-    """A multiple-choice task as its file describes it.
-
-    Attributes:
-        file: the task file.
-        folder: what the data paths of the file are relative to.
-    """
-
-    file: TaskFile
-    folder: Path | None = None
-
-    higher_is_better: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The task file's name for itself."""
-        return self.file.name
+class MultipleChoice(Questions):
+    """A multiple-choice task as its file describes it."""
 
     @property
     def metric(self) -> str:
@@ -85,30 +52,19 @@ class MultipleChoice(CausalText):
         """
         return [read_choices(self.file, row) for row in read_rows(source, self.file.columns)]
 
-    def check(self, source: str | Path, processor: Any = None, config: Any = None) -> int:
-        """Read a data file without any model and return the number of its questions.
+    def encode(
+        self, question: Choices, processor: Any, length: int
+    ) -> tuple[Question, list[int], list[int]]:
+        """Token ids of prompt and choices, cut where lm-eval cuts them.
 
         Raises:
-            OffsiteError: as :meth:`read`; with a tokenizer also a choice over the context length.
+            OffsiteError: a prompt with a choice over ``length`` tokens, or a choice without tokens.
         """
-        questions = self.read(source)
-        if processor is not None:
-            encode_choices(questions, self.file, processor, context_length(processor, config))
-        return len(questions)
-
-    def load(
-        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
-    ) -> Dataset[Any]:
-        """Read, encode and pack a data file; see :class:`~offsite.tasks.task.Task`."""
-        if processor is None:
-            raise OffsiteError("The model has no tokenizer, so questions cannot be read for it.")
-        config = getattr(model, "config", None)
-        limit = context_length(processor, config)
-        questions = encode_choices(self.read(source), self.file, processor, limit)
-        right = [(q.prompt, q.choices[q.answer]) for q in questions]
-        length = window(self.max_length, config)
-        rows = training_rows(right, processor, length)
-        return Asked(pack_ids(rows, length, together=restarts(model)), questions)
+        endings = [self.file.separator + choice for choice in question.choices]
+        prompt, tails = encode_after(question.prompt, endings, processor, length, question.where)
+        lengths = tuple(len(choice) for choice in question.choices)
+        encoded = Question(prompt, tails, question.answer, lengths)
+        return encoded, prompt, tails[question.answer]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
@@ -127,31 +83,6 @@ class MultipleChoice(CausalText):
         return mean_of(self.metric, right[self.metric], **extra)
 
 
-def context_length(processor: Any, config: Any) -> int:
-    """Tokens the model can read at once, as far as it or its tokenizer says; else 2048."""
-    stated = getattr(processor, "model_max_length", None) or 0
-    return window(stated if 0 < stated < 10**7 else 2048, config)
-
-
-def training_rows(
-    pairs: Sequence[tuple[list[int], list[int]]], processor: Any, length: int
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids and labels of prompts with their answers and an end of text.
-
-    What is over ``length`` is cut from the start of the prompt, then from the end of the answer.
-    """
-    end = [] if processor.eos_token_id is None else [processor.eos_token_id]
-    whole = [(prompt, (answer + end)[: length - 1]) for prompt, answer in pairs]
-    return [labelled(prompt[-(length - len(answer)) :], answer) for prompt, answer in whole]
-
-
-def asked(data: Any, name: str) -> Asked:
-    """The data set, if it is one of questions."""
-    if not isinstance(data, Asked):
-        raise OffsiteError(f"The data was not loaded by the task '{name}', so it cannot be scored.")
-    return data
-
-
 def read_choices(file: TaskFile, row: Row) -> Choices:
     """One question from one row."""
     if isinstance(file.choices, tuple):
@@ -164,10 +95,7 @@ def read_choices(file: TaskFile, row: Row) -> Choices:
         choices = tuple(listed)
     if len(choices) < 2 or not all(choices):
         raise OffsiteError(f"{row.where} needs at least two choices, none of them empty.")
-    prompt = render(file.prompt, row)
-    if not prompt.strip():
-        raise OffsiteError(f"{row.where} gives an empty prompt.")
-    return Choices(prompt, choices, find_answer(file, choices, row), row.where)
+    return Choices(prompt_of(file, row), choices, find_answer(file, choices, row), row.where)
 
 
 def find_answer(file: TaskFile, choices: Sequence[str], row: Row) -> int:
@@ -185,44 +113,3 @@ def find_answer(file: TaskFile, choices: Sequence[str], row: Row) -> int:
         f"{row.where} has an unknown label in its column '{file.answer}'; it must be {known}"
         f"{'' if file.labels else ', or the text of a choice'}."
     )
-
-
-def encode_choices(
-    questions: Sequence[Choices], file: TaskFile, processor: Any, length: int
-) -> list[Question]:
-    """Token ids of prompts and choices, cut where lm-eval cuts them.
-
-    Raises:
-        OffsiteError: a prompt with a choice over ``length`` tokens, or a choice without tokens.
-    """
-    encoded = []
-    for question in questions:
-        endings = [file.separator + choice for choice in question.choices]
-        prompt, tails = encode_after(question.prompt, endings, processor, length, question.where)
-        lengths = tuple(len(choice) for choice in question.choices)
-        encoded.append(Question(prompt, tails, question.answer, lengths))
-    return encoded
-
-
-def encode_after(
-    prompt: str, endings: Sequence[str], processor: Any, length: int, where: str
-) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a prompt, and of each text that may follow it."""
-    stripped = prompt.rstrip()
-    gap = prompt[len(stripped) :]  # spaces at the end belong to what follows
-    start = ids_of(stripped, processor)
-    tails = [ids_of(stripped + gap + ending, processor)[len(start) :] for ending in endings]
-    if not start or not all(tails):
-        raise OffsiteError(f"{where} has a prompt or a choice that the tokenizer makes nothing of.")
-    longest = len(start) + max(map(len, tails))
-    if longest > length:
-        raise OffsiteError(
-            f"{where} takes {longest} tokens with its longest answer, but the model reads "
-            f"{length} at once; shorten or remove it."
-        )
-    return start, tails
-
-
-def ids_of(text: str, processor: Any) -> list[int]:
-    """Token ids with the special tokens that the tokenizer puts around a text."""
-    return list(processor(text, verbose=False)["input_ids"])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,12 @@ from torch.utils.data import Dataset
 from offsite.errors import OffsiteError
 from offsite.progress import track
 from offsite.replay import forward
-from offsite.tasks.choice import Asked, asked, context_length, encode_after, training_rows
+from offsite.tasks.asked import Questions, asked, encode_after, prompt_of
 from offsite.tasks.file import TaskFile
 from offsite.tasks.likelihood import continues, same_length
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, mean_of
-from offsite.tasks.template import render
-from offsite.tasks.text import CausalText, pack_ids, restarts, window
+from offsite.tasks.text import window
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -40,23 +39,8 @@ class OpenQuestion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenQuestions(CausalText):
-    """Open questions as their task file describes them.
-
-    Attributes:
-        file: the task file.
-        folder: what the data paths of the file are relative to.
-    """
-
-    file: TaskFile
-    folder: Path | None = None
-
-    higher_is_better: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The task file's name for itself."""
-        return self.file.name
+class OpenQuestions(Questions):
+    """Open questions as their task file describes them."""
 
     @property
     def metric(self) -> str:
@@ -71,43 +55,13 @@ class OpenQuestions(CausalText):
         """
         return [read_question(self.file, row) for row in read_rows(source, self.file.columns)]
 
-    def check(self, source: str | Path, processor: Any = None, config: Any = None) -> int:
-        """Read a data file without any model and return the number of its questions."""
-        questions = self.read(source)
-        if processor is not None:
-            self.encode(questions, processor, context_length(processor, config))
-        return len(questions)
-
-    def load(
-        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
-    ) -> Dataset[Any]:
-        """Read, encode and pack a data file; see :class:`~offsite.tasks.task.Task`."""
-        if processor is None:
-            raise OffsiteError("The model has no tokenizer, so questions cannot be read for it.")
-        config = getattr(model, "config", None)
-        questions = self.read(source)
-        encoded = self.encode(questions, processor, context_length(processor, config))
-        length = window(self.max_length, config)
-        rows = training_rows(encoded, processor, length)
-        asking = [
-            OpenQuestion(q.prompt, q.answers, q.where, tuple(prompt))
-            for q, (prompt, _) in zip(questions, encoded, strict=True)
-        ]
-        return Asked(pack_ids(rows, length, together=restarts(model)), asking, processor)
-
     def encode(
-        self, questions: Sequence[OpenQuestion], processor: Any, length: int
-    ) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each prompt and its first accepted answer."""
-        separator = self.file.separator
-        encoded = []
-        for question in questions:
-            first = separator + question.answers[0]
-            prompt, tails = encode_after(
-                question.prompt, [first], processor, length, question.where
-            )
-            encoded.append((prompt, tails[0]))
-        return encoded
+        self, question: OpenQuestion, processor: Any, length: int
+    ) -> tuple[OpenQuestion, list[int], list[int]]:
+        """The question with its prompt's token ids, and those of its first accepted answer."""
+        first = self.file.separator + question.answers[0]
+        prompt, tails = encode_after(question.prompt, [first], processor, length, question.where)
+        return replace(question, ids=tuple(prompt)), prompt, tails[0]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
@@ -133,10 +87,7 @@ def read_question(file: TaskFile, row: Row) -> OpenQuestion:
         raise OffsiteError(
             f"{row.where} needs a text, or a list of texts, in its column '{file.answer}'."
         )
-    prompt = render(file.prompt, row)
-    if not prompt.strip():
-        raise OffsiteError(f"{row.where} gives an empty prompt.")
-    return OpenQuestion(prompt, tuple(answers), row.where)
+    return OpenQuestion(prompt_of(file, row), tuple(answers), row.where)
 
 
 def normal(text: str) -> str:
