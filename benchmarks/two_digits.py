@@ -119,7 +119,7 @@ def write(mnist: Path, out: Path) -> None:
         ("numbers.npz", "private", PRIVATE),
         ("numbers_public.npz", "owner", OWNERS),
     ):
-        arrays = {}
+        arrays = {"label_names": np.array([str(number) for number in numbers])}
         for seed, (part, count) in enumerate(COUNTS.items()):
             torch.manual_seed(seed)
             labels = torch.arange(count) % len(numbers)
