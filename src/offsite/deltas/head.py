@@ -18,6 +18,8 @@ from offsite.heads import head_path
 class Head(OwnNumbers):
     """Tune no block at all; what travels is the head, which goes with every delta of an image task.
 
+    It learns at the rate of heads, ``TrainOptions.head_lr``, as it does beside any other method.
+
     Raises:
         OffsiteError: on attaching to a model without a classifier head.
     """
