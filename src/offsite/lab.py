@@ -87,6 +87,10 @@ class Lab:
     ) -> Iterator[Row]:
         """Every row of the plan (or of some recipes and deltas), cached or computed now."""
         plan = self.plan
+        try:
+            zero = self.zero_shot()
+        except NotCached:
+            return
         for seed in plan.seeds:
             for name, recipe in self.recipes.items():
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
@@ -94,7 +98,6 @@ class Lab:
                     if name not in (recipes or [name]) or label not in (deltas or [label]):
                         continue
                     with suppress(NotCached):
-                        zero = self.zero_shot()
                         full = self.full_tuned(seed) if plan.baseline and plan.data else {}
                         emulator = self.emulator(recipe, seed, offer)
                         tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
