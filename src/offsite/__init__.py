@@ -34,7 +34,7 @@ _HOMES = {
     "compress.quantise": "Quantise",
     "deltas": (
         "Full LoRA IA3 LoHa LoKr VeRA OFT FourierFT Bottleneck Prefix Prompt IntrinsicPrompt "
-        "BitFit DiffPruning Masking IntrinsicDimension Head"
+        "BitFit DiffPruning Masking IntrinsicDimension Head Combined"
     ),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names.split()}

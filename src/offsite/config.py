@@ -16,8 +16,13 @@ from offsite.errors import OffsiteError
 
 
 def to_json(method: Any) -> dict[str, Any]:
-    """The JSON form of a method: its ``kind`` and every field."""
-    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    """The JSON form of a method: its ``kind`` and every field, methods in it likewise."""
+
+    def plain(value: Any) -> Any:
+        parts = isinstance(value, tuple) and all(hasattr(part, "kind") for part in value)
+        return [to_json(part) for part in value] if parts and value else value
+
+    fields = {f.name: plain(getattr(method, f.name)) for f in dataclasses.fields(method)}
     return {"kind": method.kind, **fields}
 
 

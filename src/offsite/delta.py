@@ -8,7 +8,7 @@ A classifier head has a file of its own, so that what stands beside it is what i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,21 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
                     "an adapter that tunes only the adapter blocks."
                 )
     largest = max((n for entry in manifest.tensors.values() for n in entry.shape), default=0)
-    for key, value in manifest.method.items():
+    for key, value in options(manifest.method):
         digits = isinstance(value, str) and value.strip("+- ")[:1].isdigit()
         large = isinstance(value, (int, float)) and abs(value) > max(largest, 4096)
         if digits or (large and key != "seed"):
             raise OffsiteError(
                 f"The delta's method sets '{shown(key)}' to more than its tensors can hold."
             )
+
+
+def options(method: Any) -> Iterator[tuple[str, Any]]:
+    """Every option of a method in JSON form, of the methods in a combination too."""
+    for key, value in method.items():
+        yield key, value
+        for part in value if isinstance(value, (list, tuple)) else ():
+            yield from options(part) if isinstance(part, dict) else ()
 
 
 def new_delta(

@@ -11,7 +11,7 @@ from rich.table import Table
 from offsite.checkpoint import build_skeleton, model_config
 from offsite.config import require, to_json
 from offsite.delta import Delta
-from offsite.deltas import METHODS
+from offsite.deltas import METHODS, Combined
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
 from offsite.layers import rebuild
@@ -154,7 +154,9 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
 
 
 def spell_method(method: Mapping[str, Any]) -> str:
-    """A method and those of its options that are not the defaults."""
+    """A method and those of its options that are not the defaults; several with a plus."""
+    if method["kind"] == Combined.kind:
+        return " + ".join(map(spell_method, method["methods"]))
     known = METHODS.get(str(method["kind"]))
     usual = {} if known is None else to_json(known())
     options = [f"{k}={v}" for k, v in method.items() if v != usual.get(k) and k != "kind"]

@@ -195,7 +195,7 @@ class Lab:
                 history = train(
                     model.requires_grad_(True), rows, loss=self.task.loss, device=self.device,
                     collate=self.task.collate, options=options, text="full fine-tuning",
-                    head=head_tensors(model).values(),
+                    rates=[(head_tensors(model).values(), options.head_lr)],
                 )  # fmt: skip
             return {**self.score(model), "history": list(history.points), **cost}
 

@@ -58,6 +58,9 @@ def _named(method: dict[str, Any]) -> dict[str, Any]:
     return method
 
 
+Method = Annotated[dict[Word, Plain | tuple[Plain, ...]], AfterValidator(_named)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -125,13 +128,16 @@ class OfferManifest(Manifest):
 class DeltaManifest(Manifest):
     """The manifest of a delta: ``parent`` is the id of the offer it answers.
 
-    ``head`` names the tensors of a classifier head, which travels whole; ``labels`` its classes.
+    ``method`` may hold others, which hold none: a combination. ``head`` names the tensors of a
+    classifier head, which travels whole; ``labels`` its classes.
     """
 
     kind: Literal["delta"] = "delta"
     parent: Id
     round: Round = 1
-    method: Annotated[dict[Word, Plain | tuple[Plain, ...]], AfterValidator(_named)]
+    method: Annotated[
+        dict[Word, Plain | tuple[Plain, ...] | tuple[Method, ...]], AfterValidator(_named)
+    ]
     format: Literal["tensors", "peft"]
     head: tuple[TensorName, ...] = ()
     labels: Annotated[tuple[Word, ...], Field(max_length=MAX_LABELS)] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,11 +56,7 @@ def attach_delta(
         )
     check_contract(delta, entry)
     method = parse_method(delta.manifest.method)
-    blocks = [
-        copy.deepcopy(block).float() if index in entry.adapter else block
-        for index, block in enumerate(get_blocks(model))
-    ]
-    plain = assemble(model, blocks, range(entry.total))
+    plain = apart(model, entry.adapter)
     give_head(plain, delta.manifest.labels)
     if prompt_decoder is not None:
         give_decoder(plain, prompt_decoder)
@@ -79,6 +76,15 @@ def attach_delta(
     set_head(head_tensors(plain), {name: tensors[name] for name in head})
     runner.requires_grad_(False)
     return runner.eval(), method, model
+
+
+def apart(model: nn.Module, adapter: Sequence[int]) -> nn.Module:
+    """A model over the same tensors but for adapter blocks of its own, in float32."""
+    blocks = [
+        copy.deepcopy(block).float() if index in adapter else block
+        for index, block in enumerate(get_blocks(model))
+    ]
+    return assemble(model, blocks, range(len(blocks)))
 
 
 class PluggedManifest(BaseModel):

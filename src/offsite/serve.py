@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -10,10 +9,11 @@ from typing import cast
 import torch
 from torch import nn
 
-from offsite.blocks import assemble, block_path, get_blocks
+from offsite.blocks import block_path, get_blocks
 from offsite.config import require, to_json
 from offsite.delta import Delta, new_delta
 from offsite.deltas import Full, parse_method
+from offsite.deltas.combined import Combined, combine, divide
 from offsite.deltas.method import Attached, Method, check_entries
 from offsite.errors import OffsiteError
 from offsite.heads import (
@@ -27,7 +27,7 @@ from offsite.heads import (
     set_head,
 )
 from offsite.offer import Offer
-from offsite.plugging import Plugged
+from offsite.plugging import Plugged, apart
 from offsite.stored import model_fingerprint
 from offsite.tensors import describe
 
@@ -56,9 +56,7 @@ def merged_tensors(
         OffsiteError: a method that does not merge, or tensors that do not fit.
     """
     original = get_blocks(model)
-    blocks = [copy.deepcopy(b).float() if i in adapter else b for i, b in enumerate(original)]
-    shell = assemble(model, blocks, range(len(blocks)))
-    runner = method.attach(shell, adapter).eval()
+    runner = method.attach(apart(model, adapter), adapter).eval()
     given = describe(tensors)
     check_entries(given, method.expected(runner, given))
     method.load(runner, tensors)
@@ -71,17 +69,18 @@ def merged_tensors(
     }
 
 
-def check_attached(model: nn.Module, method: Attached, delta: Plugged) -> None:
-    """Refuse tensors that a method would not take in its place; ``model`` stays as it is.
+def divided(model: nn.Module, delta: Plugged) -> list[tuple[Method, dict[str, torch.Tensor]]]:
+    """The methods of a delta, each with its tensors; ``model`` stays as it is.
 
     Raises:
-        OffsiteError: see :func:`~offsite.deltas.method.check_entries`.
+        OffsiteError: tensors that the methods would not take in their place.
     """
-    given, runner = describe(delta.own), method.attach(model, delta.adapter)
-    try:
-        check_entries(given, method.expected(runner, given))
-    finally:
-        method.detach(model)
+    shell, method, given = apart(model, delta.adapter), delta.method, describe(delta.own)
+    runner = method.attach(shell, delta.adapter)
+    check_entries(given, method.expected(runner, given))
+    if isinstance(method, Combined):
+        return [(part.method, tensors) for part, tensors in divide(runner, delta.own)]
+    return [(method, delta.own)]
 
 
 def to_tensors(delta: Delta, offer: Offer) -> Delta:
@@ -110,10 +109,10 @@ class Served:
 
     Merging deltas may be added up with weights: ``base + sum of weight * (tuned - base)``, computed
     in float32. Methods that stay attached stack with them and with each other, one of each kind and
-    at weight 1. Of deltas that bring a classifier head, one may be active, at weight 1; the model
-    then has its classes. Switching changes the model in place and costs a copy of the adapter
-    blocks; with nothing active the weights are bit-equal to the original. Not safe while a forward
-    runs.
+    at weight 1; of a combination, what merges is added up and the rest attached. Of deltas that
+    bring a classifier head, one may be active, at weight 1; the model then has its classes.
+    Switching changes the model in place and costs a copy of the adapter blocks; with nothing active
+    the weights are bit-equal to the original. Not safe while a forward runs.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -121,6 +120,7 @@ class Served:
         self.fingerprint = model_fingerprint(model)
         self.deltas: dict[str, Plugged] = {}
         self.values: dict[str, dict[str, torch.Tensor]] = {}
+        self.modules: dict[str, list[tuple[Attached, dict[str, torch.Tensor]]]] = {}
         self.base: dict[str, torch.Tensor] = {}
         self.active: dict[str, float] = {}
         self.head_path, self.labels = head_path(model), labels_of(model)
@@ -149,13 +149,14 @@ class Served:
         try:
             head = describe(delta.head_values)
             check_entries(head, check_head(head, delta.labels, head_entries(self.model)))
-            if delta.method.merges:
-                args = (delta.method, delta.adapter, delta.own)
-                self.values[name] = merged_tensors(self.model, *args)
-                for key in self.values[name].keys() - self.base.keys():
+            parts = divided(self.model, delta)
+            if folded := [method for method, _ in parts if method.merges]:
+                own = {n: t for m, tensors in parts if m.merges for n, t in tensors.items()}
+                values = merged_tensors(self.model, combine(folded), delta.adapter, own)
+                for key in values.keys() - self.base.keys():
                     self.base[key] = self.model.get_parameter(key).detach().clone()
-            else:
-                check_attached(self.model, cast(Attached, delta.method), delta)
+                self.values[name] = values
+            self.modules[name] = [(cast(Attached, m), own) for m, own in parts if not m.merges]
             self.deltas[name] = delta
         finally:
             self.switch(**active)
@@ -168,7 +169,7 @@ class Served:
         """
         self.check({name: 1.0})
         self.switch(**{key: weight for key, weight in self.active.items() if key != name})
-        del self.deltas[name]
+        del self.deltas[name], self.modules[name]
         self.values.pop(name, None)
 
     def switch(self, *names: str, **weights: float) -> nn.Module:
@@ -181,16 +182,15 @@ class Served:
         wanted = {**dict.fromkeys(names, 1.0), **weights}
         self.check(wanted)
         for name in self.active:
-            if not self.deltas[name].method.merges:
-                cast(Attached, self.deltas[name].method).detach(self.model)
+            for method, _ in self.modules[name]:
+                method.detach(self.model)
         with torch.no_grad():
             for key in self.base:
                 self.model.get_parameter(key).copy_(self.combined(key, wanted))
         for name in wanted:
-            method = self.deltas[name].method
-            if not method.merges:
+            for method, tensors in self.modules[name]:
                 method.attach(self.model, self.deltas[name].adapter)
-                method.load(self.model, self.deltas[name].own)
+                method.load(self.model, tensors)
         self.show_head([self.deltas[name] for name in wanted if self.deltas[name].head])
         self.model.requires_grad_(False)
         self.active = wanted
@@ -228,8 +228,7 @@ class Served:
                 raise OffsiteError(f"There is no delta '{name}' here; there are: {known}.")
             delta = self.deltas[name]
             needs = ["classifier head"] if delta.head else []
-            if not delta.method.merges:
-                needs.append(cast(Attached, delta.method).place)
+            needs += [method.place for method, _ in self.modules[name]]
             require(
                 weight == 1 or not needs,
                 f"The delta '{name}' ({delta.method.kind}) brings a {' and a '.join(needs)}, which "

@@ -141,7 +141,7 @@ def train(
     collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
     options: TrainOptions,
     device: torch.device,
-    head: Iterable[nn.Parameter] = (),
+    rates: Sequence[tuple[Iterable[nn.Parameter], float]] = (),
     eval_data: Dataset[Any] | None = None,
     work: Path | None = None,
     resume: bool = False,
@@ -152,7 +152,7 @@ def train(
     Args:
         model: any module; it is moved to ``device`` and left there in evaluation mode.
         loss: ``(model, batch, number of targets or None) -> scalar``.
-        head: parameters that learn at the rate ``options.head_lr``.
+        rates: parameters that learn at another rate than ``options.lr``, and which.
         eval_data: evaluated now and then with ``loss`` (for curves and early stopping).
         work: folder for resumable checkpoints and tracker logs; None keeps nothing.
         resume: continue from the last checkpoint in ``work``; on CPU the final weights are then
@@ -184,7 +184,8 @@ def train(
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         trainer.remove_callback(PrinterCallback)
-        _own_rate(trainer, list(head), options.head_lr)
+        for parameters, lr in rates:
+            _own_rate(trainer, list(parameters), lr)
         watch = Watch(text, work is not None)
         trainer.add_callback(watch)
         level = logging.getLogger("transformers").level

@@ -6,7 +6,7 @@ This path needs nothing but the offer: it never imports the compressors or the o
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from offsite.blocks import assemble, get_blocks
 from offsite.checkpoint import pick_device
 from offsite.config import to_json
 from offsite.delta import Delta, new_delta
+from offsite.deltas.combined import Combined
 from offsite.deltas.full import Full
 from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
@@ -78,7 +79,8 @@ def run_tune(
     """
     method, task = method or Full(), task or CausalText()
     check_usable(offer, task)
-    options = with_lr(options or TrainOptions(), method.lr)
+    asked = options or TrainOptions()
+    options = with_lr(asked, method.lr)
     model = private_copy(offer, dtype)
     rows = _rows(task, data, offer, model, train=True)
     give_head(model, getattr(rows, "labels", ()))
@@ -88,6 +90,9 @@ def run_tune(
     head = head_tensors(model)
     for parameter in head.values():
         parameter.requires_grad_(True)
+    rates: list[tuple[Iterable[nn.Parameter], float]] = [(head.values(), options.head_lr)]
+    if isinstance(method, Combined) and asked.lr is None:
+        rates += method.rates(runner)
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     history = train(
         runner,
@@ -96,7 +101,7 @@ def run_tune(
         collate=task.collate,
         options=options,
         device=pick_device(None if device is None else str(device)),
-        head=head.values(),
+        rates=rates,
         eval_data=eval_rows,
         work=work,
         resume=resume,

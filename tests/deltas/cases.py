@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from conftest import language_model
-from offsite.deltas import METHODS
+from offsite.deltas import METHODS, Combined
 from offsite.prompt_decoder import give_decoder
 
 FAMILIES = ("gpt2", "opt", "bloom", "llama", "qwen2")
@@ -38,10 +38,29 @@ METHOD_CASES: dict[str, Any] = {  # all but those for images alone
     "prefix-prepended": METHODS["prefix"](length=3, gated=False),
     "intrinsic-plain": METHODS["intrinsic"](dim=20, structured=False),
 }
-NOT_AT_ZERO = ("prompt", "prefix-prepended", "intrinsic_prompt")
+NOT_AT_ZERO = (
+    "prompt",
+    "prefix-prepended",
+    "intrinsic_prompt",
+    "bottleneck+prompt+bitfit",
+    "intrinsic+full-norm+prompt",
+)
+COMBINED: dict[str, Any] = {
+    "lora+bitfit": ("lora", "bitfit"),
+    "lora-dora+full-norm": ("lora-dora", "full-norm"),
+    "masking+bitfit": ("masking", "bitfit"),
+    "bottleneck+prompt+bitfit": ("bottleneck", "prompt", "bitfit"),
+    "bottleneck+lora+prefix": ("bottleneck", "lora", "prefix"),
+    "diff_pruning+bottleneck": ("diff_pruning", "bottleneck"),
+    "intrinsic+full-norm+prompt": ("intrinsic", "full-norm", "prompt"),
+    "vera+bottleneck-pfeiffer": ("vera", "bottleneck-pfeiffer"),
+}
+METHOD_CASES |= {
+    name: Combined(tuple(METHOD_CASES[part] for part in parts)) for name, parts in COMBINED.items()
+}
 REFUSED = [
     *((name, "gpt2") for name in ("loha", "lokr", "oft")),
-    *((name, "bloom") for name in ("prefix", "prefix-prepended")),
+    *((name, "bloom") for name in ("prefix", "prefix-prepended", "bottleneck+lora+prefix")),
 ]
 PAIRS = [(n, f) for n in METHOD_CASES for f in FAMILIES if (n, f) not in REFUSED]
 IDS = [f"{name}-{family}" for name, family in PAIRS]
@@ -66,6 +85,16 @@ def small_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
     give_decoder(model, DECODER)
     torch.manual_seed(0)  # for what a method draws when it is attached
     return model
+
+
+def plain_of(method: Any, runner: Any) -> Any:
+    """The plain model again: what merges folded, what does not taken out."""
+    parts = [(part.method, part.runner) for part in getattr(runner, "combined", ())]
+    for method, runner in reversed(parts or [(method, runner)]):  # noqa: B020
+        plain = method.merge(runner) if method.merges else method.detach(runner)
+    if parts:
+        del plain.combined
+    return plain
 
 
 def disturb(runner: Any, size: float = 0.1) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offsite.config import from_json
 from offsite.deltas.bitfit import BitFit
 from offsite.deltas.bottleneck import Bottleneck
+from offsite.deltas.combined import Combined
 from offsite.deltas.diff_pruning import DiffPruning
 from offsite.deltas.fourier import FourierFT
 from offsite.deltas.full import Full
@@ -53,9 +54,16 @@ METHODS: dict[str, type] = {
 def parse_method(data: Any) -> Method:
     """A method from its JSON form ``{"kind": "lora", "rank": 8}``.
 
+    Several together are ``{"kind": "combined", "methods": [...]}``.
+
     Raises:
-        OffsiteError: unknown method or option.
+        OffsiteError: unknown method or option, or methods that cannot stand together.
     """
+    if isinstance(data, Mapping) and data.get("kind") == Combined.kind:
+        parts = data.get("methods")
+        if data.keys() != {"kind", "methods"} or not isinstance(parts, (list, tuple)):
+            raise OffsiteError("A combined delta method has a list of 'methods' and nothing else.")
+        return Combined(tuple(from_json(METHODS, part, "delta method") for part in parts))
     method: Method = from_json(METHODS, data, "delta method")
     return method
 
@@ -63,9 +71,18 @@ def parse_method(data: Any) -> Method:
 def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON form of ``lora`` or ``lora:rank=8,alpha=4`` and ``--option key=value`` pairs.
 
+    Several together are joined: ``lora:rank=8+bitfit``.
+
     Raises:
-        OffsiteError: an option that is no pair.
+        OffsiteError: an option that is no pair, or one for several methods.
     """
+    if "+" in text:
+        if options:
+            raise OffsiteError(
+                f"An --option cannot tell which method of '{text}' it is for; write it behind the "
+                "method's name, as in lora:rank=8+bitfit."
+            )
+        return {"kind": Combined.kind, "methods": [method_json(part) for part in text.split("+")]}
     kind, _, inline = text.partition(":")
     found: dict[str, Any] = {"kind": kind}
     for pair in (*filter(None, inline.split(",")), *options):

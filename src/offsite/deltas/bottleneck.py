@@ -66,9 +66,11 @@ class Bottleneck(OwnNumbers):
         for index in blocks:
             outputs = sublayer_outputs(get_blocks(model)[index])
             for part in parts:
-                layer, spec = outputs[part], linear_spec(outputs[part])
-                assert spec is not None and isinstance(layer.weight, torch.Tensor)
-                layer.bottleneck = DownUp(spec.outputs, self.size, layer.weight)
+                layer = outputs[part]
+                plain = getattr(layer, "base_layer", layer)
+                spec = linear_spec(plain)
+                assert spec is not None and isinstance(plain.weight, torch.Tensor)
+                layer.bottleneck = DownUp(spec.outputs, self.size, plain.weight)
                 layer.bottleneck.handle = layer.register_forward_hook(run_bottleneck)  # type: ignore[assignment]
         return model
 

@@ -88,6 +88,7 @@ class DiffPruning:
     targets: str = "all"
 
     kind: ClassVar[str] = "diff_pruning"
+    place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
     lr: ClassVar[float] = 5e-3
     when: ClassVar[str] = "a sparse change of a size fixed beforehand; merges without new modules"

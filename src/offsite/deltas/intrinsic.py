@@ -92,6 +92,7 @@ class IntrinsicDimension(OwnNumbers):
     seed: int = 0
 
     kind: ClassVar[str] = "intrinsic"
+    place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
     lr: ClassVar[float] = 3e-3
     when: ClassVar[str] = "the fewest bytes that still merge: a thousand numbers and a seed"

@@ -62,6 +62,7 @@ class Masking:
     targets: str = "all"
 
     kind: ClassVar[str] = "masking"
+    place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
     lr: ClassVar[float] = 3e-2
     when: ClassVar[str] = "one bit a weight; the tuned blocks hold no weight the owner did not make"

@@ -21,15 +21,22 @@ class Method(Protocol):
 
     Attributes:
         kind: its name on the command line and in manifests.
+        place: what it occupies in the model, of which there is one: ``weights`` to recompute,
+            ``prefix``, ``prompt``, ``bottleneck``; empty for parameters tuned where they are.
         merges: whether :meth:`merge` gives a plain model of the family.
         lr: a learning rate that is a fair start for it.
         when: one line on when to choose it.
     """
 
     kind: ClassVar[str]
-    merges: ClassVar[bool]
-    lr: ClassVar[float]
-    when: ClassVar[str]
+    place: ClassVar[str]
+
+    @property
+    def merges(self) -> bool: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def when(self) -> str: ...
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         """Freeze ``model`` but for this method's numbers in ``blocks``; return the model to run.
@@ -64,13 +71,7 @@ class Method(Protocol):
 
 
 class Attached(Method, Protocol):
-    """A method that does not merge: it is served with its modules in place, and can leave again.
-
-    Attributes:
-        place: what it occupies in the model; two deltas cannot share one.
-    """
-
-    place: ClassVar[str]
+    """A method that does not merge: it is served with its modules in place, and can leave again."""
 
     def detach(self, model: nn.Module) -> nn.Module:
         """Take this method's modules out, in place; the model is plain and bit-equal again."""

@@ -21,6 +21,7 @@ class OwnNumbers:
         subset: whether a delta may bring only some of the numbers, those that changed.
     """
 
+    place: ClassVar[str] = ""
     merges: ClassVar[bool] = False
     subset: ClassVar[bool] = False
 

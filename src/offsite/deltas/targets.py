@@ -74,19 +74,22 @@ def sublayer_outputs(block: nn.Module) -> dict[str, nn.Module]:
     """The linear layer with which attention and feed-forward each write to the residual stream.
 
     It is the last linear layer of its part, in every family transformers registers in the order
-    of computation. Its output is taken before dropout and residual, which BLOOM adds inside.
+    of computation. Its output is taken before dropout and residual, which BLOOM adds inside, and
+    behind what peft adds to it.
 
     Raises:
         OffsiteError: a part is missing or does not end in a plain linear layer (a mixture of
             experts, a harmonizer).
     """
     last: dict[str, nn.Module] = {}
-    widths = {}
+    widths: dict[str, int] = {}
+    wrapped: tuple[str, ...] = ()
     for name, module in block.named_modules():
-        spec = linear_spec(module)
-        if spec is not None:
+        spec = linear_spec(getattr(module, "base_layer", module))  # of a layer that peft wraps
+        if spec is not None and not name.startswith(wrapped):
             part = part_of(f"{name}.weight")
             last[part], widths[part] = module, spec.outputs
+            wrapped = (*wrapped, f"{name}.")
     if set(last) < {"attention", "mlp"} or widths["attention"] != widths["mlp"]:
         raise OffsiteError(
             f"The adapter block {type(block).__name__} does not end its attention and its "

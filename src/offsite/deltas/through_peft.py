@@ -25,6 +25,7 @@ class ThroughPeft(ABC):
     in the dtype of the blocks.
     """
 
+    place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
 
     @abstractmethod
