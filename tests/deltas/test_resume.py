@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,16 @@ def sha256(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["diff_pruning", "masking", "intrinsic", "intrinsic_prompt", "bottleneck", "prefix", "dropout"],
+    [
+        "diff_pruning",
+        "masking",
+        "intrinsic",
+        "intrinsic_prompt",
+        "bottleneck",
+        "prefix",
+        "dropout",
+        "bottleneck+prompt+bitfit",
+    ],
 )
 def test_the_delta_is_that_of_an_unbroken_run(
     name: str, stopping: Stopping, tokenizer: Any, text_file: Path, tmp_path: Path
@@ -59,12 +69,12 @@ def test_the_delta_is_that_of_an_unbroken_run(
     offer, _ = make_offer(
         language_model("llama"), recipe=[Drop(keep=1)], processor=tokenizer, prompt_decoder=DECODER
     )
-    work = tmp_path / "work"
+    work, whole = tmp_path / "work", replace(OPTIONS, lr=None) if "+" in name else OPTIONS
     with pytest.raises(Interrupted, match="step 7 of 12"):
-        tune(offer, text_file, method, options=OPTIONS, task=stopping, work=work)
+        tune(offer, text_file, method, options=whole, task=stopping, work=work)
     runs = {"straight": {}, "resumed": {"work": work, "resume": True}, "untuned": {"steps": 1}}
     for run, more in runs.items():
-        options = TrainOptions(steps=1, batch_size=2, lr=1e-9) if more.pop("steps", 0) else OPTIONS
+        options = TrainOptions(steps=1, batch_size=2, lr=1e-9) if more.pop("steps", 0) else whole
         torch.manual_seed(len(run))  # a fresh process starts anywhere
         delta = tune(offer, text_file, method, options=options, task=TASK, **more)
         delta.save(tmp_path / run)

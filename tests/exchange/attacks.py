@@ -248,6 +248,12 @@ OFFER: list[tuple[str, Attack, str]] = [
      "larger than any real"),
 ]  # fmt: skip
 
+
+def together(part: dict[str, Any]) -> dict[str, Any]:
+    """A combination of a method with a prompt."""
+    return {"kind": "combined", "methods": [part, {"kind": "prompt"}]}
+
+
 DELTA: list[tuple[str, Attack, str]] = [
     ("a configuration of a model", write("config.json"), "nothing else"),
     ("weights twice", write("delta.safetensors", b"\x02\0\0\0\0\0\0\0{}"), "nothing else"),
@@ -263,6 +269,9 @@ DELTA: list[tuple[str, Attack, str]] = [
     ("a rank of 10^9", edit(MANIFEST, method__rank=10**9), "more than its tensors can hold"),
     ("a rank as text", edit(MANIFEST, method__rank="1000000000"), "more than its tensors"),
     ("a method with nested data", edit(MANIFEST, method__rank={"a": {}}), "method"),
+    ("a large rank within", manifest(method=together({"kind": "lora", "rank": 10**9})), "can hold"),
+    ("methods within methods", manifest(method=together(together({"kind": "lora"}))), "method"),
+    ("a part without a kind", manifest(method=together({"rank": 2})), "method"),
     ("a parent that is a path", manifest(parent="../../offer"), "parent"),
     ("round zero", manifest(round=0), "round"),
 ]  # fmt: skip
@@ -273,6 +282,8 @@ PLUG: list[tuple[str, Attack, str]] = [
     ("other adapter blocks", manifest(adapter=[1, 2, 3]), "the offer's adapter is"),
     ("an unknown method", manifest(method={"kind": "exec"}), "is no delta method"),
     ("an unknown option", edit(MANIFEST, method__code="x"), "has no option 'code'"),
+    ("no combination", manifest(method={"kind": "combined", "methods": ["lora"]}), "no delta"),
+    ("one more method", manifest(method=together({"kind": "lora", "rank": 2})), "lacks"),
     ("another rank", edit(MANIFEST, method__rank=4), "has shape"),
     ("values of norm 10^9", poison(b"\x28\x6b\x6e\x4e"), "norm"),
 ]  # fmt: skip

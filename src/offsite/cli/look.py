@@ -40,7 +40,8 @@ def deltas(json: o.Json = False) -> None:
         result[kind] = {"options": options, "merges": method.merges, "when": method.when}  # type: ignore[attr-defined]
         shown = ", ".join(f"{key}={value}" for key, value in options.items())
         table.add_row(kind, shown, "yes" if method.merges else "no", method.when)  # type: ignore[attr-defined]
-    o.emit({"deltas": result}, json, [table])
+    note = "Several together, each at its own rate: --delta lora:rank=8+bitfit."
+    o.emit({"deltas": result}, json, [table, note])
 
 
 def recipes(json: o.Json = False) -> None:

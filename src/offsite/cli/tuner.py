@@ -21,7 +21,10 @@ def tune(
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
     delta: Annotated[
-        str, typer.Option(help="What to tune ('offsite deltas' lists them), such as lora:rank=8.")
+        str,
+        typer.Option(
+            help="What to tune ('offsite deltas' lists them): lora:rank=8, or lora+bitfit for both."
+        ),
     ] = "full",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
