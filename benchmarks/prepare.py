@@ -32,7 +32,8 @@ def main(shared: Path) -> None:
     shutil.copytree(shared / "models/bookling-31m", TARGET / "bookling-31m", dirs_exist_ok=True)
     data = shared / "data"
     part(data / "wikitext-2/train.txt", TARGET / "wikitext/train.txt", 0, 3_000_000)
-    shutil.copy(data / "wikitext-2/test.txt", TARGET / "wikitext/test.txt")
+    for name in ("valid.txt", "test.txt"):
+        shutil.copy(data / "wikitext-2" / name, TARGET / "wikitext" / name)
     part(data / "books/books_b.txt", TARGET / "books.txt", 20_000_000, 4_000_000)
     for name in ("sst2", "piqa", "arc_easy", "openbookqa", "sciq"):
         shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)

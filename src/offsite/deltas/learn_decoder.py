@@ -22,7 +22,7 @@ from offsite.prompt_decoder import TENSORS, decode
 from offsite.tasks.task import Task
 from offsite.train import TrainOptions, train, with_lr
 
-LR = 3e-3
+LR = 1e-2
 
 
 class TaskPrompts(nn.Module):
@@ -69,7 +69,7 @@ def learn_decoder(
         model: folder, hub name or model in memory, which is not changed.
         tasks: two or more, each with its public data: a path, or rows the task made.
         hidden: width of the decoder's one hidden layer.
-        options: as for tuning; the learning rate is 3e-3 unless given.
+        options: as for tuning; the learning rate is 1e-2 unless given.
         work, resume: see :func:`offsite.train.train`.
 
     Returns:
