@@ -1,8 +1,9 @@
 """Put the inputs of the benchmarks under ``build/bench``, where the experiment files look for them.
 
 The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of WikiText-2's
-training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle;
-the pictures of numbers are drawn here.
+training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle,
+and for prompt_decoders.py samples of other books and articles; the pictures of numbers are drawn
+here.
 
     python benchmarks/prepare.py ../shared
 """
@@ -25,9 +26,19 @@ def part(source: Path, target: Path, begin: int, size: int) -> None:
     target.write_text(text[begin : text.find("\n", begin + size) + 1], encoding="utf-8")
 
 
+def samples(source: Path, target: str, count: int, size: int, shift: float = 0.0) -> None:
+    """``count`` samples of whole lines, ``size`` bytes at most, spread evenly over a text file."""
+    raw = source.read_bytes()
+    for index in range(count):
+        begin = int((index + shift) * len(raw) / count)
+        lines = raw[begin : begin + size]
+        lines = lines[lines.index(b"\n") + 1 : lines.rindex(b"\n") + 1]
+        (TARGET / f"public/{target}{index:02}.txt").write_bytes(lines)
+
+
 def main(shared: Path) -> None:
     """Copy and cut."""
-    for folder in ("wikitext", "qa"):
+    for folder in ("wikitext", "qa", "public"):
         (TARGET / folder).mkdir(parents=True, exist_ok=True)
     shutil.copytree(shared / "models/bookling-31m", TARGET / "bookling-31m", dirs_exist_ok=True)
     data = shared / "data"
@@ -35,7 +46,10 @@ def main(shared: Path) -> None:
     for name in ("valid.txt", "test.txt"):
         shutil.copy(data / "wikitext-2" / name, TARGET / "wikitext" / name)
     part(data / "books/books_b.txt", TARGET / "books.txt", 20_000_000, 4_000_000)
-    for name in ("sst2", "piqa", "arc_easy", "openbookqa", "sciq"):
+    samples(data / "books/books_a.txt", "book", 24, 120_000, shift=0.5)
+    samples(data / "wikitext-2/valid.txt", "wiki", 6, 186_000)
+    sets = ("sst2", "piqa", "arc_easy", "openbookqa", "sciq", "csqa", "arc_challenge")
+    for name in sets:
         shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)
     two_digits.write(data / "vision/mnist.npz", TARGET)
     model = "vit-two-digits"
