@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from offsite.heads import give_head, head_tensors, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key, options_key
+from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key, options_key, slug
 from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
@@ -163,7 +162,8 @@ class Lab:
                 )
             delta = tuned.delta
             if self.exchange is not None:
-                delta.save(self.exchange / f"delta-{self.slug(recipe)}-{method.kind}-{seed}")
+                name = f"{slug(self.recipes, recipe)}-{slug(self.methods, method)}"
+                delta.save(self.exchange / f"delta-{name}-{seed}")
                 delta = Delta.load(delta.folder)  # type: ignore[arg-type]
             return {
                 "emulator_tuned": self.score(tuned.model),
@@ -220,7 +220,7 @@ class Lab:
             processor=self.processor, seed=seed, name=Path(self.plan.model).name,
         )  # fmt: skip
         if self.exchange is not None:
-            folder = self.exchange / f"offer-{self.slug(recipe)}-{seed}"
+            folder = self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}"
             made.save(folder)
             record.save(f"{folder}.record.json")
             made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
@@ -289,11 +289,6 @@ class Lab:
             write_file(path, json.dumps(found, default=list) + "\n")
         self.environments.append(found["environment"])
         return found["outcome"]  # type: ignore[no-any-return]
-
-    def slug(self, recipe: Recipe) -> str:
-        """The name of a recipe as part of a folder's name."""
-        name = next(name for name, found in self.recipes.items() if found == recipe)
-        return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
     def name(self, key: Mapping[str, Any]) -> str:
         """The hash of everything an outcome depends on."""

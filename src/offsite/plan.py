@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -167,3 +168,9 @@ def flatten(
             name: {key: part[key] for key in details if key in part} for name, part in parts.items()
         },
     }
+
+
+def slug(named: Mapping[str, Any], value: Any) -> str:
+    """The name that a recipe or a delta has in a plan, as part of a folder's name."""
+    name = next(name for name, found in named.items() if found == value)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

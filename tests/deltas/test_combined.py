@@ -22,7 +22,9 @@ from offsite.deltas.masking import Masking
 from offsite.deltas.prefix import Prefix
 from offsite.deltas.prompt import Prompt
 from offsite.errors import OffsiteError
+from offsite.lab import Lab
 from offsite.owner import make_offer
+from offsite.plan import Plan
 from offsite.plugging import Plugged, place
 from offsite.serve import Served
 from offsite.split import ends
@@ -211,3 +213,27 @@ def test_through_the_commands(run: Run, model_folder: Any, text_file: Path, tmp_
     assert code != 0 and "both need the model's weights" in err
     code, out, _ = run("deltas")
     assert code == 0 and "lora:rank=8+bitfit" in out
+
+
+def test_the_lab_keeps_every_delta_apart(
+    model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Two of one kind, and a combination by its own name, through folders and back."""
+    text_file.write_text(text_file.read_text()[:400])
+    words = {"norm": "full:part=norm", "mlp": "full:part=mlp", "LoRA + biases": "lora+bitfit"}
+    plan = Plan(
+        model=str(model_folder("llama")),
+        data=str(text_file),
+        eval_data=str(text_file),
+        max_length=32,
+        recipes={"uniform": [{"kind": "drop", "keep": 1}]},
+        deltas={name: method_json(text) for name, text in words.items()},
+        options=TrainOptions(steps=1, batch_size=2),
+        baseline=False,
+    )
+    exchange = tmp_path / "exchange"
+    rows = list(Lab(plan, tmp_path / "lab", "cpu", exchange=exchange).run())
+    assert [row.delta for row in rows] == list(words)
+    assert {path.name for path in exchange.glob("delta-*")} == {
+        f"delta-uniform-{name}-0" for name in ("norm", "mlp", "lora-biases")
+    }
