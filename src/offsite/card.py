@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.files import folder_files, new_folder, read_json, write_file
 from offsite.manifest import (
@@ -182,7 +183,7 @@ def _contents(manifest: Manifest) -> str:
     ]
     if isinstance(manifest, DeltaManifest):
         rows.append(f"- answers the offer `{manifest.parent}`")
-        rows.append(f"- method: {_plain(str(manifest.method.get('kind', '')))}")
+        rows.append(f"- method: {_plain(method_text(manifest.method))}")
     return "## What is inside\n\n" + "\n".join(rows) + "\n"
 
 
@@ -195,4 +196,4 @@ def _table(scores: Scores, dataset: str) -> str:
 
 def _plain(words: str) -> str:
     """Words that Markdown and HTML take as they are."""
-    return re.sub(r"[^\w .,:/+\-]", " ", words).strip()
+    return re.sub(r"[^\w .,:/+=\-]", " ", words).strip()

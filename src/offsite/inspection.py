@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from offsite.checkpoint import build_skeleton, model_config
 from offsite.config import require, to_json
 from offsite.delta import Delta
-from offsite.deltas import METHODS, Combined
+from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
 from offsite.layers import rebuild
@@ -109,7 +109,7 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
         ("id", manifest.id),
         ("answers offer", manifest.parent),
         ("created", manifest.created),
-        ("method", spell_method(manifest.method)),
+        ("method", method_text(manifest.method)),
         ("format", "peft adapter" if manifest.format == "peft" else "tensors"),
         ("travels", f"{len(manifest.tensors)} tensors, {delta.bytes:,} bytes"),
     ]
@@ -123,7 +123,7 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
         skeleton = skeleton_of(base, task_auto_class(offer.task))
         rebuild(skeleton, offer.layers)
     shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
-    title = f"{manifest.method['kind']} delta"
+    title = f"{method_text(manifest.method)} delta"
     if base is not None:
         title = f"{manifest.model_name} with a {title}"
     tree = delta_tree(title, shapes, skeleton)
@@ -136,7 +136,7 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
     method, tensors = to_json(plugged.method), plugged.tensors
     size = sum(tensor.nbytes for tensor in tensors.values())
     rows: list[tuple[str, object]] = [
-        ("method", spell_method(method)),
+        ("method", method_text(method)),
         ("blocks", spell(plugged.adapter)),
         ("model", f"fingerprint {plugged.fingerprint[:16]}"),
         ("format", "peft adapter" if plugged.peft_config else "for offsite.load_plugged"),
@@ -145,22 +145,12 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
     auto_class = task_auto_class("image" if plugged.head else "text")
     skeleton = None if base is None else skeleton_of(base, auto_class)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    title = f"{plugged.method.kind} delta"
+    title = f"{method_text(method)} delta"
     if base is not None:
         title = f"{Path(base).name} with a {title}"
     data = {"kind": "plugged", "method": method, "adapter": plugged.adapter, "bytes": size}
     tree = delta_tree(title, shapes, skeleton)
     return data, [facts(f"plugged delta {path}", rows), tree]
-
-
-def spell_method(method: Mapping[str, Any]) -> str:
-    """A method and those of its options that are not the defaults; several with a plus."""
-    if method["kind"] == Combined.kind:
-        return " + ".join(map(spell_method, method["methods"]))
-    known = METHODS.get(str(method["kind"]))
-    usual = {} if known is None else to_json(known())
-    options = [f"{k}={v}" for k, v in method.items() if v != usual.get(k) and k != "kind"]
-    return " with ".join(filter(None, (str(method["kind"]), ", ".join(options))))
 
 
 def inspect_record(path: Path) -> Shown:

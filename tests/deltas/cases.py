@@ -49,6 +49,8 @@ COMBINED: dict[str, Any] = {
     "lora+bitfit": ("lora", "bitfit"),
     "lora-dora+full-norm": ("lora-dora", "full-norm"),
     "masking+bitfit": ("masking", "bitfit"),
+    "full-attention+lora": ("full-attention", "lora"),
+    "diff_pruning+full-mlp": ("diff_pruning", "full-mlp"),
     "bottleneck+prompt+bitfit": ("bottleneck", "prompt", "bitfit"),
     "bottleneck+lora+prefix": ("bottleneck", "lora", "prefix"),
     "diff_pruning+bottleneck": ("diff_pruning", "bottleneck"),

@@ -95,7 +95,7 @@ def test_a_delta_is_shown_alone_and_in_its_place(exchange: Path) -> None:
         if name != "intrinsic_prompt":
             assert "0-1, 4 x3" in placed and "2-3 x2" in placed
             assert "0-1, 5 x3" in full and "2-4 x3" in full
-    assert "lora with rank=2" in picture(*inspect_path(exchange / "lora")[1])
+    assert "lora:rank=2" in picture(*inspect_path(exchange / "lora")[1])
     _, lines = inspect_path(exchange / "intrinsic_prompt-plugged")
     assert "prompt_embeddings (3, 16)" in picture(*lines)
     tree = delta_tree("x", {"base_model.model.model.layers.0.a.weight": (2,)})

@@ -155,7 +155,7 @@ def plug(
     """Put a delta into the full model."""
     from offsite.checkpoint import load_model, parse_dtype, quiet
     from offsite.delta import Delta
-    from offsite.deltas import parse_method
+    from offsite.deltas import method_text, parse_method
     from offsite.files import check_free, new_folder
     from offsite.offer import load_processor
     from offsite.owner import plug as plug_in
@@ -166,7 +166,7 @@ def plug(
     private, given = Record.load(record), Delta.load(delta)
     manifest = given.manifest
     private.check_fresh(manifest.parent, manifest.id, manifest.round, again=again)
-    method = parse_method(manifest.method)
+    method, words = parse_method(manifest.method), method_text(manifest.method)
     full = load_model(model, private.auto_class, dtype=parse_dtype(dtype))
     if as_adapter:
         plugged = place(full, given, private, prompt_decoder=prompt_decoder)
@@ -175,7 +175,7 @@ def plug(
     else:
         if not method.merges:
             raise OffsiteError(
-                f"A delta of '{method.kind}' cannot be merged into weights; add --as-adapter and "
+                f"A delta of '{words}' cannot be merged into weights; add --as-adapter and "
                 "run it with offsite.load_plugged."
             )
         tuned = plug_in(full, given, private)
@@ -189,9 +189,7 @@ def plug(
         form = "a plain transformers checkpoint"
     private.accept(manifest.parent, manifest.id, manifest.round).save(record)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
-    o.emit(
-        result, json, [f"[bold]{out}[/]  {form}: {method.kind} delta {manifest.id[:8]} plugged in"]
-    )
+    o.emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])
 
 
 def build_recipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offsite.config import from_json
+from offsite.config import from_json, to_json
 from offsite.deltas.bitfit import BitFit
 from offsite.deltas.bottleneck import Bottleneck
 from offsite.deltas.combined import Combined
@@ -66,6 +66,16 @@ def parse_method(data: Any) -> Method:
         return Combined(tuple(from_json(METHODS, part, "delta method") for part in parts))
     method: Method = from_json(METHODS, data, "delta method")
     return method
+
+
+def method_text(data: Mapping[str, Any]) -> str:
+    """A method in JSON form as :func:`method_json` reads it, without what is the default."""
+    if data["kind"] == Combined.kind:
+        return "+".join(method_text(part) for part in data["methods"])
+    known = METHODS.get(str(data["kind"]))
+    usual = {} if known is None else to_json(known())
+    options = [f"{k}={v}" for k, v in data.items() if k != "kind" and v != usual.get(k)]
+    return ":".join(filter(None, (str(data["kind"]), ",".join(options))))
 
 
 def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
