@@ -16,9 +16,7 @@ from conftest import LANGUAGE
 from offsite.blocks import get_blocks
 from offsite.compress.crash import Share, cluster, linear_cka, pooled_states
 from offsite.compress.drop import Drop
-from offsite.compress.gradot import channel_terms, combine, fewer_channels, value_terms
 from offsite.compress.importance import angle, bypass, candidate_runs, importance, weakest_run
-from offsite.compress.kfac import Statistics, collect
 from offsite.compress.linears import linears, matrix, with_matrix
 from offsite.compress.noise import Noise
 from offsite.compress.prune import prune
@@ -228,91 +226,3 @@ def test_signals_choose_what_drop_keeps() -> None:
             itertools.combinations(context.split.middle, 2), key=lambda c: sum(scores[p] for p in c)
         )
         assert kept == best
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
-def test_statistics_are_those_of_the_definition(family: str) -> None:
-    context = world(family)
-    ((positions, found),) = collect(context, [2, 3], 2)
-    assert positions == [2, 3]
-    for parameter in context.model.parameters():
-        assert parameter.grad is None
-    model = context.model.requires_grad_(True)
-    block, name = get_blocks(model)[3], next(linears(get_blocks(model)[3]))[0]
-    layer, inputs, outputs = block.get_submodule(name), [], []
-
-    def remember(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        output.retain_grad()
-        inputs.append(args[0])
-        outputs.append(output)
-
-    handle = layer.register_forward_hook(remember)
-    for batch in context.batches(2, 4):
-        context.task.loss(model, batch).backward()
-    handle.remove()
-    a, g = torch.zeros_like(found[3, name].a), torch.zeros_like(found[3, name].g)
-    for x, y in zip(inputs, outputs, strict=True):
-        for row in range(4):
-            for token in range(12):
-                a += torch.outer(x[row, token], x[row, token]).detach()
-                g += torch.outer(y.grad[row, token], y.grad[row, token])
-    weight = layer.weight.grad.T if isinstance(layer, Conv1D) else layer.weight.grad
-    for mine, theirs in ((found[3, name].a, a), (found[3, name].g, g),
-                         (found[3, name].gradient, weight)):  # fmt: skip
-        assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
-
-
-def test_gradot_scores_are_those_of_each_change() -> None:
-    torch.manual_seed(0)
-    weight, gradient = torch.randn(6, 5), torch.randn(6, 5)
-    a, g = torch.randn(9, 5), torch.randn(9, 6)
-    known = Statistics(a.T @ a, g.T @ g, gradient)
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    curvature, slope = value_terms(u, s, v, known)
-    for i in range(5):
-        d = -s[i] * torch.outer(u[:, i], v[i])
-        check(d, known, curvature[i], slope[i])
-    for falling in (True, False):
-        curvature, slope = channel_terms(weight, known, falling=falling)
-        for i in range(5 if falling else 6):
-            d = torch.zeros_like(weight)
-            index = (slice(None), i) if falling else i
-            d[index] = -weight[index]
-            check(d, known, curvature[i], slope[i])
-    score = combine(torch.tensor([1.0, 3.0]), torch.tensor([1.0, -1.0]), weight=2.0)
-    assert score.tolist() == [0.25 - 1, 0.75 + 1]
-
-
-def check(d: torch.Tensor, known: Statistics, curvature: torch.Tensor, slope: torch.Tensor) -> None:
-    """Compare with the Kronecker product written out."""
-    h = torch.kron(known.g, known.a)
-    assert (h @ d.flatten()).abs().sum() == pytest.approx(curvature.item(), rel=1e-4)
-    assert (known.gradient * d).sum() == pytest.approx(slope.item(), rel=1e-3, abs=1e-5)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bloom"])
-def test_channels_without_use_are_the_first_to_go(family: str) -> None:
-    context = world(family)
-    block = get_blocks(context.model)[2]
-    layers = {n: m for n, m in linears(block) if "attn" not in n and "attention" not in n}
-    *rising, falling = layers
-    width = matrix(layers[falling]).shape[1]
-    silent = torch.arange(0, width, 2)
-    with torch.no_grad():
-        matrix(layers[falling])[:, silent] = 0
-        for name in rising:
-            matrix(layers[name])[silent] = 0
-    ((_, found),) = collect(context, [2], 20)
-    new = fewer_channels(layers, {n: found[2, n] for n in layers}, 0.5, 0.0)
-    before = logits(context.model)
-    for name, layer in new.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(block.get_submodule(parent), leaf, layer)
-    assert matrix(new[falling]).shape[1] == width // 2
-    assert torch.allclose(logits(context.model), before, atol=1e-5)
-
-
-def test_a_mixture_of_experts_is_refused_by_name() -> None:
-    layers = {str(i): nn.Linear(4, 8) for i in range(4)} | {"down": nn.Linear(8, 4)}
-    with pytest.raises(OffsiteError, match="feed_forward to 1"):
-        fewer_channels(layers, {}, 0.5, 1.0)
