@@ -11,7 +11,7 @@ from images import FAMILIES, NAMES, classifier, image_processor, logits, write_a
 
 from offsite.compress.drop import Drop
 from offsite.delta import HEAD, Delta
-from offsite.deltas import BitFit, Bottleneck, Full, Head, LoRA, Masking
+from offsite.deltas import BitFit, Bottleneck, Combined, Full, Head, LoRA, Masking
 from offsite.errors import OffsiteError
 from offsite.heads import labels_of
 from offsite.owner import make_offer, plug
@@ -30,6 +30,7 @@ METHODS = {
     "head": Head(),
     "masking": Masking(),
     "bitfit": BitFit(),
+    "lora+bottleneck": Combined((LoRA(rank=2), Bottleneck(size=4))),
 }
 
 

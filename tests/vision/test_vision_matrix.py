@@ -18,7 +18,7 @@ from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot import LayerReplace
-from offsite.deltas import METHODS
+from offsite.deltas import METHODS, method_json, parse_method
 from offsite.errors import OffsiteError
 from offsite.offer import Offer
 from offsite.owner import make_offer, plug
@@ -67,7 +67,7 @@ def test_every_step(family: str, recipe: str, data: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", [*METHODS, "lora+bitfit", "bottleneck+prefix+vera"])
 def test_every_method(family: str, kind: str, data: str) -> None:
     model = classifier(family)
     offer, record = make_offer(model, adapter=ends(1, 1), task=TASK, processor=image_processor())
@@ -76,6 +76,7 @@ def test_every_method(family: str, kind: str, data: str) -> None:
         with pytest.raises(OffsiteError, match="A prompt needs a language model"):
             run_tune(offer, data, METHODS[kind](), options=options, task=TASK)
         return
-    tuned = run_tune(offer, data, METHODS[kind](), options=options, task=TASK)
+    method = parse_method(method_json(kind))
+    tuned = run_tune(offer, data, method, options=options, task=TASK)
     plugged = plug(model, tuned.delta, record)
     torch.testing.assert_close(logits(plugged), logits(tuned.model), rtol=1e-3, atol=1e-4)
