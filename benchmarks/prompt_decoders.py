@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from offsite.checkpoint import load_model, pick_device
 from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
@@ -95,7 +97,8 @@ def decoder(learning: Learning | None) -> dict[str, Any] | None:
 def run(tensors: dict[str, Any] | None, recipe: str, name: str, seed: int) -> dict[str, float]:
     """Scores of the tuned emulator and the plug-in: nats a token, or a share of right answers."""
     kind, train, test, batch_size = TASKS[name]
-    model, processor = load_model(MODEL), load_processor(MODEL, "text")
+    model = load_model(MODEL, dtype=torch.float32)
+    processor = load_processor(MODEL, "text")
     if tensors is not None:
         give_decoder(model, tensors)
     model.to(pick_device())
