@@ -116,6 +116,7 @@ def test_written_and_read() -> None:
     )
     assert parse_method(to_json(method)) == method
     assert method_text(to_json(method)) == words
+    assert method_json("lora:alpha=1e+3") == {"kind": "lora", "alpha": "1e+3"}
     inner = {"kind": "combined", "methods": [{"kind": "lora"}, {"kind": "bitfit"}]}
     for bad, message in (
         ({"kind": "combined"}, "a list of 'methods'"),
@@ -126,6 +127,8 @@ def test_written_and_read() -> None:
     ):
         with pytest.raises(OffsiteError, match=message):
             parse_method(bad)
+    for odd in ({"kind": "combined"}, {"kind": "combined", "methods": ["lora"]}, {"kind": "x"}):
+        assert method_text(odd).startswith(odd["kind"]), "what came from outside is shown"
     for words in ("lora+", "+", "lora+bitfut"):
         with pytest.raises(OffsiteError, match="is no delta method"):
             parse_method(method_json(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,13 +70,17 @@ def parse_method(data: Any) -> Method:
 
 
 def method_text(data: Mapping[str, Any]) -> str:
-    """A method in JSON form as :func:`method_json` reads it, without what is the default."""
-    if data["kind"] == Combined.kind:
-        return "+".join(method_text(part) for part in data["methods"])
-    known = METHODS.get(str(data["kind"]))
+    """A method in JSON form as :func:`method_json` reads it, without what is the default.
+
+    What is no method comes out all the same, to be shown.
+    """
+    kind, parts = str(data.get("kind", "")), data.get("methods")
+    if parts and isinstance(parts, (list, tuple)) and all(isinstance(p, Mapping) for p in parts):
+        return "+".join(method_text(part) for part in parts)
+    known = METHODS.get(kind)
     usual = {} if known is None else to_json(known())
     options = [f"{k}={v}" for k, v in data.items() if k != "kind" and v != usual.get(k)]
-    return ":".join(filter(None, (str(data["kind"]), ",".join(options))))
+    return ":".join(filter(None, (kind, ",".join(options))))
 
 
 def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -86,13 +91,14 @@ def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         OffsiteError: an option that is no pair, or one for several methods.
     """
-    if "+" in text:
+    parts = re.split(r"\+(?=[a-z])", text)  # not that of alpha=1e+3
+    if len(parts) > 1:
         if options:
             raise OffsiteError(
                 f"An --option cannot tell which method of '{text}' it is for; write it behind the "
                 "method's name, as in lora:rank=8+bitfit."
             )
-        return {"kind": Combined.kind, "methods": [method_json(part) for part in text.split("+")]}
+        return {"kind": Combined.kind, "methods": [method_json(part) for part in parts]}
     kind, _, inline = text.partition(":")
     found: dict[str, Any] = {"kind": kind}
     for pair in (*filter(None, inline.split(",")), *options):

@@ -65,8 +65,8 @@ class Combined:
     do; merges where all do, and is otherwise served with the merging ones folded. Any number of
     methods that tune disjoint numbers, but one of each kind that stays attached and one that
     recomputes weights (those through peft, masking, diff pruning, the intrinsic dimension). A
-    bottleneck stands behind a layer's new weights. Each learns at its own default rate unless a
-    rate is given, where the paper has one for all.
+    bottleneck stands behind a layer's new weights. Each learns at its own default rate unless one
+    is given for all. The paper's sequential combination, one method after the other, is not built.
 
     Attributes:
         methods: two or more, none of them a combination or an intrinsic prompt.

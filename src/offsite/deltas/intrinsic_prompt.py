@@ -43,7 +43,7 @@ class IntrinsicPrompt(OwnNumbers):
     kind: ClassVar[str] = "intrinsic_prompt"
     place: ClassVar[str] = "prompt"
     lr: ClassVar[float] = 5e-2
-    when: ClassVar[str] = "a kilobyte in all, where the owner has learnt a prompt decoder"
+    when: ClassVar[str] = "a kilobyte in all, where the owner's decoder knows tasks like yours"
 
     def attach(self, model: Any, blocks: Sequence[int]) -> nn.Module:
         check_takes_prompt(model)
