@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from offsite.measure import measured
 from offsite.tasks.text import CausalText
 from offsite.train import TrainOptions, train
 
-WARM, STEPS, VOCABULARY = 3, 12, 32000
+WARM, STEPS, VOCABULARY = 3, 36, 32000
 FEW = ("full", "lora", "bottleneck", "prefix", "prompt", "bitfit")
 LEFT_OUT = ("head", "intrinsic_prompt")  # they need a classifier, and a decoder of the owner's
 COMBINED = ("lora+bitfit", "lora+bottleneck")
@@ -114,6 +115,7 @@ def main() -> None:
                     table.writerow(row | found)
                     file.flush()
                     print(where, batch, method, found, flush=True)
+                    gc.collect()  # a tuned model refers to itself and would count in the next peak
                     torch.cuda.empty_cache()
 
 
