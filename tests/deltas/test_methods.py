@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,16 @@ def allowed_dead(key: str) -> float:
     if key.endswith("bias"):
         return 1.01
     return 0.5 if ".fc" in key else 0.06
+
+
+@pytest.mark.parametrize("name", METHOD_CASES)
+def test_nothing_holds_a_tuned_model_in_memory(name: str) -> None:
+    runner = METHOD_CASES[name].attach(small_model("llama"), ADAPTER).train()
+    runner(input_ids=torch.ones(2, 8, dtype=torch.long)).logits.sum().backward()
+    held = [weakref.ref(parameter) for parameter in runner.parameters()]
+    del runner
+    gc.collect()
+    assert not any(parameter() is not None for parameter in held)
 
 
 @pytest.mark.parametrize(("name", "family"), REFUSED)

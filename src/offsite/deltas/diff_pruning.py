@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,16 @@ OPEN = 0.0  # at the start a gate lets five differences in six through
 PRESSURE = 2.0  # of the L0 gradient, in root mean squares of the loss gradient
 
 
+def press(gate: torch.Tensor, density: float) -> None:
+    """Add the gradient of the expected L0 norm while it lies above the target density."""
+    assert gate.grad is not None
+    is_open = torch.sigmoid(gate.detach() * SPEED - BETA * math.log(-LOW / HIGH))
+    if is_open.mean() > density:
+        slope = is_open * (1 - is_open)
+        size = gate.grad.pow(2).mean().sqrt()
+        gate.grad += PRESSURE * size * slope / slope.mean().clamp_min(1e-30)
+
+
 class SparseDifference(nn.Module):
     """``weight + z * value`` with a gate ``z`` in [0, 1] for each number; ``value`` starts at zero.
 
@@ -32,19 +43,10 @@ class SparseDifference(nn.Module):
     def __init__(self, weight: torch.Tensor, density: float) -> None:
         super().__init__()
         self.count = max(1, round(density * weight.numel()))
-        self.density = density
         self.value = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
         self.gate = nn.Parameter(torch.full_like(self.value, OPEN / SPEED))
-        self.gate.register_post_accumulate_grad_hook(self.press)
-
-    def press(self, gate: torch.Tensor) -> None:
-        """Add the gradient of the expected L0 norm while it lies above the target density."""
-        assert gate.grad is not None
-        is_open = torch.sigmoid(gate.detach() * SPEED - BETA * math.log(-LOW / HIGH))
-        if is_open.mean() > self.density:
-            slope = is_open * (1 - is_open)
-            size = gate.grad.pow(2).mean().sqrt()
-            gate.grad += PRESSURE * size * slope / slope.mean().clamp_min(1e-30)
+        # the hook must not hold this module, or the two would keep each other in memory
+        self.gate.register_post_accumulate_grad_hook(partial(press, density=density))
 
     def difference(self) -> torch.Tensor:
         """The dense difference before pruning, in float32."""
