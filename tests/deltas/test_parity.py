@@ -44,8 +44,11 @@ def test_hadamard_is_the_matrix() -> None:
     matrix = torch.ones(1, 1)
     for _ in range(4):
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    x = torch.randn(3, 16)
-    torch.testing.assert_close(hadamard(x), x @ matrix.T / 4)
+    x = torch.randn(16, 3, dtype=torch.float64).T.requires_grad_()  # not contiguous
+    before = x.detach().clone()
+    torch.testing.assert_close(hadamard(x), x @ matrix.T.double() / 4)
+    assert torch.equal(x, before) and hadamard(x[:, :1]).equal(x[:, :1])
+    torch.autograd.gradcheck(hadamard, x)
 
 
 def test_fastfood_is_its_dense_matrix_and_isotropic() -> None:
