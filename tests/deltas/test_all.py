@@ -49,8 +49,15 @@ def test_the_lab_runs_all_that_fit_and_names_the_others(
     save_decoder(TENSORS, tmp_path / "decoder.safetensors")
     text_file.write_text(text_file.read_text()[:400])
     words = ["offsite", "lab", model, "--data", text_file, "--eval-data", text_file, "--keep", 1]
-    words += ["--delta", "all", "--steps", 1, "--max-length", 32, "--device", "cpu"]
-    words += ["--out", tmp_path / "lab", "--prompt-decoder", tmp_path / "decoder.safetensors"]
+    words += ["--delta", "lora+prefix", "--delta", "all", "--steps", 1, "--max-length", 32]
+    words += [
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "lab",
+        "--prompt-decoder",
+        tmp_path / "decoder.safetensors",
+    ]
     monkeypatch.setattr(sys, "argv", [*map(str, words)])
     with pytest.raises(SystemExit) as end:
         main()
@@ -60,7 +67,7 @@ def test_the_lab_runs_all_that_fit_and_names_the_others(
     assert [line.split()[1] for line in said] == ["bitfit:", "head:"] and "use lora" in said[0]
     assert "what each delta takes" in out and "tune memory" in out
     rows = json.loads((tmp_path / "lab" / "results.json").read_text())["rows"]
-    assert {row["delta"] for row in rows} == METHODS.keys() - {"bitfit", "head"}
+    assert {row["delta"] for row in rows} == {*METHODS, "lora+prefix"} - {"bitfit", "head"}
     for row in rows:
         assert len(row["scores"]) == 5 and row["seconds_tune"] > 0 and row["memory_tune"] > 10**6
         assert row["bytes_delta"] > 0 and row["trainable"] > 0

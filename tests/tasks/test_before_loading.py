@@ -73,6 +73,8 @@ def test_bad_data_stops_every_command_before_a_model_loads(
     for command in commands:
         status, _, err = run(*command)
         assert status == 2 and f"Line 2 of '{bad}'" in err and message in err, (command, err)
+    status, _, err = run("lab", experiment, "--steps", 3, "--skip-bad", "--out", folder / "lab")
+    assert status == 2 and "so --steps, --skip-bad would have no effect" in err
     assert not (folder / "new").exists() and not (folder / "delta").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +38,8 @@ HeadLr = Annotated[float, typer.Option(help="Peak learning rate of a classifier 
 BatchSize = Annotated[int, typer.Option(help="Rows per step.")]
 Precision = Annotated[str, typer.Option(help="float32, or autocast in bfloat16 or float16.")]
 
+TYPED = "COMMANDLINE"  # how click calls the source of an option that was typed
+
 
 def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None:
     """Show a result: one JSON object, or lines and tables for people."""
@@ -66,6 +68,25 @@ def plain(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
+
+
+def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -> None:
+    """Refuse options beside a file that says all but the ``allowed`` ones.
+
+    Raises:
+        OffsiteError: an option that would have been ignored.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == TYPED
+    ]
+    if given:
+        beside = ", ".join(f"--{name}" for name in allowed if name != "model")
+        raise OffsiteError(
+            f"The experiment file '{file}' says everything but {beside}, so {', '.join(given)} "
+            "would have no effect; write it into the file."
+        )
 
 
 def numbers(text: str, what: str) -> tuple[float, ...]:

@@ -105,6 +105,7 @@ def score(
 
 
 def lab(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Full model, or an experiment file (.toml, .json).")],
     data: Annotated[str | None, typer.Option(help="Private data to tune on.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
@@ -118,7 +119,8 @@ def lab(
         int | None, typer.Option(help="The same once more, distilled for so many steps.")
     ] = None,
     delta: Annotated[
-        list[str] | None, typer.Option(help="Method such as lora:rank=8, or all; repeatable.")
+        list[str] | None,
+        typer.Option(help="Method such as lora:rank=8 or lora+bitfit, or all; repeatable."),
     ] = None,
     prompt_decoder: Decoder = None,
     out: Annotated[Path, typer.Option(help="Folder of cells and results.")] = Path("lab"),
@@ -150,14 +152,16 @@ def lab(
     from offsite.train import TrainOptions
 
     if model.endswith((".toml", ".json")):
+        o.leave_to_file(context, model, ("model", "out", "cached", "device", "json"))
         plans = read_experiment(model)
     else:
         kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
         eval_data = need_data(kind, eval_data, "test", "--eval-data")
         data = choose_data(kind, data, "train")
         names = list(delta or ["full"])
-        if names == ["all"]:
-            names = all_that_fit(model, task, adapter, prompt_decoder)
+        if "all" in names:
+            fitting = all_that_fit(model, task, adapter, prompt_decoder)
+            names = [*fitting, *(name for name in names if name not in ("all", *fitting))]
         recipes: dict[str, Any] = {name: name for name in recipe or ()}
         if keep is not None or not recipes:
             recipes |= uniform(keep, distill_steps)
