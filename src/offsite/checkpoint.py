@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from offsite.errors import OffsiteError
 from offsite.heads import head_tensors
 from offsite.stored import fingerprint, read_blocks, stored_names, stored_tensors
 
+ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
 IMAGES = "AutoModelForImageClassification"
 DTYPES = {
     "float32": torch.float32,
@@ -54,6 +56,20 @@ def pick_device(name: str | None = None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise OffsiteError(f"There is no device '{name}' here; try --device cpu.") from error
+
+
+@contextmanager
+def accelerator(device: torch.device) -> Iterator[None]:
+    """Let accelerate take this device and not the first, for now."""
+    before = os.environ.get(ACCELERATE)
+    if device.index is not None:
+        os.environ[ACCELERATE] = str(device)
+    try:
+        yield
+    finally:
+        os.environ.pop(ACCELERATE, None)
+        if before is not None:
+            os.environ[ACCELERATE] = before
 
 
 def load_config(name: str | Path, label: str | Path | None = None) -> Any:

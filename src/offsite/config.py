@@ -7,6 +7,7 @@ Compression steps and delta methods are frozen dataclasses with a ``kind``. Thei
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +38,10 @@ def from_json(kinds: Mapping[str, type], data: Any, what: str) -> Any:
     Raises:
         OffsiteError: unknown kind, unknown field or a value out of range.
     """
-    if not isinstance(data, Mapping) or data.get("kind") not in kinds:
+    if not isinstance(data, Mapping) or str(data.get("kind")) not in kinds:
         given = str(data.get("kind"))[:40] if isinstance(data, Mapping) else "that"
         raise OffsiteError(f"'{given}' is no {what}; choose one of: {', '.join(sorted(kinds))}.")
-    cls = kinds[data["kind"]]
+    cls = kinds[str(data["kind"])]
     values = {key: value for key, value in data.items() if key != "kind"}
     allowed = [field.name for field in dataclasses.fields(cls)]
     if odd := sorted(set(values) - set(allowed)):
@@ -49,17 +50,29 @@ def from_json(kinds: Mapping[str, type], data: Any, what: str) -> Any:
             f"{', '.join(allowed) or 'none'}."
         )
     try:
-        return TypeAdapter(cls).validate_python(values)
+        method: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
+            raise own from None
         where = ".".join(str(part) for part in first["loc"])
         raise OffsiteError(
             f"The {what} '{data['kind']}' cannot take this {where or 'value'}: "
             f"{first['msg'].lower()}."
         ) from error
+    for name in allowed:
+        value = getattr(method, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise OffsiteError(f"The {what} '{data['kind']}' needs a finite {name}, not {value}.")
+    return method
 
 
 def require(condition: bool, message: str) -> None:
     """Raise :class:`OffsiteError` unless ``condition``; for the checks of a ``__post_init__``."""
     if not condition:
         raise OffsiteError(message)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a generator cannot take."""
+    require(0 <= seed < 2**32, f"The seed {seed} is not in 0 to 2**32 - 1.")

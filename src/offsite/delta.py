@@ -8,7 +8,7 @@ A classifier head has a file of its own, so that what stands beside it is what i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from offsite.errors import OffsiteError
 from offsite.files import new_folder, read_json, shown, write_file
 from offsite.manifest import (
+    MAX_LABEL,
+    MAX_LABELS,
     DeltaManifest,
     OfferManifest,
     hash_files,
@@ -27,7 +29,7 @@ from offsite.manifest import (
     tool_versions,
     write_manifest,
 )
-from offsite.tensors import check_finite, describe, load_tensors, save_tensors
+from offsite.tensors import TensorEntry, check_finite, describe, load_tensors, save_tensors
 
 WEIGHTS, HEAD = "delta.safetensors", "head.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG, README = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -142,14 +144,33 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
                     f"The {PEFT_CONFIG} of '{folder}' sets '{key}', which a delta may not; import "
                     "an adapter that tunes only the adapter blocks."
                 )
-    largest = max((n for entry in manifest.tensors.values() for n in entry.shape), default=0)
-    for key, value in options(manifest.method):
-        digits = isinstance(value, str) and value.strip("+- ")[:1].isdigit()
+    check_options(manifest.method, manifest.tensors)
+
+
+def check_options(method: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
+    """Refuse options of a method that exceed the tensors that come with it.
+
+    Raises:
+        OffsiteError: a number larger than any dimension of a tensor (4096 is always allowed; a seed
+            may be any), or a number written as text.
+    """
+    largest = max((n for entry in tensors.values() for n in entry.shape), default=0)
+    for key, value in options(method):
+        digits = isinstance(value, str) and is_number(value)
         large = isinstance(value, (int, float)) and abs(value) > max(largest, 4096)
         if digits or (large and key != "seed"):
             raise OffsiteError(
                 f"The delta's method sets '{shown(key)}' to more than its tensors can hold."
             )
+
+
+def is_number(text: str) -> bool:
+    """Whether a text would be read as a number, ``inf`` and ``nan`` included."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def options(method: Any) -> Iterator[tuple[str, Any]]:
@@ -158,6 +179,24 @@ def options(method: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
         for part in value if isinstance(value, (list, tuple)) else ():
             yield from options(part) if isinstance(part, dict) else ()
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse names of classes that a manifest cannot hold, by their number: they are private.
+
+    Raises:
+        OffsiteError: too many, one too long, or one with characters that cannot be seen.
+    """
+    if len(labels) > MAX_LABELS:
+        raise OffsiteError(
+            f"There are {len(labels)} classes, but a delta names {MAX_LABELS} at most."
+        )
+    for number, label in enumerate(labels, start=1):
+        if len(label) > MAX_LABEL or not label.isprintable():
+            raise OffsiteError(
+                f"The name of class {number} cannot travel with a delta; rename it to at most "
+                f"{MAX_LABEL} characters that can all be seen."
+            )
 
 
 def new_delta(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from offsite.checkpoint import build_skeleton, model_config
 from offsite.config import require, to_json
@@ -14,9 +15,8 @@ from offsite.delta import Delta
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
-from offsite.layers import rebuild
-from offsite.manifest import MANIFEST, OfferManifest, read_manifest
-from offsite.offer import task_auto_class
+from offsite.manifest import MANIFEST, OfferManifest
+from offsite.offer import read_offer, task_auto_class
 from offsite.plugging import MANIFEST as PLUGGED
 from offsite.plugging import TUNED, Plugged
 from offsite.record import Record
@@ -59,19 +59,18 @@ def skeleton_of(model: str | Path, auto_class: str) -> Any:
 
 
 def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
-    """Two columns without lines."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    """Two columns without lines; brackets and colons from somebody else are no markup here."""
+    heading = Text(title, style="table.title")
+    table = Table(title=heading, title_justify="left", show_header=False, box=None)
     for name, value in rows:
-        table.add_row(f"[bold]{name}[/]", shown(value))
+        table.add_row(Text(name, style="bold"), Text(shown(value)))
     return table
 
 
 def inspect_offer(path: Path) -> Shown:
     """An offer: what it is, its blocks, what it accepts in return."""
-    manifest = read_manifest(path, OfferManifest)
+    manifest, skeleton = read_offer(path)
     size = sum(entry.bytes for entry in manifest.tensors.values())
-    auto_class = task_auto_class(manifest.task)
-    skeleton = skeleton_of(path, auto_class)
     special = sorted({spec.kind for spec in manifest.layers.values()})
     rows: list[tuple[str, object]] = [
         ("model", manifest.model_name),
@@ -118,10 +117,8 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
     data = manifest.model_dump(mode="json", exclude={"tensors"})
     skeleton = None
     if base is not None:
-        offer = read_manifest(base, OfferManifest)
+        offer, skeleton = read_offer(base)
         require(offer.id == manifest.parent, f"The delta '{path}' does not answer '{base}'.")
-        skeleton = skeleton_of(base, task_auto_class(offer.task))
-        rebuild(skeleton, offer.layers)
     shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
     title = f"{method_text(manifest.method)} delta"
     if base is not None:
@@ -158,10 +155,11 @@ def inspect_record(path: Path) -> Shown:
     record = Record.load(path)
     table = Table("offer", "adapter", "middle", "recipe", "deltas accepted")
     for offer in record.offers:
-        steps = " > ".join(step["kind"] for step in offer.recipe) or "whole middle"
+        steps = " > ".join(shown(step["kind"]) for step in offer.recipe) or "whole middle"
         places = ",".join(map(str, offer.middle))
         accepted = ", ".join(a.delta[:8] for a in offer.accepted) or "none"
-        table.add_row(offer.offer[:8], ",".join(map(str, offer.adapter)), places, steps, accepted)
+        cells = (offer.offer[:8], ",".join(map(str, offer.adapter)), places, steps, accepted)
+        table.add_row(*map(Text, cells))
     rows: list[tuple[str, object]] = [
         ("model", record.model_name),
         ("fingerprint", record.fingerprint[:16]),

@@ -26,7 +26,7 @@ from offsite.tensors import NAME, TensorEntry, parse
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 MAX_SIDE_BYTES = 256 * 1024 * 1024
-MAX_LABELS = 65_536
+MAX_LABELS, MAX_LABEL = 65_536, 200
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 
@@ -38,7 +38,7 @@ def _printable(text: str) -> str:
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Word = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+Word = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_printable)]
 TensorName = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Round = Annotated[int, Field(strict=True, ge=1, lt=2**31)]

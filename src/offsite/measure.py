@@ -58,7 +58,7 @@ class measured:
 
     def __enter__(self) -> dict[str, float]:
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(self.device)
         else:
             reset_peak()
         self.start, self.cost = time.perf_counter(), {"seconds": 0.0, "memory": 0.0}
@@ -67,7 +67,7 @@ class measured:
     def __exit__(self, *args: object) -> None:
         self.cost["seconds"] = time.perf_counter() - self.start
         if self.device.type == "cuda":
-            self.cost["memory"] = float(torch.cuda.max_memory_allocated())
+            self.cost["memory"] = float(torch.cuda.max_memory_allocated(self.device))
         else:
             unit = 1 if sys.platform == "darwin" else 1024
             self.cost["memory"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

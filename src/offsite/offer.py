@@ -96,21 +96,10 @@ class Offer:
                 transformers has, with layers of the allow-list.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder, OfferManifest)
-        weights = vet_files(folder, manifest)
         private = tempfile.TemporaryDirectory(prefix="offsite-")
         inner = Path(private.name)
-        apart = (*weights, DECODER)
-        side = {name: entry for name, entry in manifest.files.items() if name not in apart}
-        copy_verified(folder, side, inner)
-        vet_contents(inner, manifest, weights)
-        config, auto_class = load_config(inner, folder), task_auto_class(manifest.task)
-        vet_depth(config, manifest)
-        skeleton = build_skeleton(config, auto_class)
-        vet_family(skeleton, manifest)
-        layers.rebuild(skeleton, manifest.layers)
-        vet_tensors(skeleton, manifest)
-        vet_decoder(skeleton, manifest)
+        manifest, _, config, weights = vet_offer(folder, inner)
+        auto_class = task_auto_class(manifest.task)
         processor = read_processor(inner, manifest, folder)
         if before is not None:
             before(processor, config)
@@ -127,6 +116,46 @@ class Offer:
             decoder = load_tensors([folder / DECODER], manifest.prompt_decoder, hashes)
             give_decoder(model, decoder)
         return cls(model, manifest, processor, folder, private)
+
+
+def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[str]]:
+    """Check everything of an offer but the values of its tensors, and copy its small files.
+
+    Args:
+        folder: an offer folder.
+        inner: an empty folder for private copies of the files beside the weights.
+
+    Returns:
+        The manifest; the model on the meta device, layers of the allow-list in place; its
+        configuration; the names of its weight files.
+
+    Raises:
+        OffsiteError: see :meth:`Offer.load`.
+    """
+    manifest = read_manifest(folder, OfferManifest)
+    weights = vet_files(folder, manifest)
+    apart = (*weights, DECODER)
+    side = {name: entry for name, entry in manifest.files.items() if name not in apart}
+    copy_verified(folder, side, inner)
+    vet_contents(inner, manifest, weights)
+    config = load_config(inner, folder)
+    vet_depth(config, manifest)
+    skeleton = build_skeleton(config, task_auto_class(manifest.task))
+    vet_family(skeleton, manifest)
+    layers.rebuild(skeleton, manifest.layers)
+    vet_tensors(skeleton, manifest)
+    vet_decoder(skeleton, manifest)
+    return manifest, skeleton, config, weights
+
+
+def read_offer(folder: str | Path) -> tuple[OfferManifest, Any]:
+    """The manifest of an offer and its model without weights, judged as :meth:`Offer.load` does.
+
+    Raises:
+        OffsiteError: see :meth:`Offer.load`.
+    """
+    with tempfile.TemporaryDirectory(prefix="offsite-") as inner:
+        return vet_offer(Path(folder), Path(inner))[:2]
 
 
 def task_auto_class(task: str) -> str:

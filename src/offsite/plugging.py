@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from offsite.blocks import assemble, get_blocks, rename_blocks
-from offsite.checkpoint import load_model
+from offsite.checkpoint import build_skeleton, load_model
 from offsite.config import require, to_json
 from offsite.contract import check_contract, check_norm, check_prompt_decoder
 from offsite.delta import HEAD, PEFT_CONFIG, PEFT_WEIGHTS, Delta
@@ -24,7 +24,7 @@ from offsite.errors import OffsiteError
 from offsite.files import new_folder, read_json, write_file
 from offsite.heads import give_head, head_tensors, set_head
 from offsite.manifest import Sha256
-from offsite.prompt_decoder import Decoder, give_decoder
+from offsite.prompt_decoder import Decoder, decoder_tensors, give_decoder
 from offsite.record import Record
 from offsite.stored import model_fingerprint
 from offsite.structure import tuned_names
@@ -56,19 +56,22 @@ def attach_delta(
         )
     check_contract(delta, entry)
     method = parse_method(delta.manifest.method)
-    plain = apart(model, entry.adapter)
-    give_head(plain, delta.manifest.labels)
-    if prompt_decoder is not None:
-        give_decoder(plain, prompt_decoder)
-    if isinstance(method, IntrinsicPrompt):
-        check_prompt_decoder(plain, entry)
-    runner = method.attach(plain, entry.adapter)
     mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
     path = record.block_path
     head = delta.manifest.head
     rest = {name: e for name, e in delta.manifest.tensors.items() if name not in head}
     given = rename_blocks(rest, path, mapping)
-    check_entries(given, method.expected(runner, given))
+    plain = apart(model, entry.adapter)
+    skeleton = build_skeleton(model.config, record.auto_class)
+    if prompt_decoder is not None:
+        give_decoder(plain, prompt_decoder)
+    if isinstance(method, IntrinsicPrompt):
+        check_prompt_decoder(plain, entry)
+        give_decoder(skeleton, decoder_tensors(plain))
+    for place in (skeleton, plain):  # what is too large fails first where it takes no memory
+        give_head(place, delta.manifest.labels)
+        runner = method.attach(place, entry.adapter)
+        check_entries(given, method.expected(runner, given))
     tensors = delta.values()
     check_norm(tensors, entry.contract)
     own = {name: value for name, value in tensors.items() if name not in head}

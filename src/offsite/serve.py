@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -171,8 +172,10 @@ class Served:
         self.switch(**{key: weight for key, weight in self.active.items() if key != name})
         del self.deltas[name], self.modules[name]
         self.values.pop(name, None)
+        needed = {key for values in self.values.values() for key in values}
+        self.base = {key: value for key, value in self.base.items() if key in needed}
 
-    def switch(self, *names: str, **weights: float) -> nn.Module:
+    def switch(self, /, *names: str, **weights: float) -> nn.Module:
         """Run exactly these deltas from now on: names at weight 1, others as ``name=weight``.
 
         Raises:
@@ -227,6 +230,10 @@ class Served:
                 known = ", ".join(sorted(self.deltas)) or "none so far"
                 raise OffsiteError(f"There is no delta '{name}' here; there are: {known}.")
             delta = self.deltas[name]
+            require(
+                isinstance(weight, (int, float)) and math.isfinite(weight),
+                f"The weight of the delta '{name}' must be a finite number, such as 0.5.",
+            )
             needs = ["classifier head"] if delta.head else []
             needs += [method.place for method, _ in self.modules[name]]
             require(

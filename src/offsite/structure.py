@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from rich.text import Text
 from rich.tree import Tree
 from torch import nn
+
+from offsite.layers import QuantisedLinear
 
 Shape = tuple[int, ...]
 TUNED, PARTLY, PLAIN = "bold green", "green", "dim"
@@ -44,9 +47,9 @@ def model_tree(model: nn.Module, tuned: Collection[str] | None = None) -> Tree:
         tuned: names of tuned parameters; by default those that require gradients.
     """
     root = Node()
-    for name, parameter in model.named_parameters():
-        chosen = parameter.requires_grad if tuned is None else name in tuned
-        root.add(name.split("."), tuple(parameter.shape), chosen)
+    for name, tensor in held_tensors(model):
+        chosen = tensor.requires_grad if tuned is None else name in tuned
+        root.add(name.split("."), tuple(tensor.shape), chosen)
     return draw(type(model).__name__, root)
 
 
@@ -58,12 +61,22 @@ def delta_tree(title: str, shapes: Mapping[str, Shape], base: nn.Module | None =
         base: the model to show them in; None for the tensors alone.
     """
     root, found = Node(), {plain_name(name): shape for name, shape in shapes.items()}
-    for name, parameter in base.named_parameters() if base is not None else ():
-        root.add(name.split("."), found.get(name, tuple(parameter.shape)), name in found)
+    for name, tensor in held_tensors(base) if base is not None else ():
+        root.add(name.split("."), found.get(name, tuple(tensor.shape)), name in found)
         found.pop(name, None)
     for name, shape in found.items():
         root.add(name.split("."), shape, True)
     return draw(title, root)
+
+
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's parameters, and what its quantised layers have in their place, layer by layer."""
+    parameters = {name for name, _ in model.named_parameters()}  # shared ones once
+    for prefix, module in model.named_modules():
+        own = [*module.named_parameters(prefix, recurse=False)]
+        yield from ((name, tensor) for name, tensor in own if name in parameters)
+        if isinstance(module, QuantisedLinear):
+            yield from module.named_buffers(prefix, recurse=False)
 
 
 def plain_name(name: str) -> str:
@@ -85,11 +98,11 @@ def tuned_names(before: nn.Module, after: nn.Module) -> set[str]:
 
 def draw(title: str, root: Node) -> Tree:
     """A ``rich`` tree of a node; shares are of the root's numbers."""
-    total = max(root.count, 1)
+    total, kinds = max(root.count, 1), kinds_of(root)
     tree = Tree(label(title, root, total), guide_style="dim")
 
     def grow(branch: Tree, node: Node) -> None:
-        for name, child, copies in fold(node.children):
+        for name, child, copies in fold(node.children, kinds):
             while child.shape is None and len(child.children) == 1:  # modules of modules: one line
                 ((inner, child),) = child.children.items()
                 name = f"{name}.{inner}"
@@ -99,18 +112,28 @@ def draw(title: str, root: Node) -> Tree:
     return tree
 
 
-def fold(children: Mapping[str, Node]) -> Iterator[tuple[str, Node, int]]:
-    """Children in order; equal numbered ones as one, such as ``0-1, 22-23`` of 4."""
-    folded: list[tuple[list[str], Node]] = []
+def kinds_of(root: Node) -> dict[int, int]:
+    """A number for every node, by its ``id``; equal nodes, and they alone, have the same one."""
+    known: dict[Any, int] = {}
+    kinds: dict[int, int] = {}
+
+    def number(node: Node) -> int:
+        below = frozenset((name, number(child)) for name, child in node.children.items())
+        signature = (node.shape, node.count, node.tuned, below)
+        kinds[id(node)] = known.setdefault(signature, len(known))
+        return kinds[id(node)]
+
+    number(root)
+    return kinds
+
+
+def fold(children: Mapping[str, Node], kinds: Mapping[int, int]) -> Iterator[tuple[str, Node, int]]:
+    """Children in order; numbered ones of one kind as one, such as ``0-1, 22-23`` of 4."""
+    folded: dict[str | int, tuple[list[str], Node]] = {}
     for name, child in children.items():
-        same = next(
-            (n for n, c in folded if name.isdigit() and n[0].isdigit() and c == child), None
-        )
-        if same is None:
-            folded.append(([name], child))
-        else:
-            same.append(name)
-    for names, child in folded:
+        key = kinds[id(child)] if name.isdigit() else name
+        folded.setdefault(key, ([], child))[0].append(name)
+    for names, child in folded.values():
         yield (names[0] if len(names) == 1 else spell(map(int, names))), child, len(names)
 
 

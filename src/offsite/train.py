@@ -7,6 +7,7 @@ accumulation, checkpointing, torchrun, trackers, early stopping and resuming are
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,12 +20,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     EarlyStoppingCallback,
+    SchedulerType,
     Trainer,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from offsite.checkpoint import accelerator
 from offsite.errors import OffsiteError
 from offsite.watch import Watch
 
@@ -70,8 +73,23 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.steps is not None and self.steps < 1) or self.epochs <= 0 or self.batch_size < 1:
+        if (
+            (self.steps is not None and self.steps < 1)
+            or not 0 < self.epochs < math.inf
+            or self.batch_size < 1
+        ):
             raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
+        counts = (self.accumulate, self.save_every, self.eval_every, self.patience)
+        if any(count is not None and count < 1 for count in counts):
+            raise OffsiteError(
+                "Steps to accumulate, to save, to evaluate and to be patient for are 1 or more."
+            )
+        if not 0 <= self.warmup < 1:
+            raise OffsiteError(f"A warmup of {self.warmup} is no share of the steps; use 0 to 1.")
+        if self.schedule not in (known := [kind.value for kind in SchedulerType]):
+            raise OffsiteError(
+                f"'{self.schedule}' is no schedule; choose one of: {', '.join(known)}."
+            )
         for lr in (self.lr, self.head_lr):
             if lr is not None and not 0 < lr < 100:
                 raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
@@ -169,10 +187,9 @@ def train(
     checkpoint = get_last_checkpoint(str(work)) if work and resume and work.is_dir() else None
     if resume and checkpoint is None:
         raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
-    total = options.steps or max(1, int(len(data) / options.batch_size * options.epochs))  # type: ignore[arg-type]
-    if device.index is not None:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # else the first accelerator is taken
-    with tempfile.TemporaryDirectory() as scratch:
+    batch = options.batch_size * options.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    total = options.steps or max(1, math.ceil(len(data) / batch * options.epochs))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch, accelerator(device):
         trainer = Trainer(
             model=_Tunable(model.to(device), loss),
             args=_arguments(
@@ -212,14 +229,16 @@ def train(
 
 
 def _own_rate(trainer: Trainer, parameters: list[nn.Parameter], lr: float) -> None:
-    """Move parameters into a group of their own in the optimiser, with another learning rate."""
+    """Move parameters into groups of their own in the optimiser, with another learning rate."""
     if not parameters:
         return
     optimizer = trainer.create_optimizer()
     moved = {id(parameter) for parameter in parameters}
-    for group in optimizer.param_groups:
+    for group in list(optimizer.param_groups):  # one has weight decay, the other none
+        own = [p for p in group["params"] if id(p) in moved]
         group["params"] = [p for p in group["params"] if id(p) not in moved]
-    optimizer.add_param_group({"params": parameters, "lr": lr})
+        if own:
+            optimizer.add_param_group({**group, "params": own, "lr": lr})
 
 
 def _arguments(
@@ -253,6 +272,8 @@ def _arguments(
         save_steps=every if options.patience else options.save_every,
         save_total_limit=2,
         load_best_model_at_end=bool(options.patience) and save,
+        metric_for_best_model="loss" if options.patience else None,
+        greater_is_better=False if options.patience else None,
         report_to=list(options.report_to) or "none",
         seed=options.seed,
         data_seed=options.seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from offsite.blocks import assemble, get_blocks
 from offsite.checkpoint import pick_device
 from offsite.config import to_json
-from offsite.delta import Delta, new_delta
+from offsite.delta import Delta, check_labels, check_options, new_delta
 from offsite.deltas.combined import Combined
 from offsite.deltas.full import Full
 from offsite.deltas.method import Method
@@ -25,9 +25,11 @@ from offsite.errors import OffsiteError
 from offsite.heads import give_head, head_tensors, labels_of, set_head
 from offsite.manifest import now
 from offsite.offer import Offer, task_auto_class
+from offsite.resume import check_same_run
+from offsite.tasks import source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text import CausalText
-from offsite.tensors import DTYPES
+from offsite.tensors import DTYPES, describe
 from offsite.train import History, TrainOptions, train, with_lr
 
 
@@ -83,7 +85,8 @@ def run_tune(
     options = with_lr(asked, method.lr)
     model = private_copy(offer, dtype)
     rows = _rows(task, data, offer, model, train=True)
-    give_head(model, getattr(rows, "labels", ()))
+    check_labels(labels := getattr(rows, "labels", ()))
+    give_head(model, labels)
     eval_rows = _rows(task, eval_data, offer, model, train=False)
     torch.manual_seed(options.seed)
     runner = method.attach(model, offer.manifest.adapter)
@@ -93,6 +96,11 @@ def run_tune(
     rates: list[tuple[Iterable[nn.Parameter], float]] = [(head.values(), options.head_lr)]
     if isinstance(method, Combined) and asked.lr is None:
         rates += method.rates(runner)
+    fits_contract(method, runner, offer)
+    if work is not None:
+        known = {"offer": offer.manifest.id, "method": to_json(method), "data": identity(data)}
+        same = {k: v for k, v in asdict(options).items() if k not in ("report_to", "save_every")}
+        check_same_run(work, known | same, resume)
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     history = train(
         runner,
@@ -123,6 +131,27 @@ def run_tune(
         labels=labels_of(model) if new else (),
     )
     return Tuned(delta, runner, history, evaluation, trainable)
+
+
+def fits_contract(method: Method, runner: nn.Module, offer: Offer) -> None:
+    """Refuse, before any training, what the offer's owner would refuse after it.
+
+    Raises:
+        OffsiteError: more bytes than the offer lets return, or options that are out of all measure.
+    """
+    entries = describe(method.tensors(runner))
+    size, limit = sum(e.bytes for e in entries.values()), offer.manifest.contract.max_bytes
+    if size > limit:
+        raise OffsiteError(
+            f"The delta would have {size} bytes of tensors, but the offer lets {limit} return; use "
+            "a lower rank, size or length."
+        )
+    check_options(to_json(method), entries)
+
+
+def identity(data: Any) -> str | int:
+    """What tells data from other data: the hash of a file, or how many rows there are."""
+    return source_identity(data) if isinstance(data, (str, Path)) else len(data)
 
 
 def check_usable(offer: Offer, task: Task) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.owner import Learned, Model, finish_work
+from offsite.cli.owner import Learned, Model
 
 
 def importance(
@@ -41,6 +41,7 @@ def importance(
     from offsite.files import check_free
     from offsite.offer import load_processor
     from offsite.report.bars import draw_importance, importance_table
+    from offsite.resume import finish_work, work_folder
     from offsite.split import Split
     from offsite.tasks import load_task
 
@@ -51,7 +52,7 @@ def importance(
     full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
     full = full.to(pick_device(device)).requires_grad_(False)
     rows = kind.load(data, load_processor(model, kind.name), full, train=True)
-    work = learn.with_name(f"{learn.name}.work") if learn else None
+    work = work_folder(learn, resume) if learn else None
     context = Context(full, Split((0,), len(get_blocks(full))), kind, rows, seed, work, resume)
     extra = {}
     if learn is not None:

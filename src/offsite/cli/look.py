@@ -79,10 +79,12 @@ def report(
     json: o.Json = False,
 ) -> None:
     """Write one self-contained page from the results of the lab."""
+    from rich.text import Text
+
     from offsite.report import write_report
 
     page = write_report(runs, out, title=title, overwrite=overwrite)
-    o.emit({"report": str(page), "bytes": page.stat().st_size}, json, [f"report: {page}"])
+    o.emit({"report": str(page), "bytes": page.stat().st_size}, json, [Text(f"report: {page}")])
 
 
 def demo(

@@ -13,7 +13,7 @@ import typer
 from offsite.errors import OffsiteError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; default float32 to compute in.")
 ]
@@ -35,7 +35,7 @@ Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default by --e
 Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
 Lr = Annotated[float | None, typer.Option(help="Peak learning rate; default the method's.")]
 HeadLr = Annotated[float, typer.Option(help="Peak learning rate of a classifier head.")]
-BatchSize = Annotated[int, typer.Option(help="Rows per step.")]
+BatchSize = Annotated[int, typer.Option(help="Rows per step.", min=1)]
 Precision = Annotated[str, typer.Option(help="float32, or autocast in bfloat16 or float16.")]
 
 TYPED = "COMMANDLINE"  # how click calls the source of an option that was typed

@@ -43,7 +43,9 @@ def offer(
     eval_data: Annotated[str | None, typer.Option(help="Data to score the emulator on.")] = None,
     record: Annotated[Path | None, typer.Option(help="Your private record.")] = None,
     name: Annotated[str | None, typer.Option(help="What the offer calls the model.")] = None,
-    expires_days: Annotated[int | None, typer.Option(help="Days the offer is good for.")] = None,
+    expires_days: Annotated[
+        int | None, typer.Option(help="Days the offer is good for.", min=1, max=36500)
+    ] = None,
     learned: Learned = None,
     prompt_decoder: Decoder = None,
     task: o.Task = "text",
@@ -66,6 +68,7 @@ def offer(
     from offsite.measure import folder_bytes, offer_bytes
     from offsite.owner import make_offer
     from offsite.record import Record
+    from offsite.resume import finish_work, work_folder
     from offsite.split import parse_adapter
     from offsite.structure import spell
     from offsite.tasks import load_task
@@ -79,7 +82,7 @@ def offer(
     steps = build_recipe(
         model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
     )
-    work = out.with_name(f"{out.name}.work")
+    work = work_folder(out, resume)
     made, private = make_offer(
         model,
         adapter=parse_adapter(adapter),
@@ -148,9 +151,7 @@ def plug(
     prompt_decoder: Decoder = None,
     again: Annotated[bool, typer.Option("--again", help="Plug a delta a second time.")] = False,
     json: o.Json = False,
-    seed: o.Seed = 0,
     dtype: o.Dtype = None,
-    device: o.Device = None,
 ) -> None:
     """Put a delta into the full model."""
     from offsite.checkpoint import load_model, parse_dtype, quiet
@@ -238,14 +239,6 @@ def score_model(
         return None
     rows = task.load(source, processor, model, train=False)
     return task.evaluate(model.to(pick_device(device)), rows)
-
-
-def finish_work(work: Path | None) -> None:
-    """Remove the folder of resumable state once what it was for is written."""
-    import shutil
-
-    if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def describe(evaluation: Any) -> str:

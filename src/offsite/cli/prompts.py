@@ -34,10 +34,10 @@ def prompt_decoder(
     json: o.Json = False,
 ) -> None:
     """Learn on public tasks what a few numbers can make of a prompt; 'offer' then ships it."""
-    from offsite.cli.owner import finish_work
     from offsite.deltas.learn_decoder import learn_decoder
     from offsite.files import check_free
     from offsite.prompt_decoder import save_decoder
+    from offsite.resume import finish_work, work_folder
     from offsite.tasks import check_data, load_task
     from offsite.train import TrainOptions
 
@@ -50,7 +50,7 @@ def prompt_decoder(
         kind = load_task(name, max_length=max_length)
         check_data(kind, path)
         tasks.append((kind, path))
-    work = out.with_name(f"{out.name}.work")
+    work = work_folder(out, resume)
     options = TrainOptions(
         steps=steps, epochs=epochs, lr=lr, batch_size=batch_size, precision=precision, seed=seed
     )

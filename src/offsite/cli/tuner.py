@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from offsite.cli import options as o
-from offsite.errors import OffsiteError
 
 delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools.")
 
@@ -60,11 +59,12 @@ def tune(
 
     from offsite.checking import check_sources, choose_data, need_data
     from offsite.checkpoint import parse_dtype
-    from offsite.cli.owner import describe, finish_work
-    from offsite.deltas import method_json, parse_method
+    from offsite.cli.owner import describe
+    from offsite.deltas import method_json, method_text, parse_method
     from offsite.files import check_free
     from offsite.manifest import OfferManifest, read_manifest
     from offsite.offer import Offer
+    from offsite.resume import finish_work, work_folder
     from offsite.tasks import check_data, load_task
     from offsite.train import TrainOptions
     from offsite.tuner import run_tune
@@ -96,12 +96,7 @@ def tune(
 
     computed = parse_dtype(dtype or "float32")
     loaded = Offer.load(offer, dtype=computed, before=check_lengths)
-    work = out.with_name(f"{out.name}.work")
-    if work.exists() and not resume:
-        raise OffsiteError(
-            f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start "
-            "afresh."
-        )
+    work = work_folder(out, resume)
     tuned = run_tune(
         loaded,
         data,
@@ -132,7 +127,7 @@ def tune(
     }
     lines = [
         f"[bold]{out}[/]  delta {manifest.id[:8]} for the offer {manifest.parent[:8]}",
-        f"  method       {method}",
+        f"  method       {method_text(manifest.method)}",
         f"  trained      {tuned.trainable:,} numbers, {tuned.history.steps} steps, "
         f"{tuned.history.seconds:.0f} s, mean loss {tuned.history.loss:.4f}",
         f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",

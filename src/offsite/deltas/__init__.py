@@ -101,11 +101,14 @@ def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
         return {"kind": Combined.kind, "methods": [method_json(part) for part in parts]}
     kind, _, inline = text.partition(":")
     found: dict[str, Any] = {"kind": kind}
-    for pair in (*filter(None, inline.split(",")), *options):
+    pieces = re.split(r",(?=[^,=]*=)", inline) if inline else []  # a value may be q_proj,v_proj
+    for pair in (*pieces, *options):
         key, equals, value = pair.partition("=")
         if not equals:
             raise OffsiteError(
                 f"'{pair}' is no option; write NAME=VALUE, as in --option rank=8 or lora:rank=8."
             )
+        if key in found:
+            raise OffsiteError(f"'{key}' is given twice for the method '{kind}'; give it once.")
         found[key] = {"true": True, "false": False}.get(value.lower(), value)
     return found

@@ -69,7 +69,8 @@ class Combined:
     is given for all. The paper's sequential combination, one method after the other, is not built.
 
     Attributes:
-        methods: two or more, none of them a combination or an intrinsic prompt.
+        methods: two or more, none of them twice, a combination, an intrinsic prompt or ``head``
+            (a head is tuned with any method).
 
     Raises:
         OffsiteError: methods that cannot stand together; on attaching, methods that tune the same.
@@ -84,11 +85,15 @@ class Combined:
         require(
             len(self.methods) > 1, "A combination needs two methods or more, as in lora+bitfit."
         )
+        require(
+            len(set(self.methods)) == len(self.methods),
+            "A combination names a method twice; name each once.",
+        )
         taken: dict[str, str] = {}
         for method in self.methods:
             place = method.place
             require(
-                place in ORDER and method.kind != "intrinsic_prompt",
+                place in ORDER and method.kind not in ("intrinsic_prompt", "head"),
                 f"The method '{method.kind}' cannot be part of a combination; use another, or tune "
                 "it alone.",
             )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,14 +22,27 @@ OPEN = 0.0  # at the start a gate lets five differences in six through
 PRESSURE = 2.0  # of the L0 gradient, in root mean squares of the loss gradient
 
 
-def press(gate: torch.Tensor, density: float) -> None:
-    """Add the gradient of the expected L0 norm while it lies above the target density."""
-    assert gate.grad is not None
-    is_open = torch.sigmoid(gate.detach() * SPEED - BETA * math.log(-LOW / HIGH))
-    if is_open.mean() > density:
-        slope = is_open * (1 - is_open)
-        size = gate.grad.pow(2).mean().sqrt()
-        gate.grad += PRESSURE * size * slope / slope.mean().clamp_min(1e-30)
+class Pressed(torch.autograd.Function):
+    """A gate as it is, whose gradient has that of the expected L0 norm added.
+
+    It is added while the expected density lies above the target, in proportion to the gradient of
+    the loss, so that it means the same in each of several accumulated batches.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, density: float) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate)
+        ctx.density = density
+        return gate.view_as(gate)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        is_open = torch.sigmoid(ctx.saved_tensors[0] * SPEED - BETA * math.log(-LOW / HIGH))
+        if is_open.mean() > ctx.density:
+            slope = is_open * (1 - is_open)
+            size = gradient.pow(2).mean().sqrt()
+            gradient = gradient + PRESSURE * size * slope / slope.mean().clamp_min(1e-30)
+        return gradient, None
 
 
 class SparseDifference(nn.Module):
@@ -42,15 +54,14 @@ class SparseDifference(nn.Module):
 
     def __init__(self, weight: torch.Tensor, density: float) -> None:
         super().__init__()
-        self.count = max(1, round(density * weight.numel()))
+        self.density, self.count = density, max(1, round(density * weight.numel()))
         self.value = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
         self.gate = nn.Parameter(torch.full_like(self.value, OPEN / SPEED))
-        # the hook must not hold this module, or the two would keep each other in memory
-        self.gate.register_post_accumulate_grad_hook(partial(press, density=density))
 
     def difference(self) -> torch.Tensor:
         """The dense difference before pruning, in float32."""
-        logit = self.gate * SPEED
+        gate: torch.Tensor = Pressed.apply(self.gate, self.density)  # type: ignore[no-untyped-call]
+        logit = gate * SPEED
         if self.training:
             noise = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
             logit = (torch.logit(noise) + logit) / BETA
@@ -76,8 +87,9 @@ class DiffPruning:
 
     What travels, per weight: ``indices`` (count,) int32 into the flattened weight and ``values``
     (count,) float32, count = round(density * size), so the size is known before training. Starts
-    at no change; merges. The target is reached by the L0 gradient of equation 4, applied until the
-    expected density meets it, and the final magnitude pruning of section 3.2; both per tensor,
+    at no change; merges. The target is reached by the L0 gradient of equation 4, scaled to twice
+    the gradient of the loss and applied until the expected density meets it, and the final
+    magnitude pruning of section 3.2, with the constants of Louizos et al.; all per tensor,
     where the paper prunes all tensors together, uses a fixed penalty weight and tunes once more
     after pruning.
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.config import require
+from offsite.config import check_seed, require
 from offsite.deltas.through_peft import ThroughPeft, fan_in_fan_out, target_names
 
 
@@ -37,6 +37,7 @@ class FourierFT(ThroughPeft):
 
     def __post_init__(self) -> None:
         require(self.frequencies >= 1, f"frequencies={self.frequencies} is not usable; take 1 up.")
+        check_seed(self.seed)
 
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
         from peft import FourierFTConfig

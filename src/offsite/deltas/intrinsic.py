@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from offsite.blocks import block_of, block_path
-from offsite.config import require
+from offsite.config import check_seed, require
 from offsite.deltas.own_numbers import OwnNumbers
 from offsite.deltas.reweight import fold, reweight, reweighted
 from offsite.deltas.targets import linear_layers
@@ -118,7 +118,7 @@ class IntrinsicDimension(OwnNumbers):
 
     def __post_init__(self) -> None:
         require(2 <= self.dim <= 65536, f"dim={self.dim} is not usable; take 2 to 65536.")
-        require(0 <= self.seed < 2**32, f"The seed {self.seed} is not in 0 to 2**32 - 1.")
+        check_seed(self.seed)
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         layers, path = linear_layers(model, blocks, self.targets), block_path(model)

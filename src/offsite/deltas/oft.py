@@ -14,7 +14,10 @@ from offsite.deltas.through_peft import ThroughPeft, target_names
 
 @dataclass(frozen=True)
 class OFT(ThroughPeft):
-    """``W R`` with ``R`` block-diagonal and orthogonal: angles between neurons are kept.
+    """``W R`` with ``R`` block-diagonal and nearly orthogonal: angles between neurons are kept.
+
+    ``R`` is the Cayley map of its generator by peft's series of five terms, so it leaves
+    orthogonality as the generator grows.
 
     What travels: the skew-symmetric generators of each rotation, as a peft adapter. They are zero
     at the start, so an untrained delta changes nothing; merges. Not for GPT-2's ``Conv1D``.

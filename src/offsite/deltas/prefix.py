@@ -145,7 +145,8 @@ def attention_of(block: nn.Module, gated: bool) -> Any:
         OffsiteError: it does not, or its implementation cannot take prepended keys.
     """
     found = [m for m in block.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
-    if len(found) != 1:
+    hosts = [vars(sys.modules[type(module).__module__]) for module in found]
+    if len(found) != 1 or "ALL_ATTENTION_FUNCTIONS" not in hosts[0]:  # GPT-J, Falcon
         raise OffsiteError(
             f"The attention of {type(block).__name__} does not run through transformers' "
             "AttentionInterface, so it cannot take a prefix; use lora or bottleneck instead."

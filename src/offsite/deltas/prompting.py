@@ -3,7 +3,8 @@
 Hooks on the model's own forward, so ``generate``, caches, left padding and gradient checkpointing
 stay the family's. The vectors take positions 0 .. n-1 and the tokens follow; logits of the vectors
 are cut off again, so losses and metrics see what they gave. The vectors stand before any padding,
-as in peft, so where attention has a sliding window, padding uses the window up.
+as in peft, so where attention has a sliding window, padding uses the window up; and packed rows
+longer than the window are attended to as if there were none. Caches are dynamic ones only.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def check_takes_prompt(model: Any) -> None:
 def add_prompt(model: Any, prompt: nn.Module) -> None:
     """Let ``prompt()``, (n, width) or (batch, n, width), stand before every row of tokens."""
     model.prompt = prompt
-    prompt.added = 0  # type: ignore[assignment]
+    prompt.added = prompt.tokens = 0  # type: ignore[assignment]
     prompt.handles = [  # type: ignore[assignment]
         model.register_forward_pre_hook(before, with_kwargs=True),
         model.register_forward_hook(after),
@@ -58,7 +59,10 @@ def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     vectors = model.prompt()
     count = vectors.shape[-2]
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
-        raise OffsiteError("A model with a prompt takes masks of shape (batch, length) only.")
+        raise OffsiteError(
+            "A model with a prompt takes masks of shape (batch, length) only; leave out "
+            "cache_implementation, as only a dynamic cache has them."
+        )
     if mask is not None:
         kwargs["attention_mask"] = nn.functional.pad(mask, (count, 0), value=1)
     if positions is not None:
@@ -69,6 +73,7 @@ def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tokens = kwargs.pop("input_ids", None)
     embedded = kwargs.get("inputs_embeds")
     embedded = model.get_input_embeddings()(tokens) if embedded is None else embedded
+    model.prompt.tokens = embedded.shape[1]
     check_length(model, count + embedded.shape[1])
     vectors = vectors.to(embedded).expand(len(embedded), -1, -1)
     kwargs["inputs_embeds"] = torch.cat((vectors, embedded), 1)
@@ -86,8 +91,9 @@ def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def after(model: Any, inputs: Any, output: Any) -> Any:
     """Cut the prompt's logits off."""
     logits = getattr(output, "logits", None)
-    if logits is not None and logits.shape[1] > model.prompt.added > 0:
-        output.logits = logits[:, model.prompt.added :]
+    added, tokens = model.prompt.added, model.prompt.tokens
+    if added and logits is not None and logits.shape[1] > tokens:  # not where few were asked for
+        output.logits = logits[:, logits.shape[1] - tokens :]
     return output
 
 

@@ -90,7 +90,7 @@ def sublayer_outputs(block: nn.Module) -> dict[str, nn.Module]:
             part = part_of(f"{name}.weight")
             last[part], widths[part] = module, spec.outputs
             wrapped = (*wrapped, f"{name}.")
-    if set(last) < {"attention", "mlp"} or widths["attention"] != widths["mlp"]:
+    if not {"attention", "mlp"} <= set(last) or widths["attention"] != widths["mlp"]:
         raise OffsiteError(
             f"The adapter block {type(block).__name__} does not end its attention and its "
             "feed-forward in plain linear layers of one width; use lora or full instead."

@@ -35,9 +35,7 @@ class ThroughPeft(ABC):
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         from peft import get_peft_model
 
-        config = self.config(model, blocks)
-        config.base_model_name_or_path = None  # peft would write the model's local path
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, self.config(model, blocks))  # type: ignore[arg-type]
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         from peft.utils import get_peft_model_state_dict
@@ -69,6 +67,7 @@ class ThroughPeft(ABC):
 
     def peft_config(self, model: nn.Module) -> str | None:
         config = model.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+        config |= {"base_model_name_or_path": None, "revision": None}  # it would be a local path
         config["inference_mode"] = True
         return json.dumps(config, indent=1, default=plain, sort_keys=True) + "\n"
 

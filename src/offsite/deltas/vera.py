@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.config import require
+from offsite.config import check_seed, require
 from offsite.deltas.through_peft import ThroughPeft, fan_in_fan_out, target_names
 
 
@@ -39,6 +39,7 @@ class VeRA(ThroughPeft):
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"VeRA needs a rank of at least 1, not {self.rank}.")
+        check_seed(self.seed)
 
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
         from peft import VeraConfig

@@ -1,0 +1,56 @@
+"""The folder beside a result in which a run keeps what it needs to be resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offsite.errors import OffsiteError
+from offsite.files import read_json, write_file
+
+RUN = "run.json"  # what the run was asked to do
+
+
+def work_folder(out: Path, resume: bool) -> Path:
+    """The folder for resumable state of what will be written to ``out``; it need not exist.
+
+    Raises:
+        OffsiteError: it holds the state of an interrupted run and ``resume`` is not asked for.
+    """
+    work = out.with_name(f"{out.name}.work")
+    if not resume and work.is_dir() and any(path.name != RUN for path in work.iterdir()):
+        raise OffsiteError(
+            f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start "
+            "afresh."
+        )
+    return work
+
+
+def finish_work(work: Path | None) -> None:
+    """Remove the folder once what it was for is written."""
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_same_run(work: Path, run: Mapping[str, Any], resume: bool) -> None:
+    """Note what a run was asked to do; when resuming, hold it to what was noted.
+
+    Raises:
+        OffsiteError: another run than the one that was interrupted.
+    """
+    asked = json.loads(json.dumps(run, default=list))
+    if resume:
+        if not (work / RUN).is_file():
+            return
+        before = read_json(work / RUN)
+        before = before if isinstance(before, dict) else {}
+        changed = [key for key in asked if before.get(key) != asked[key]]
+        if changed:
+            raise OffsiteError(
+                f"The run in '{work}' was started with another {' and another '.join(changed)}; "
+                "resume it with the same, or remove the folder to start afresh."
+            )
+    write_file(work / RUN, json.dumps(asked) + "\n")
