@@ -24,6 +24,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -250,6 +251,12 @@ def _arguments(
     save: bool,
 ) -> TrainingArguments:
     every = options.eval_every or max(1, total // 10)
+    missing = set(options.report_to) - set(known := get_available_reporting_integrations())
+    if missing:
+        raise OffsiteError(
+            f"There is no tracker '{min(missing)}' here; those installed are: "
+            f"{', '.join(sorted(known)) or 'none'}."
+        )
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=options.steps or -1,

@@ -154,6 +154,8 @@ def test_what_stacks_and_what_does_not(rack: dict[str, Plugged]) -> None:
         ({"bottleneck": 1.0, "bottleneck-pfeiffer": 1.0}, "both need"),
         ({"prefix": 0.5}, "takes no weight"),
         ({"missing": 1.0}, "There is no delta"),
+        ({"prefix": 1.0, "lora": "half"}, "a finite number"),
+        ({"lora": float("nan")}, "a finite number"),
     ):
         with pytest.raises(OffsiteError, match=message):
             served.switch(**bad)

@@ -12,6 +12,7 @@ from cases import ADAPTER, METHOD_CASES, disturb, small_model
 from transformers import AutoModelForCausalLM, FalconConfig, GPTJConfig, PreTrainedConfig
 
 from conftest import inputs_for, output_of
+from offsite.cli.options import whole_seeds
 from offsite.compress.drop import Drop
 from offsite.delta import check_labels
 from offsite.deltas import METHODS, method_json, method_text, parse_method
@@ -130,6 +131,13 @@ def test_no_method_takes_numbers_that_are_none() -> None:
     for text in ("lora:alpha=inf", "lora:alpha=nan", "fourier:scaling=-inf", "vera:seed=-1"):
         with pytest.raises(OffsiteError, match=r"finite|seed"):
             parse_method(method_json(text))
+    for text in (
+        "lora:rank=99999999999999999999999",
+        "bottleneck:size=100000000",
+        "lora:alpha=1e9",
+    ):
+        with pytest.raises(OffsiteError, match="take at most 1048576"):
+            parse_method(method_json(text))
     with pytest.raises(OffsiteError, match=r"^LoRA needs a rank of at least 1, not -1\.$"):
         parse_method(method_json("lora:rank=-1"))
 
@@ -171,3 +179,15 @@ def test_names_of_classes_are_judged_without_being_shown(labels: Any) -> None:
     with pytest.raises(OffsiteError, match="class") as caught:
         check_labels(labels)
     assert "fine" not in str(caught.value) and "break" not in str(caught.value)
+
+
+def test_trackers_that_are_not_there_are_named(parts: tuple[Any, Offer, Record]) -> None:
+    with pytest.raises(OffsiteError, match="no tracker 'abacus'"):
+        tune(parts[1], ROWS, LoRA(rank=2), options=replace(OPTIONS, report_to=("abacus",)))
+
+
+def test_seeds_are_whole_numbers() -> None:
+    assert whole_seeds("0,2,1") == (0, 2, 1)
+    for text in ("-1", "0.5", "nan", "inf", "x", ""):
+        with pytest.raises(OffsiteError, match="list of seeds"):
+            whole_seeds(text)

@@ -101,6 +101,20 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
         raise OffsiteError(f"'{text}' is no list of {what}; write numbers such as 1,2,3.") from None
 
 
+def whole_seeds(text: str) -> tuple[int, ...]:
+    """Seeds separated by commas.
+
+    Raises:
+        OffsiteError: anything else, or one that no generator takes.
+    """
+    found = numbers(text, "seeds")
+    if any(not 0 <= seed < 2**32 or seed % 1 for seed in found):
+        raise OffsiteError(
+            f"'{text}' is no list of seeds; write whole numbers from 0, as in 0,1,2."
+        )
+    return tuple(int(seed) for seed in found)
+
+
 def check_source(source: str | None) -> None:
     """Refuse a data file that is not there before any model loads."""
     from offsite.tasks import data_path

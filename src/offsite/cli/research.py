@@ -185,7 +185,7 @@ def lab(
                 calibration=calibration,
                 recipes=make_recipes(recipes, model, task, adapter),
                 deltas={name: method_json(name) for name in names},
-                seeds=tuple(int(seed) for seed in o.numbers(seeds, "seeds")),
+                seeds=o.whole_seeds(seeds),
                 options=options,
                 full_lr=full_lr,
                 baseline=baseline,

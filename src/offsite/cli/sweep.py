@@ -71,7 +71,7 @@ def sweep(
         calibration=calibration,
         recipes={cell.name: list(cell.steps) for cell in grid},
         deltas={delta: method_json(delta)},
-        seeds=tuple(int(seed) for seed in o.numbers(seeds, "seeds")),
+        seeds=o.whole_seeds(seeds),
         options=TrainOptions(
             steps=steps, epochs=epochs, lr=lr, head_lr=head_lr, batch_size=batch_size
         ),

@@ -28,6 +28,7 @@ from offsite.deltas.prompt import Prompt
 from offsite.deltas.vera import VeRA
 from offsite.errors import OffsiteError
 
+LARGEST = 2**20  # of any number in a method but a seed
 METHODS: dict[str, type] = {
     method.kind: method
     for method in (
@@ -64,8 +65,19 @@ def parse_method(data: Any) -> Method:
         parts = data.get("methods")
         if data.keys() != {"kind", "methods"} or not isinstance(parts, (list, tuple)):
             raise OffsiteError("A combined delta method has a list of 'methods' and nothing else.")
-        return Combined(tuple(from_json(METHODS, part, "delta method") for part in parts))
+        return Combined(tuple(one_method(part) for part in parts))
+    return one_method(data)
+
+
+def one_method(data: Any) -> Method:
+    """A method that is no combination, none of whose numbers is beyond all measure."""
     method: Method = from_json(METHODS, data, "delta method")
+    for name, value in to_json(method).items():
+        if isinstance(value, (int, float)) and abs(value) > LARGEST and name != "seed":
+            raise OffsiteError(
+                f"A {name} of {value:g} is beyond what '{method.kind}' can use; take at most "
+                f"{LARGEST}."
+            )
     return method
 
 
