@@ -17,6 +17,7 @@ from offsite.compress.drop import Drop
 from offsite.delta import check_labels
 from offsite.deltas import METHODS, method_json, method_text, parse_method
 from offsite.deltas.lora import LoRA
+from offsite.deltas.targets import linear_names
 from offsite.errors import OffsiteError
 from offsite.offer import Offer
 from offsite.owner import make_offer, plug
@@ -149,6 +150,14 @@ def test_an_option_may_list_names_and_comes_once() -> None:
     for text in ("lora:rank=4,rank=8", "lora:kind=full"):
         with pytest.raises(OffsiteError, match="given twice"):
             method_json(text)
+
+
+def test_every_name_among_targets_must_stand_for_something() -> None:
+    model = small_model("llama")
+    both = linear_names(model, ADAPTER, "attention,up_proj")
+    assert both == [n for n in linear_names(model, ADAPTER, "all") if "attn" in n or "up_" in n]
+    with pytest.raises(OffsiteError, match="targets=q_proj,nothing"):
+        linear_names(model, ADAPTER, "q_proj,nothing")
 
 
 def test_another_run_is_not_resumed(parts: tuple[Any, Offer, Record], tmp_path: Path) -> None:

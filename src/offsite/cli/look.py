@@ -14,7 +14,9 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="Offer, delta, record, or model folder.")],
     base: Annotated[
         str | None,
-        typer.Option(help="Offer or model that a delta belongs to, to show it in place."),
+        typer.Option(
+            help="The offer of a delta, or the model of a plugged one, to show it in place."
+        ),
     ] = None,
     json: o.Json = False,
 ) -> None:

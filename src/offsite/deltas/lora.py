@@ -42,7 +42,10 @@ class LoRA(ThroughPeft):
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"LoRA needs a rank of at least 1, not {self.rank}.")
-        require(0 <= self.dropout < 1, f"A dropout of {self.dropout} is not usable; take 0 to 1.")
+        require(
+            0 <= self.dropout < 1,
+            f"A dropout of {self.dropout} is not usable; take 0 up to, but not, 1.",
+        )
 
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
         from peft import LoraConfig

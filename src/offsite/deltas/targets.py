@@ -34,7 +34,7 @@ def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[
         targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
 
     Raises:
-        OffsiteError: nothing in the blocks matches.
+        OffsiteError: nothing in the blocks matches, or a name that stands for nothing there.
     """
     found = {
         name: None  # a dictionary keeps the order
@@ -42,17 +42,15 @@ def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[
         for name, module in get_blocks(model)[index].named_modules()
         if linear_spec(module) is not None
     }
-    leaves = targets.replace(" ", "").split(",")
+    chosen = set(targets.replace(" ", "").split(","))
     wanted = [
         name
         for name in found
-        if targets == "all"
-        or part_of(f"{name}.weight") == targets
-        or name.rsplit(".", 1)[-1] in leaves
+        if chosen & {"all", part_of(f"{name}.weight"), name.rsplit(".", 1)[-1]}
     ]
     known = sorted({name.rsplit(".", 1)[-1] for name in found})
     require(
-        bool(wanted),
+        bool(wanted) and chosen <= {"all", "attention", "mlp", *known},
         f"No linear layer of the adapter blocks matches targets={targets}; use all, attention, "
         f"mlp, or names among {', '.join(known)}.",
     )
