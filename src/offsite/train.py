@@ -102,7 +102,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class History:
-    """What a training run did: steps, seconds, final loss and the logged points."""
+    """What a training run did: steps and points, and of its last sitting seconds and mean loss."""
 
     steps: int
     seconds: float

@@ -200,3 +200,11 @@ def test_seeds_are_whole_numbers() -> None:
     for text in ("-1", "0.5", "nan", "inf", "x", ""):
         with pytest.raises(OffsiteError, match="list of seeds"):
             whole_seeds(text)
+
+
+def test_a_peft_configuration_names_no_folder() -> None:
+    model = small_model("llama")
+    model.name_or_path = "/home/secret/model"
+    method = LoRA(rank=2)
+    text = method.peft_config(method.attach(model, ADAPTER))
+    assert text is not None and "secret" not in text
