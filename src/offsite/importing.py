@@ -18,13 +18,14 @@ from offsite.offer import Offer
 from offsite.tensors import load_tensors
 from offsite.tuner import private_copy
 
-REFUSED = (
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "megatron_config",
+READ = ("r", "lora_alpha", "use_dora", "use_rslora", "peft_type", "bias", "init_lora_weights")
+IDLE = (  # say where an adapter sits, how it was trained or who made it, not what it computes
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying"),
+    *("eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern"),
+    *("layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "peft_version"),
+    *("qalora_group_size", "revision", "target_modules", "task_type"),
 )
+KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")  # beginnings that leave the weights alone
 
 
 def import_peft(offer: Offer, folder: str | Path) -> Delta:
@@ -78,11 +79,17 @@ def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) ->
             f"'{folder}' is a peft adapter of type '{shown(kind)}'; only LORA adapters can be "
             "imported, so tune other methods with 'offsite tune'."
         )
-    odd = [key for key in REFUSED if config.get(key)]
+    odd = sorted(key for key in config.keys() - {*READ, *IDLE} if config[key])
     if odd or config.get("bias", "none") != "none":
         raise OffsiteError(
-            f"'{folder}' sets '{odd[0] if odd else 'bias'}', which a delta cannot carry; train "
-            "plain LoRA on the adapter blocks only."
+            f"'{folder}' sets '{shown(odd[0]) if odd else 'bias'}', which a delta cannot carry; "
+            "train plain LoRA on the adapter blocks only."
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start not in KEEP_BASE:
+        raise OffsiteError(
+            f"'{folder}' began as '{shown(start)}', which changes the weights beside the adapter; "
+            "save it with peft's path_initial_model_for_weight_conversion, or train plain LoRA."
         )
     leaves = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
     try:
