@@ -28,8 +28,10 @@ from offsite.offer import Offer, load_processor
 from offsite.plugging import attach_delta
 from offsite.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.record import OfferRecord, Record
+from offsite.resume import check_same_run
 from offsite.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.stored import model_fingerprint
+from offsite.tasks import data_identity
 from offsite.tasks.task import Task
 from offsite.tasks.text import CausalText
 
@@ -83,6 +85,11 @@ def make_offer(
     if cut.rest:
         target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
         full = cut.model.to(target).eval()
+        if work is not None:
+            run = {"model": cut.fingerprint, "adapter": cut.split.adapter, "seed": seed}
+            run |= {"recipe": [to_json(step) for step in recipe]}
+            run |= {"data": data_identity(data) if data is not None else None}
+            check_same_run(work, run, resume)
         if data is not None and isinstance(data, (str, Path)):
             data = task.load(data, processor, full, train=True)
         context = Context(full, cut.split, task, data, seed, work, resume)

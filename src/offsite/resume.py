@@ -12,6 +12,7 @@ from offsite.errors import OffsiteError
 from offsite.files import read_json, write_file
 
 RUN = "run.json"  # what the run was asked to do
+IDLE = ("report_to", "save_every")  # options that may change: they have no part in the result
 
 
 def work_folder(out: Path, resume: bool) -> Path:
@@ -21,12 +22,17 @@ def work_folder(out: Path, resume: bool) -> Path:
         OffsiteError: it holds the state of an interrupted run and ``resume`` is not asked for.
     """
     work = out.with_name(f"{out.name}.work")
-    if not resume and work.is_dir() and any(path.name != RUN for path in work.iterdir()):
+    if not resume and begun(work):
         raise OffsiteError(
             f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start "
             "afresh."
         )
     return work
+
+
+def begun(work: Path) -> bool:
+    """Whether a folder holds more than the note of what was asked."""
+    return work.is_dir() and any(path.name != RUN for path in work.iterdir())
 
 
 def finish_work(work: Path | None) -> None:
@@ -39,12 +45,13 @@ def check_same_run(work: Path, run: Mapping[str, Any], resume: bool) -> None:
     """Note what a run was asked to do; when resuming, hold it to what was noted.
 
     Raises:
-        OffsiteError: another run than the one that was interrupted.
+        OffsiteError: no run was noted, or another than this.
     """
-    asked = json.loads(json.dumps(run, default=list))
+    asked = {key: value for key, value in run.items() if key not in IDLE}
+    asked = json.loads(json.dumps(asked, default=list))
     if resume:
         if not (work / RUN).is_file():
-            return
+            raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
         before = read_json(work / RUN)
         before = before if isinstance(before, dict) else {}
         changed = [key for key in asked if before.get(key) != asked[key]]

@@ -26,7 +26,7 @@ from offsite.heads import give_head, head_tensors, labels_of, set_head
 from offsite.manifest import now
 from offsite.offer import Offer, task_auto_class
 from offsite.resume import check_same_run
-from offsite.tasks import source_identity
+from offsite.tasks import data_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text import CausalText
 from offsite.tensors import DTYPES, describe
@@ -98,9 +98,8 @@ def run_tune(
         rates += method.rates(runner)
     fits_contract(method, runner, offer)
     if work is not None:
-        known = {"offer": offer.manifest.id, "method": to_json(method), "data": identity(data)}
-        same = {k: v for k, v in asdict(options).items() if k not in ("report_to", "save_every")}
-        check_same_run(work, known | same, resume)
+        known = {"offer": offer.manifest.id, "method": to_json(method), "data": data_identity(data)}
+        check_same_run(work, known | asdict(options), resume)
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     history = train(
         runner,
@@ -147,11 +146,6 @@ def fits_contract(method: Method, runner: nn.Module, offer: Offer) -> None:
             "a lower rank, size or length."
         )
     check_options(to_json(method), entries)
-
-
-def identity(data: Any) -> str | int:
-    """What tells data from other data: the hash of a file, or how many rows there are."""
-    return source_identity(data) if isinstance(data, (str, Path)) else len(data)
 
 
 def check_usable(offer: Offer, task: Task) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -37,7 +37,6 @@ class _StateMeta(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["layer_replace_state"] = "layer_replace_state"
     step: int
-    options: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class State:
     optimiser: torch.optim.AdamW
 
 
-def write_state(work: Path, state: State, options: Mapping[str, float]) -> None:
+def write_state(work: Path, state: State) -> None:
     """Replace the resumable state in a work folder."""
     tensors = {"scores": state.scores}
     for name, parameter in state.harmonizers.named_parameters():
@@ -107,25 +106,20 @@ def write_state(work: Path, state: State, options: Mapping[str, float]) -> None:
             tensors[f"{key}.{name}"] = value
     with new_folder(work / STATE, overwrite=True) as partial:
         save_tensors(tensors, partial / WEIGHTS)
-        meta = _StateMeta(step=state.step, options=dict(options))
+        meta = _StateMeta(step=state.step)
         write_file(partial / META, meta.model_dump_json(indent=1) + "\n")
 
 
-def read_state(context: Context, state: State, options: Mapping[str, Any]) -> None:
+def read_state(context: Context, state: State) -> None:
     """Continue from the state in the context's work folder, in place.
 
     Raises:
-        OffsiteError: there is none, or it was made with other options.
+        OffsiteError: there is none, or it is damaged.
     """
     if context.work is None or not (context.work / STATE).is_dir():
         raise OffsiteError(f"There is nothing to resume in '{context.work}'; run without --resume.")
     folder = context.work / STATE
     meta: _StateMeta = parse(_StateMeta, read_json(folder / META), folder / META)
-    if meta.options != dict(options):
-        raise OffsiteError(
-            f"The state in '{context.work}' was made with other options; resume with the same ones "
-            "or start afresh without --resume."
-        )
     tensors = load_tensors([folder / WEIGHTS])
     state.step, state.scores = meta.step, tensors.pop("scores")
     weights = {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}

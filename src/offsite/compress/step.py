@@ -7,7 +7,7 @@ may share tensors with the owner's model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from offsite.errors import OffsiteError
+from offsite.resume import begun
 from offsite.split import Middle, Split, whole_middle
 from offsite.tasks.task import Task
 
@@ -46,6 +47,13 @@ class Context:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def of_step(self, index: int) -> Context:
+        """The context of one step: with a work folder of its own, resumed if it had begun."""
+        if self.work is None:
+            return self
+        work = self.work / str(index)
+        return replace(self, work=work, resume=self.resume and begun(work))
 
     def batches(self, count: int, size: int, seed: int | None = None) -> Iterator[dict[str, Any]]:
         """``count`` random calibration batches of ``size`` rows, on the model's device.
@@ -85,8 +93,8 @@ class Step(Protocol):
 def compress(recipe: Sequence[Step], context: Context, middle: Middle | None = None) -> Middle:
     """Apply the steps of a recipe in order, by default to the model's whole middle."""
     middle = middle or whole_middle(context.model, context.split)
-    for step in recipe:
-        middle = step(middle, context)
+    for index, step in enumerate(recipe):
+        middle = step(middle, context.of_step(index))
     return middle
 
 

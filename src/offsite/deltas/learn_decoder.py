@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from offsite.config import require
 from offsite.deltas.prompting import add_prompt, check_takes_prompt, remove_prompt
 from offsite.offer import load_processor
 from offsite.prompt_decoder import TENSORS, decode
+from offsite.resume import check_same_run
+from offsite.stored import model_fingerprint
+from offsite.tasks import data_identity
 from offsite.tasks.task import Task
 from offsite.train import TrainOptions, train, with_lr
 
@@ -89,6 +93,10 @@ def learn_decoder(
         runner = copy.deepcopy(model)
     check_takes_prompt(runner)
     rows = balanced([rows_of(task, data, processor, runner) for task, data in tasks])
+    if work is not None:
+        run = {"model": model_fingerprint(runner), "length": length, "dim": dim, "hidden": hidden}
+        run |= {"tasks": [(task.name, data_identity(data)) for task, data in tasks]}
+        check_same_run(work, run | asdict(options), resume)
     target = pick_device(None if device is None else str(device))
     freeze(runner.to(target))
     torch.manual_seed(options.seed)

@@ -94,6 +94,11 @@ def data_path(source: str | Path) -> Path:
     return whole if whole.exists() else Path(str(source).partition(":")[0])
 
 
+def data_identity(data: Any) -> str | int:
+    """What tells data from other data: a source's identity, or how many rows there are."""
+    return source_identity(data) if isinstance(data, (str, Path)) else len(data)
+
+
 def source_identity(source: str | Path) -> str:
     """What tells a data source from others, wherever it lies.
 
