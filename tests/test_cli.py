@@ -138,6 +138,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "method": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--delta", "lra"], "choose one"),
     "option": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--delta", "lora:r=1"], "rank"),
     "lr": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--lr", "-1"], "learning rate"),
+    "head lr": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--delta", "head",
+                 "--lr", "1e-3"], "--head-lr"),
     "not an offer": (["tune", "{m}", "--data", "{t}", "--out", "{d}/x"], "manifest.json"),
     "resume": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--resume"], "nothing to resume"),
     "record": (["plug", "{m}", "{o}", "--record", "{d}/none", "--out", "{d}/x"], "no file"),

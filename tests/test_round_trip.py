@@ -193,7 +193,7 @@ def test_interrupted_tuning_resumes_to_the_same_weights(
     import os
     import signal
 
-    from offsite.train import Interrupted
+    from offsite.resume import Interrupted
 
     offer, _ = make_offer(language_model("llama"), recipe=[Drop(keep=1)], processor=tokenizer)
     options = TrainOptions(steps=12, batch_size=2, lr=1e-2, save_every=5)

@@ -28,7 +28,7 @@ from offsite.offer import Offer, load_processor
 from offsite.plugging import attach_delta
 from offsite.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.record import OfferRecord, Record
-from offsite.resume import check_same_run
+from offsite.resume import same_run
 from offsite.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.stored import model_fingerprint
 from offsite.tasks import data_identity
@@ -56,8 +56,9 @@ def make_offer(
     """Cut a model and compress its middle.
 
     Args:
-        model: folder, hub name, or a transformers model in memory (which is not changed). From a
-            folder, a recipe that only drops blocks reads only the blocks it keeps.
+        model: folder, hub name, or a transformers model in memory, whose weights stay as they are
+            and are shared with the offer; it is frozen and put in evaluation mode. From a folder, a
+            recipe that only drops blocks reads only the blocks it keeps.
         adapter: a rule such as ``ends(2, 2)`` or the positions themselves.
         recipe: compression steps, applied in order to the middle; none ships the middle whole.
         data: the owner's calibration data (a path, or rows the task made), where a step needs it.
@@ -85,15 +86,14 @@ def make_offer(
     if cut.rest:
         target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
         full = cut.model.to(target).eval()
-        if work is not None:
-            run = {"model": cut.fingerprint, "adapter": cut.split.adapter, "seed": seed}
-            run |= {"recipe": [to_json(step) for step in recipe]}
-            run |= {"data": data_identity(data) if data is not None else None}
-            check_same_run(work, run, resume)
+        run = {"model": cut.fingerprint, "adapter": cut.split.adapter, "seed": seed}
+        run |= {"recipe": [to_json(step) for step in recipe]}
+        run |= {"data": None if data is None or work is None else data_identity(data)}
         if data is not None and isinstance(data, (str, Path)):
             data = task.load(data, processor, full, train=True)
         context = Context(full, cut.split, task, data, seed, work, resume)
-        middle = compress(recipe, context, cut.middle)
+        with same_run(work, run, resume):
+            middle = compress(recipe, context, cut.middle)
         full.requires_grad_(False)
         emulator, positions = join(full, cut.split, middle)
         disclosed = _disclosed(get_blocks(full), middle, cut.native)
@@ -246,7 +246,8 @@ def plug(
     """Put a delta into the full model.
 
     Args:
-        model: the full model: folder, hub name, or in memory (which is not changed).
+        model: the full model: folder, hub name, or in memory. One in memory keeps its weights and
+            shares them, adapter blocks apart; it is frozen and put in evaluation mode.
         delta: as loaded by :meth:`Delta.load`.
         record: the private record that was made with the offer.
         prompt_decoder: the one that was shipped, for an intrinsic prompt.

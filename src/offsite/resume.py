@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from offsite.files import read_json, write_file
 
 RUN = "run.json"  # what the run was asked to do
 IDLE = ("report_to", "save_every")  # options that may change: they have no part in the result
+
+
+class Interrupted(OffsiteError):
+    """The user stopped a run that can be resumed."""
 
 
 def work_folder(out: Path, resume: bool) -> Path:
@@ -41,12 +46,19 @@ def finish_work(work: Path | None) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def check_same_run(work: Path, run: Mapping[str, Any], resume: bool) -> None:
+@contextmanager
+def same_run(work: Path | None, run: Mapping[str, Any], resume: bool) -> Iterator[None]:
     """Note what a run was asked to do; when resuming, hold it to what was noted.
+
+    A run that fails before there is anything to resume leaves no note either.
 
     Raises:
         OffsiteError: no run was noted, or another than this.
+        Interrupted: Ctrl-C when there was something to resume.
     """
+    if work is None:
+        yield
+        return
     asked = {key: value for key, value in run.items() if key not in IDLE}
     asked = json.loads(json.dumps(asked, default=list))
     if resume:
@@ -61,3 +73,14 @@ def check_same_run(work: Path, run: Mapping[str, Any], resume: bool) -> None:
                 "resume it with the same, or remove the folder to start afresh."
             )
     write_file(work / RUN, json.dumps(asked) + "\n")
+    try:
+        yield
+    except BaseException as error:
+        if not begun(work):
+            (work / RUN).unlink()
+            work.rmdir()
+        elif isinstance(error, KeyboardInterrupt):
+            raise Interrupted(
+                "Interrupted; run the same command with --resume to go on."
+            ) from error
+        raise

@@ -30,6 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from offsite.checkpoint import accelerator
 from offsite.errors import OffsiteError
+from offsite.resume import Interrupted
 from offsite.watch import Watch
 
 Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
@@ -108,10 +109,6 @@ class History:
     seconds: float
     loss: float
     points: tuple[dict[str, float], ...]
-
-
-class Interrupted(OffsiteError):
-    """Training was stopped by the user after saving a checkpoint to resume from."""
 
 
 class _Tunable(nn.Module):

@@ -25,7 +25,7 @@ from offsite.errors import OffsiteError
 from offsite.heads import give_head, head_tensors, labels_of, set_head
 from offsite.manifest import now
 from offsite.offer import Offer, task_auto_class
-from offsite.resume import check_same_run
+from offsite.resume import same_run
 from offsite.tasks import data_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text import CausalText
@@ -97,22 +97,14 @@ def run_tune(
     if isinstance(method, Combined) and asked.lr is None:
         rates += method.rates(runner)
     fits_contract(method, runner, offer)
-    if work is not None:
-        known = {"offer": offer.manifest.id, "method": to_json(method), "data": data_identity(data)}
-        check_same_run(work, known | asdict(options), resume)
+    run = {"offer": offer.manifest.id, "method": to_json(method), "data": data_identity(data)}
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
-    history = train(
-        runner,
-        rows,
-        loss=task.loss,
-        collate=task.collate,
-        options=options,
-        device=pick_device(None if device is None else str(device)),
-        rates=rates,
-        eval_data=eval_rows,
-        work=work,
-        resume=resume,
-    )
+    with same_run(work, run | asdict(options), resume):
+        history = train(
+            runner, rows, loss=task.loss, collate=task.collate, options=options, rates=rates,
+            device=pick_device(None if device is None else str(device)),
+            eval_data=eval_rows, work=work, resume=resume,
+        )  # fmt: skip
     for parameter in head.values():
         parameter.requires_grad_(False)  # it is no part of the method's own tensors
     tensors = rounded(method.tensors(runner), offer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from world import rows
 
 from conftest import language_model
 from offsite.compress.distill import Distill
+from offsite.compress.layer_replace import Training
+from offsite.compress.learned import STATE
 from offsite.compress.scaleot import LayerReplace
 from offsite.errors import OffsiteError
 from offsite.owner import make_offer
+from offsite.resume import Interrupted
 from offsite.split import ends
 from offsite.tasks.text import CausalText
-from offsite.train import Interrupted
 
 LEARN = LayerReplace(alpha=0.5, steps=6, rank=2, batch_size=2)
 RECIPE = (LEARN, Distill(steps=4, lr=1e-3, batch_size=2), Distill(steps=3, lr=1e-2, batch_size=2))
@@ -68,7 +70,7 @@ def test_every_step_can_be_interrupted(unbroken: Any, tmp_path: Path) -> None:
     make(Counting(max_length=16))
     learning = len(calls) - 7
     assert learning > 12
-    for stop, steps in ((1, 6), (learning // 2, 6), (learning + 2, 4), (learning + 6, 3)):
+    for stop, steps in ((learning + 2, 4), (learning + 6, 3)):
         work = tmp_path / str(stop)
         with pytest.raises(Interrupted, match=f"of {steps}; .* --resume to go on"):
             make(stopping(stop, ctrl_c), work=work)
@@ -76,20 +78,34 @@ def test_every_step_can_be_interrupted(unbroken: Any, tmp_path: Path) -> None:
         assert all(torch.equal(value, unbroken[name]) for name, value in resumed.items()), stop
 
 
+def test_learning_importance_goes_on_where_it_was_saved(
+    unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):  # nothing to resume yet, and nothing left
+        make(stopping(9, ctrl_c), work=tmp_path / "work")
+    assert not any(tmp_path.iterdir())
+    often = partial(Training, save_every=2)
+    monkeypatch.setattr(LayerReplace, "training", property(lambda _: often(6, 2, batch_size=2)))
+    with pytest.raises(Interrupted, match="--resume to go on"):
+        make(stopping(9, ctrl_c), work=tmp_path / "work")
+    assert (tmp_path / "work" / "0" / STATE).is_dir()
+    resumed = make(work=tmp_path / "work", resume=True)
+    assert all(torch.equal(value, unbroken[name]) for name, value in resumed.items())
+
+
 def test_only_the_same_offer_is_resumed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(OffsiteError, match="nothing to resume"):
         make(work=work, resume=True)
     with pytest.raises(Interrupted):
-        make(stopping(9, ctrl_c), work=work)
+        make(stopping(2, ctrl_c), RECIPE[1:], work=work)
     before = sorted(path.name for path in work.rglob("*"))
-    other = (replace(LEARN, alpha=0.6), *RECIPE[1:])
     for change, word in (
-        ({"recipe": other}, "recipe"),
+        ({"recipe": RECIPE}, "recipe"),
         ({"seed": 4}, "seed"),
         ({"adapter": ends(2, 1)}, "adapter"),
         ({"data": rows()[:-1]}, "data"),
     ):
         with pytest.raises(OffsiteError, match=f"started with another {word};"):
-            make(work=work, resume=True, **change)
+            make(work=work, resume=True, **{"recipe": RECIPE[1:], **change})
     assert sorted(path.name for path in work.rglob("*")) == before

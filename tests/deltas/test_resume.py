@@ -19,8 +19,9 @@ from offsite.delta import WEIGHTS
 from offsite.deltas.learn_decoder import learn_decoder
 from offsite.deltas.lora import LoRA
 from offsite.owner import make_offer
+from offsite.resume import Interrupted
 from offsite.tasks.text import CausalText
-from offsite.train import Interrupted, TrainOptions
+from offsite.train import TrainOptions
 from offsite.tuner import tune
 
 TASK = CausalText(max_length=32)

@@ -185,7 +185,7 @@ def test_interrupted_tuning_with_augmentation_resumes_to_the_same_weights(
     import os
     import signal
 
-    from offsite.train import Interrupted
+    from offsite.resume import Interrupted
 
     offer, _ = make_offer(classifier("vit"), recipe=[Drop(keep=1)], task=TASK, processor=processor)
     options = TrainOptions(steps=12, batch_size=5, lr=1e-2, save_every=5)

@@ -61,6 +61,7 @@ def tune(
     from offsite.checkpoint import parse_dtype
     from offsite.cli.owner import describe
     from offsite.deltas import method_json, method_text, parse_method
+    from offsite.errors import OffsiteError
     from offsite.files import check_free
     from offsite.manifest import OfferManifest, read_manifest
     from offsite.offer import Offer
@@ -75,6 +76,8 @@ def tune(
     data, eval_data = need_data(kind, data, "train"), choose_data(kind, eval_data, "test")
     check_sources(kind, (data, eval_data))
     method = parse_method(method_json(delta, option or ()))
+    if lr is not None and method.kind == "head":
+        raise OffsiteError("A head learns at --head-lr, and nothing else is tuned; give that.")
     options = TrainOptions(
         steps=steps,
         epochs=epochs,

@@ -29,10 +29,9 @@ from offsite.errors import OffsiteError
 from offsite.layers import Harmonizer
 from offsite.progress import track
 from offsite.replay import Call, observe, relative_error, watch
-from offsite.resume import check_same_run
+from offsite.resume import same_run
 from offsite.stored import model_fingerprint
 from offsite.tasks import data_identity
-from offsite.train import Interrupted
 
 GROUP, SAMPLES, HOLD_OUT = 4, 3, 10
 
@@ -79,20 +78,17 @@ def learn(context: Context, training: Training = Training()) -> Learned:
 
     Raises:
         OffsiteError: no data, fewer than two rows of it, or nothing to resume.
-        Interrupted: Ctrl-C, where there is a work folder.
     """
     learning, validation = hold_out(context)
     state = start(context, training)
     shell = Shell(context.model, state.harmonizers)
     options = asdict(training)
     del options["steps"], options["save_every"]
-    if context.work is not None:
-        model, rows = model_fingerprint(context.model), data_identity(context.data)
-        run = {**options, "seed": context.seed, "model": model, "data": rows}
-        check_same_run(context.work, run, context.resume)
-    if context.resume:
-        read_state(context, state)
-    try:
+    model, rows = model_fingerprint(context.model), data_identity(context.data)
+    run = {**options, "seed": context.seed, "model": model, "data": rows}
+    with same_run(context.work, run, context.resume):
+        if context.resume:
+            read_state(context, state)
         for step in track(range(state.step, training.steps), "learning importance"):
             seed = context.seed * 1_000_003 + step
             harmonizer_step(shell, state, learning, seed, training)
@@ -101,17 +97,10 @@ def learn(context: Context, training: Training = Training()) -> Learned:
             due = state.step % training.save_every == 0 or state.step == training.steps
             if context.work and due:
                 write_state(context.work, state)
-    except KeyboardInterrupt as stop:
-        if context.work is None:
-            raise
-        raise Interrupted(
-            f"Interrupted at step {state.step} of {training.steps}; run the same command with "
-            f"--resume to go on from the last multiple of {training.save_every}."
-        ) from stop
     return Learned(
         tuple(state.scores.tolist()),
         state.harmonizers.requires_grad_(False),
-        model_fingerprint(context.model),
+        model,
     )
 
 

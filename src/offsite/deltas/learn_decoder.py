@@ -20,7 +20,7 @@ from offsite.config import require
 from offsite.deltas.prompting import add_prompt, check_takes_prompt, remove_prompt
 from offsite.offer import load_processor
 from offsite.prompt_decoder import TENSORS, decode
-from offsite.resume import check_same_run
+from offsite.resume import same_run
 from offsite.stored import model_fingerprint
 from offsite.tasks import data_identity
 from offsite.tasks.task import Task
@@ -93,10 +93,8 @@ def learn_decoder(
         runner = copy.deepcopy(model)
     check_takes_prompt(runner)
     rows = balanced([rows_of(task, data, processor, runner) for task, data in tasks])
-    if work is not None:
-        run = {"model": model_fingerprint(runner), "length": length, "dim": dim, "hidden": hidden}
-        run |= {"tasks": [(task.name, data_identity(data)) for task, data in tasks]}
-        check_same_run(work, run | asdict(options), resume)
+    run = {"model": model_fingerprint(runner), "length": length, "dim": dim, "hidden": hidden}
+    run |= {"tasks": [(task.name, data_identity(data)) for task, data in tasks], **asdict(options)}
     target = pick_device(None if device is None else str(device))
     freeze(runner.to(target))
     torch.manual_seed(options.seed)
@@ -117,10 +115,11 @@ def learn_decoder(
         return first.loss(model, rest, items)
 
     try:
-        train(
-            runner, rows, loss=loss, collate=collate, options=options, device=target,
-            work=work, resume=resume, text="learning a prompt decoder",
-        )  # fmt: skip
+        with same_run(work, run, resume):
+            train(
+                runner, rows, loss=loss, collate=collate, options=options, device=target,
+                work=work, resume=resume, text="learning a prompt decoder",
+            )  # fmt: skip
     finally:
         remove_prompt(runner)
     return {name: getattr(prompts, name).detach().float().cpu() for name in TENSORS}
