@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,9 @@ def same_run(work: Path | None, run: Mapping[str, Any], resume: bool) -> Iterato
         yield
     except BaseException as error:
         if not begun(work):
-            (work / RUN).unlink()
-            work.rmdir()
+            (work / RUN).unlink(missing_ok=True)
+            with suppress(OSError):  # another process of torchrun has been here
+                work.rmdir()
         elif isinstance(error, KeyboardInterrupt):
             raise Interrupted(
                 "Interrupted; run the same command with --resume to go on."

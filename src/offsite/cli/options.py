@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -51,6 +52,11 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     for line in lines:
         console.print(line, highlight=False)
+
+
+def main_process() -> bool:
+    """Whether this process writes and speaks: under torchrun all compute, the first one does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def command() -> str:

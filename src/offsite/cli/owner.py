@@ -102,6 +102,8 @@ def offer(
         raise OffsiteError(
             f"The record '{record}' belongs to another model; name another --record."
         )
+    if not o.main_process():
+        return
     made.save(out)
     private.save(record)
     finish_work(work)

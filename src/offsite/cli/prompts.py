@@ -65,6 +65,8 @@ def prompt_decoder(
         work=work,
         resume=resume,
     )
+    if not o.main_process():
+        return
     save_decoder(tensors, out)
     finish_work(work)
     size = sum(tensor.nbytes for tensor in tensors.values())

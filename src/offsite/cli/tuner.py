@@ -112,6 +112,8 @@ def tune(
         work=work,
         resume=resume,
     )
+    if not o.main_process():
+        return
     tuned.delta.save(out)
     finish_work(work)
     manifest = tuned.delta.manifest
