@@ -68,7 +68,7 @@ def run_tune(
     """Tune the adapter of an offer on private data.
 
     Args:
-        offer: a loaded offer; its model is not changed.
+        offer: a loaded offer; its model is not changed, and the tuned one ends where it is.
         data: a path, or rows the task made.
         method: what is tuned in the adapter blocks; all of them by default.
         eval_data: like ``data``; scored after tuning, and during it for curves and early stopping.
@@ -83,6 +83,7 @@ def run_tune(
     check_usable(offer, task)
     asked = options or TrainOptions()
     options = with_lr(asked, method.lr)
+    device = pick_device(None if device is None else str(device))
     model = private_copy(offer, dtype)
     rows = _rows(task, data, offer, model, train=True)
     check_labels(labels := getattr(rows, "labels", ()))
@@ -99,20 +100,23 @@ def run_tune(
     fits_contract(method, runner, offer)
     run = {"offer": offer.manifest.id, "method": to_json(method), "data": data_identity(data)}
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
-    with same_run(work, run | asdict(options), resume):
-        history = train(
-            runner, rows, loss=task.loss, collate=task.collate, options=options, rates=rates,
-            device=pick_device(None if device is None else str(device)),
-            eval_data=eval_rows, work=work, resume=resume,
-        )  # fmt: skip
-    for parameter in head.values():
-        parameter.requires_grad_(False)  # it is no part of the method's own tensors
-    tensors = rounded(method.tensors(runner), offer)
-    method.load(runner, tensors)  # score what travels, not what was more precise
-    new = rounded(head, offer)
-    set_head(head, new)
-    changed = drop_unchanged(tensors, offer) | new
-    evaluation = None if eval_rows is None else task.evaluate(runner, eval_rows)
+    origin = next(offer.model.parameters()).device
+    try:
+        with same_run(work, run | asdict(options), resume):
+            history = train(
+                runner, rows, loss=task.loss, collate=task.collate, options=options, rates=rates,
+                device=device, eval_data=eval_rows, work=work, resume=resume,
+            )  # fmt: skip
+        for parameter in head.values():
+            parameter.requires_grad_(False)  # it is no part of the method's own tensors
+        tensors = rounded(method.tensors(runner), offer)
+        method.load(runner, tensors)  # score what travels, not what was more precise
+        new = rounded(head, offer)
+        set_head(head, new)
+        changed = drop_unchanged(tensors, offer) | new
+        evaluation = None if eval_rows is None else task.evaluate(runner, eval_rows)
+    finally:
+        runner.to(origin)  # its frozen blocks are the offer's own
     delta = new_delta(
         offer.manifest,
         changed,
