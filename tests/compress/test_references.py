@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from typing import Any
@@ -18,7 +19,7 @@ from offsite.compress.crash import Share, cluster, linear_cka, pooled_states
 from offsite.compress.drop import Drop
 from offsite.compress.importance import angle, bypass, candidate_runs, importance, weakest_run
 from offsite.compress.linears import linears, matrix, with_matrix
-from offsite.compress.noise import Noise
+from offsite.compress.noise import Noise, secret_normal
 from offsite.compress.prune import prune
 from offsite.compress.quantise import fitting_group, quantised
 from offsite.compress.rank import Rank, factorised, largest
@@ -137,6 +138,22 @@ def test_noise_has_its_scale_and_is_keyed_by_the_weights_alone() -> None:
         original.weight[0, 0] = torch.nextafter(original.weight[0, 0], torch.tensor(9.0))
     correlation = torch.corrcoef(torch.stack([noise.flatten(), drawn().flatten()]))[0, 1]
     assert abs(correlation) < 0.05
+
+
+def test_noise_is_normal_and_has_a_key_of_256_bits() -> None:
+    weight = torch.arange(7.0).view(7, 1)
+    key = hashlib.sha256(hashlib.sha256(weight.numpy().tobytes()).digest() + b"5").digest()
+    stream = hashlib.shake_256(key).digest(32)
+    words = [int.from_bytes(stream[i : i + 4], "little", signed=True) for i in range(0, 32, 4)]
+    uniform = [(word + 2**31 + 0.5) / 2**32 for word in words]
+    pairs = [(math.sqrt(-2 * math.log(u)), math.tau * v) for u, v in zip(uniform[:4], uniform[4:])]
+    slow = [r * math.cos(a) for r, a in pairs] + [r * math.sin(a) for r, a in pairs]
+    found = secret_normal(weight, 5)
+    assert found.shape == (7, 1) and found.flatten().tolist() == pytest.approx(slow[:7], abs=1e-6)
+    many = secret_normal(torch.ones(500, 600), 0).flatten()
+    moments = [many.mean(), many.square().mean(), many.pow(3).mean(), many.pow(4).mean()]
+    assert [float(m) for m in moments] == pytest.approx([0, 1, 0, 3], abs=0.03)
+    assert 4 < many.abs().max() < 6.5 and (many[1:] * many[:-1]).mean().abs() < 0.01
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -25,9 +25,9 @@ from offsite.split import Middle
 class Noise:
     """Add normal noise to every linear weight: ``scale`` times the root mean square of its matrix.
 
-    Deterministic for the owner, and a secret to others: each matrix's generator is seeded by a hash
-    of the exact original weights (and the recipe's seed), so nobody without them can draw the same
-    noise and subtract it. It is a trade, not a proof: like every emulator this one can be healed
+    Deterministic for the owner, and a secret to others: each matrix's noise is drawn from a 256-bit
+    hash of the exact original weights (and the recipe's seed), so nobody without them can draw the
+    same noise and subtract it. It is a trade, not a proof: like every emulator this one can be healed
     with enough data.
     """
 
@@ -43,15 +43,25 @@ class Noise:
             weight = matrix(layer)
             if self.scale == 0:
                 return None
-            noise = torch.randn(weight.shape, generator=secret(weight, context.seed))
+            noise = secret_normal(weight, context.seed)
             rms = weight.square().mean().sqrt()
             return with_matrix(layer, weight + self.scale * rms * noise.to(weight.device))
 
         return map_linears(middle, change)
 
 
-def secret(weight: torch.Tensor, seed: int) -> torch.Generator:
-    """A CPU generator that only the holder of a float32 matrix can make."""
+def secret_normal(weight: torch.Tensor, seed: int) -> torch.Tensor:
+    """Standard normal numbers of a float32 matrix's shape that only its holder can draw.
+
+    A 256-bit key stretched by SHAKE-256, two words a pair of numbers (Box and Muller): torch's own
+    generator has seeds of 32 bits on a CPU, few enough to try them all against an offer.
+    """
     raw = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
-    digest = hashlib.sha256(hashlib.sha256(raw).digest() + str(seed).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    key = hashlib.sha256(hashlib.sha256(raw).digest() + str(seed).encode()).digest()
+    half = (weight.numel() + 1) // 2
+    stream = bytearray(hashlib.shake_256(key).digest(8 * half))
+    words = torch.frombuffer(stream, dtype=torch.int32).double()
+    radius, angle = ((words + 2**31 + 0.5) / 2**32).view(2, half)  # uniform, neither 0 nor 1
+    radius, angle = (-2 * radius.log()).sqrt(), 2 * torch.pi * angle
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()])
+    return normal[: weight.numel()].float().view(weight.shape)
