@@ -53,7 +53,7 @@ def test_layers_of_the_package_point_one_way() -> None:
         {"errors", "files", "config", "progress", "resume", "watch"},
         {"blocks", "tensors", "stored", "layers", "checkpoint", "split", "replay", "heads",
          "prompt_decoder", "manifest", "vetting", "record"},
-        {"offer", "delta", "train", "tasks", "scores", "statistics"},
+        {"offer", "delta", "disclosure", "train", "tasks", "scores", "statistics"},
         {"deltas", "compress"},
         {"tuner", "contract", "plugging", "owner", "importing", "structure"},
         {"serve", "plan", "measure", "environment", "harness", "card", "hub", "inspection"},

@@ -23,6 +23,7 @@ from offsite.compress.step import Context, Step, compress, plan
 from offsite.config import to_json
 from offsite.contract import make_contract
 from offsite.delta import Delta
+from offsite.disclosure import disclosed_tensors
 from offsite.manifest import OfferManifest, new_id, now, tool_versions
 from offsite.offer import Offer, load_processor
 from offsite.plugging import attach_delta
@@ -96,7 +97,7 @@ def make_offer(
             middle = compress(recipe, context, cut.middle)
         full.requires_grad_(False)
         emulator, positions = join(full, cut.split, middle)
-        disclosed = _disclosed(get_blocks(full), middle, cut.native)
+        disclosed = disclosed_tensors(get_blocks(full), middle, cut.native)
     else:
         emulator, middle = cut.model, cut.middle
         positions = places(cut.split, middle.positions)[1]
@@ -220,20 +221,6 @@ def _cut_module(model: nn.Module, adapter: Adapter) -> _Cut:
 
 def _device_of(model: nn.Module, source: object) -> torch.device:
     return pick_device() if source is not None else next(model.parameters()).device
-
-
-def _disclosed(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict[str, int]:
-    """Middle tensors that stand in the emulator bit for bit, as ``position.name`` to parameters."""
-    same = {}
-    for position, block in zip(middle.positions, middle.blocks, strict=True):
-        original = dict(full[position].named_parameters())
-        for name, tensor in block.named_parameters():
-            other = original.get(name)
-            if other is None or other.shape != tensor.shape:
-                continue
-            if tensor is other or torch.equal(tensor.to(native), other.to(native)):
-                same[f"{position}.{name}"] = tensor.numel()
-    return same
 
 
 def plug(

@@ -7,6 +7,7 @@ accepts one delta per offer and round.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +36,8 @@ class OfferRecord(BaseModel):
         adapter: positions of the adapter blocks in the full model, ascending.
         middle: positions at which the emulator's middle blocks stand.
         recipe: the compression steps, as JSON.
-        disclosed_tensors: middle tensors of the full model that left verbatim, with their sizes
-            in parameters.
+        disclosed_tensors: middle tensors of the full model, with how many of their numbers left
+            verbatim.
         prompt_decoder: SHA-256 of the prompt decoder that the offer ships, if any.
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
@@ -57,6 +58,15 @@ class OfferRecord(BaseModel):
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
 
+    def adapter_tensors(self, path: str) -> dict[str, int]:
+        """The adapter's tensors by ``position.name`` in the full model, with their sizes."""
+        place = dict(zip(self.emulator_adapter, self.adapter, strict=True))
+        found = {}
+        for name, entry in self.contract.tensors.items():
+            index, _, rest = name.removeprefix(f"{path}.").partition(".")
+            found[f"{place[int(index)]}.{rest}"] = math.prod(entry.shape)
+        return found
+
     def merge(self, other: OfferRecord) -> OfferRecord:
         """This record with the ledger of another copy of it too: no acceptance is ever lost.
 
@@ -72,6 +82,11 @@ class OfferRecord(BaseModel):
             )
         latest = max(self, other, key=lambda entry: entry.round)
         return latest.model_copy(update={"accepted": accepted})
+
+
+def block_of_key(name: str) -> int:
+    """The position that ``position.name`` begins with."""
+    return int(name.partition(".")[0])
 
 
 class Record(BaseModel):
@@ -133,11 +148,24 @@ class Record(BaseModel):
 
     @property
     def disclosed(self) -> float:
-        """Share of the middle's parameters that left verbatim, over all offers together (0..1)."""
+        """Share of the middle's parameters that left verbatim, over all offers together (0..1).
+
+        The middle is what is no adapter block in every offer: a block that is one in another offer
+        leaves with it. Of a tensor that left in parts several times the largest part counts.
+        """
+        always = set.intersection(*(set(offer.adapter) for offer in self.offers))
+        last = self.offers[-1].adapter_tensors(self.block_path)
+        total = self.middle_parameters + sum(last.values())
+        total -= sum(n for name, n in last.items() if block_of_key(name) in always)
         union: dict[str, int] = {}
         for offer in self.offers:
-            union |= offer.disclosed_tensors
-        return sum(union.values()) / self.middle_parameters
+            for name, count in {
+                **offer.disclosed_tensors,
+                **offer.adapter_tensors(self.block_path),
+            }.items():
+                if block_of_key(name) not in always:
+                    union[name] = max(union.get(name, 0), count)
+        return sum(union.values()) / total
 
     def check_fresh(self, offer: str, delta: str, round: int, *, again: bool = False) -> None:
         """Refuse a delta that was plugged before, or a second one for the same round.

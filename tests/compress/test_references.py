@@ -146,8 +146,9 @@ def test_noise_is_normal_and_has_a_key_of_256_bits() -> None:
     stream = hashlib.shake_256(key).digest(32)
     words = [int.from_bytes(stream[i : i + 4], "little", signed=True) for i in range(0, 32, 4)]
     uniform = [(word + 2**31 + 0.5) / 2**32 for word in words]
-    pairs = [(math.sqrt(-2 * math.log(u)), math.tau * v) for u, v in zip(uniform[:4], uniform[4:])]
-    slow = [r * math.cos(a) for r, a in pairs] + [r * math.sin(a) for r, a in pairs]
+    pairs = zip(uniform[:4], uniform[4:], strict=True)
+    polar = [(math.sqrt(-2 * math.log(u)), math.tau * v) for u, v in pairs]
+    slow = [r * math.cos(a) for r, a in polar] + [r * math.sin(a) for r, a in polar]
     found = secret_normal(weight, 5)
     assert found.shape == (7, 1) and found.flatten().tolist() == pytest.approx(slow[:7], abs=1e-6)
     many = secret_normal(torch.ones(500, 600), 0).flatten()

@@ -27,8 +27,8 @@ class Noise:
 
     Deterministic for the owner, and a secret to others: each matrix's noise is drawn from a 256-bit
     hash of the exact original weights (and the recipe's seed), so nobody without them can draw the
-    same noise and subtract it. It is a trade, not a proof: like every emulator this one can be healed
-    with enough data.
+    same noise and subtract it. It is a trade, not a proof: like every emulator this one can be
+    healed with enough data.
     """
 
     scale: float
