@@ -16,6 +16,7 @@ from torch import nn
 
 from offsite.blocks import get_blocks
 
+IGNORE = -100  # the label of what is no target
 CACHES = ("past_key_values", "layer_past", "past_key_value")
 
 
@@ -23,13 +24,19 @@ CACHES = ("past_key_values", "layer_past", "past_key_value")
 class Call:
     """One call of one block: its input, the other arguments, its output.
 
-    ``inputs`` and ``output`` are hidden states (batch, length, hidden).
+    ``inputs`` and ``output`` are hidden states (batch, length, hidden); ``real`` (batch, length) is
+    false at padding, None if there is none.
     """
 
     inputs: torch.Tensor
     rest: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    real: torch.Tensor | None = None
+
+    def tokens(self, state: torch.Tensor) -> torch.Tensor:
+        """The states (..., hidden) of a batch like this one without those at padding."""
+        return state if self.real is None else state[self.real]
 
 
 def hidden(output: Any) -> torch.Tensor:
@@ -66,7 +73,22 @@ def observe(
     """Run one batch (without labels) through a model and return the calls of its blocks."""
     with watch(model, positions) as calls:
         forward(model, batch)
+    real = real_tokens(batch)
+    for call in calls.values():
+        call.real = real
     return calls
+
+
+def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """(batch, length), true up to each row's last target, since rows are padded on the right.
+
+    None for pictures, and where no row is padded.
+    """
+    if "input_ids" not in batch or "labels" not in batch:
+        return None
+    target = batch["labels"] != IGNORE
+    real = target.flip(1).cumsum(1).flip(1) > 0
+    return None if real.all() else real
 
 
 def forward(model: nn.Module, batch: Mapping[str, Any]) -> Any:
@@ -103,7 +125,10 @@ def replay(
     return state
 
 
-def relative_error(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """``mean(((T - S) / rms(T))^2)`` of hidden states, in float32; ``rms`` is over the batch."""
-    state, target = state.float(), target.float()
+def relative_error(state: torch.Tensor, call: Call) -> torch.Tensor:
+    """``mean(((T - S) / rms(T))^2)`` of hidden states and a call's output T, in float32.
+
+    ``rms`` is over the batch; padding does not count.
+    """
+    state, target = call.tokens(state).float(), call.tokens(call.output).float()
     return ((target - state) ** 2).mean() / (target**2).mean()

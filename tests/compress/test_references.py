@@ -225,7 +225,7 @@ def test_weakest_run_is_the_best_of_all_runs() -> None:
         total = 0.0
         for batch in context.batches(16, 8):
             calls = observe(context.model, batch)
-            total += angle(calls[run[0]].inputs, calls[run[-1]].output)
+            total += angle(calls[run[0]], calls[run[-1]])
         angles[run] = total
     best = min(angles, key=lambda run: angles[run])
     assert weakest_run(context, context.split.middle, 3) == best

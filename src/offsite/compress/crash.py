@@ -96,7 +96,10 @@ def pooled_states(context: Context, positions: Sequence[int]) -> dict[int, torch
     for batch in context.batches(SAMPLES // ROWS, ROWS):
         calls = observe(context.model, batch, positions)
         for position in positions:
-            rows[position].append(calls[position].output.double().mean(1))
+            call = calls[position]
+            state = call.output.double()
+            weight = state.new_ones(state.shape[:2]) if call.real is None else call.real.double()
+            rows[position].append((state * weight[..., None]).sum(1) / weight.sum(1, keepdim=True))
     return {position: torch.cat(parts) for position, parts in rows.items()}
 
 

@@ -75,6 +75,10 @@ class _Pair(nn.Module):
         self.hidden = (context, student, emulator)  # a tuple is no sub-module
         self.lm, self.kd = lm, kd
 
+    def train(self, mode: bool = True) -> _Pair:
+        """Never: dropout would move a student that is its teacher already."""
+        return super().train(False)
+
     def forward(self, batch: Mapping[str, Any], items: torch.Tensor | None) -> torch.Tensor:
         context, student, emulator = self.hidden
         assert context.task is not None
@@ -93,7 +97,7 @@ def segment_error(context: Context, student: Middle, calls: Mapping[int, Any]) -
     errors = []
     for segment in context.split.segments:
         places = [p for p in student.positions if p in segment]
-        state, target = calls[segment[0]].inputs, calls[segment[-1]].output
+        state, target = calls[segment[0]].inputs, calls[segment[-1]]
         output = replay(student.between(segment), places, calls, state)
         errors.append(relative_error(output, target))
     return torch.stack(errors).mean()

@@ -62,7 +62,7 @@ def importance(
             if "influence" in sums:
                 sums["influence"][position] += influence(call) / BATCHES
             if "angular" in sums:
-                sums["angular"][position] += angle(call.inputs, call.output) / BATCHES
+                sums["angular"][position] += angle(call, call) / BATCHES
         if "leave_one_out" in sums:
             base = loss_of(context, batch)
             for position in range(total):
@@ -102,7 +102,7 @@ def weakest_run(context: Context, positions: Sequence[int], length: int) -> tupl
     for batch in context.batches(BATCHES, ROWS):
         calls = observe(context.model, batch)
         for index, run in enumerate(runs):
-            angles[index] += angle(calls[run[0]].inputs, calls[run[-1]].output)
+            angles[index] += angle(calls[run[0]], calls[run[-1]])
     return runs[angles.index(min(angles))]
 
 
@@ -118,13 +118,15 @@ def candidate_runs(
 
 def influence(call: Call) -> float:
     """One minus the mean cosine of a block's input and output states."""
-    cosine = torch.cosine_similarity(call.inputs.float(), call.output.float(), dim=-1)
+    states = call.tokens(call.inputs).float(), call.tokens(call.output).float()
+    cosine = torch.cosine_similarity(*states, dim=-1)
     return 1 - cosine.mean().item()
 
 
-def angle(inputs: torch.Tensor, output: torch.Tensor) -> float:
-    """Mean angle between two sets of hidden states (batch, length, hidden), over pi: 0..1."""
-    cosine = torch.cosine_similarity(inputs.double(), output.double(), dim=-1).clamp(-1, 1)
+def angle(first: Call, last: Call) -> float:
+    """Mean angle between the first call's input and the last's output, over pi: 0..1."""
+    states = first.tokens(first.inputs).double(), last.tokens(last.output).double()
+    cosine = torch.cosine_similarity(*states, dim=-1).clamp(-1, 1)
     return (torch.acos(cosine) / math.pi).mean().item()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from offsite.blocks import get_blocks
 from offsite.compress.linears import linears, matrix
 from offsite.compress.step import Context
 from offsite.progress import track
+from offsite.replay import real_tokens
 
 ROWS, MEMORY = 4, 2 * 2**30
 
@@ -42,12 +44,21 @@ class Statistics:
             weight.new_zeros(outputs, inputs),
         )
 
-    def watch(self, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        """A forward hook that adds one batch when its gradient comes back."""
-        inputs = args[0].detach().flatten(0, -2).float()
+    def watch(
+        self,
+        real: Sequence[torch.Tensor | None],
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        output: torch.Tensor,
+    ) -> None:
+        """A forward hook that adds one batch when its gradient comes back, without padding."""
+        mask = real[0]
+        states = args[0].detach() if mask is None else args[0].detach()[mask]
+        inputs = states.flatten(0, -2).float()
 
         def backward(gradient: torch.Tensor) -> None:
-            slope = gradient.detach().flatten(0, -2).float()
+            slopes = gradient.detach() if mask is None else gradient.detach()[mask]
+            slope = slopes.flatten(0, -2).float()
             self.a += inputs.T @ inputs
             self.g += slope.T @ slope
             self.gradient += slope.T @ inputs
@@ -78,6 +89,7 @@ def measure(
     assert positions
     blocks, found = get_blocks(context.model), {}
     leaf: list[torch.Tensor] = []
+    real: list[torch.Tensor | None] = [None]  # which tokens of the present batch are no padding
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(
             blocks[min(positions)]
@@ -87,10 +99,11 @@ def measure(
         for position in positions:
             for name, layer in linears(blocks[position]):
                 found[position, name] = Statistics.empty(matrix(layer))
-                handle = layer.register_forward_hook(found[position, name].watch)
+                handle = layer.register_forward_hook(partial(found[position, name].watch, real))
                 stack.callback(handle.remove)
         for batch in track(context.batches(batches, ROWS), "measuring gradients", batches):
             assert context.task is not None
+            real[0] = real_tokens(batch)
             torch.autograd.grad(context.task.loss(context.model, batch), leaf.pop())
     return found
 

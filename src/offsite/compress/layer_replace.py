@@ -185,8 +185,7 @@ def harmonizer_step(
 def state_error(calls: Mapping[int, Call], targets: Mapping[int, Call]) -> torch.Tensor:
     """Mean over blocks of ``mean(((T - S) / rms(T))^2)`` between hidden states after them."""
     errors = [
-        relative_error(calls[position].output, target.output)
-        for position, target in targets.items()
+        relative_error(calls[position].output, target) for position, target in targets.items()
     ]
     return torch.stack(errors).mean()
 
