@@ -81,15 +81,36 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
         raise OffsiteError("The same block module stands twice; each place needs its own alias.")
     config, total = block_config(model), len(get_blocks(model))
     renumber_config(config, source, total)
+    if list(source) != list(range(len(source))):
+        check_movable(get_blocks(model))
     path = block_path(model)
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
     for index, block in enumerate(blocks):
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", index)  # noqa: B010 (typed as a tensor)
+            for attribute in {"layer_idx", "layer_id"} & vars(module).keys():
+                setattr(module, attribute, index)
             if type(getattr(module, "config", None)) is type(config):
                 setattr(module, "config", config)  # noqa: B010
+
+
+def check_movable(blocks: Iterable[nn.Module]) -> None:
+    """Refuse blocks whose arithmetic has a number that differs from one to the next.
+
+    Raises:
+        OffsiteError: naming it.
+    """
+    first: dict[tuple[str, str], float] = {}
+    for block in blocks:
+        for name, module in block.named_modules():
+            for key, value in vars(module).items():
+                if not isinstance(value, float) or "drop" in key:
+                    continue  # (stochastic depth is for training)
+                if first.setdefault((name, key), value) != value:
+                    raise OffsiteError(
+                        f"Blocks of this family differ by position (in '{name}.{key}'), so they "
+                        "cannot move; keep the whole middle."
+                    )
 
 
 def renumber_config(config: Any, source: Sequence[int], total: int) -> None:

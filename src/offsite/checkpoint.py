@@ -18,10 +18,17 @@ import torch
 import transformers
 from torch import nn
 
-from offsite.blocks import block_config, block_path, renumber_config
+from offsite.blocks import assemble, block_config, block_path, get_blocks, renumber_config
 from offsite.errors import OffsiteError
 from offsite.heads import head_tensors
-from offsite.stored import fingerprint, read_blocks, stored_names, stored_tensors
+from offsite.stored import (
+    fingerprint,
+    is_converted,
+    model_fingerprint,
+    read_blocks,
+    stored_names,
+    stored_tensors,
+)
 
 ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
 IMAGES = "AutoModelForImageClassification"
@@ -139,6 +146,9 @@ def load_model(
         path, total = block_path(skeleton), skeleton_blocks(skeleton)
         native = dtype or getattr(config, "dtype", None) or torch.float32
         keep = range(total) if keep is None else keep
+        if is_converted(name, skeleton):
+            model = load_model(name, auto_class, dtype=dtype)
+            return assemble(model, [get_blocks(model)[index] for index in keep], list(keep))
         tensors = read_blocks(name, skeleton, path, keep, native)
         small = build_skeleton(config, auto_class)
         renumber_config(block_config(small), keep, total)
@@ -215,6 +225,8 @@ def checkpoint_fingerprint(name: str | Path, auto_class: str) -> str:
     """:func:`fingerprint` of a checkpoint on disk, reading one tensor at a time."""
     skeleton = build_skeleton(model_config(name, auto_class), auto_class)
     parameters = dict(skeleton.named_parameters())
+    if is_converted(name, skeleton):
+        return model_fingerprint(load_model(name, auto_class))
     return fingerprint(stored_tensors(name, skeleton, parameters.__contains__))
 
 

@@ -223,20 +223,36 @@ def find_specs(model: nn.Module, family: nn.Module) -> dict[str, Any]:
         if isinstance(module, Described):
             specs[name] = module.spec
         elif (spec := linear_spec(module)) and not name.startswith(tuple(f"{n}." for n in specs)):
-            original = linear_spec(family.get_submodule(name))
+            original = linear_spec(same_module(family, name))
             specs |= {name: spec} if spec != original else {}
     return specs
 
 
+def same_module(family: nn.Module, name: str) -> nn.Module:
+    """A module of a family by name.
+
+    Raises:
+        OffsiteError: the family builds another kind of block at that place.
+    """
+    try:
+        return family.get_submodule(name)
+    except AttributeError as error:
+        raise OffsiteError(
+            f"'{name}' is no part of the block that this family builds at that place: its blocks "
+            "differ by position and cannot move, so keep the whole middle."
+        ) from error
+
+
 def find_shared(model: nn.Module) -> dict[int, int]:
-    """Blocks that share all parameters of an earlier one: index to index of the first."""
+    """Blocks that share all tensors of an earlier one: index to index of the first."""
     first: dict[tuple[int, ...], int] = {}
     shared = {}
     for index, block in enumerate(get_blocks(model)):
-        key = tuple(id(parameter) for parameter in block.parameters())
+        key = tuple(id(tensor) for tensor in (*block.parameters(), *block.buffers()))
         if key in first:
             shared[index] = first[key]
-        first.setdefault(key, index)
+        elif key:
+            first[key] = index
     return shared
 
 

@@ -94,6 +94,21 @@ def stored_names(name: str | Path, skeleton: nn.Module) -> dict[str, tuple[Path,
     return names
 
 
+def is_converted(name: str | Path, skeleton: nn.Module) -> bool:
+    """Whether transformers makes tensors of the blocks out of others on loading, as for experts.
+
+    Such a checkpoint is read whole.
+    """
+    mapping = get_model_conversion_mapping(skeleton)  # type: ignore[arg-type]
+    if all(isinstance(entry, WeightRenaming) for entry in mapping):
+        return False
+    path, stored = block_path(skeleton), stored_names(name, skeleton)
+    return any(
+        block_of(parameter, path) is not None and parameter not in stored
+        for parameter, _ in skeleton.named_parameters()
+    )
+
+
 def read_blocks(
     name: str | Path, skeleton: nn.Module, path: str, keep: Sequence[int], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:

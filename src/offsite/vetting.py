@@ -49,6 +49,7 @@ FLOATS = ("float32", "bfloat16", "float16", "float64")
 # parts of configuration keys that count modules or entries made in a loop, with the most allowed
 LIMITS = {"layer": 2048, "depth": 2048, "expert": 4096, "block": 65536, "label": 65536}
 SIDE_BUFFERS = 2**28
+TOO_LARGE = "is larger than any real model's"
 
 
 def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
@@ -136,9 +137,10 @@ def fault(key: str, value: Any, name: str) -> str | None:
     if name == "config.json" and isinstance(value, str) and re.search(r"[/\\]", value):
         return "looks like a path or the name of a repository"
     if name in ("config.json", "preprocessor_config.json") and isinstance(value, int):
-        limits = [most for part, most in LIMITS.items() if part in key.lower()]
+        parts = () if key.endswith("_size") else LIMITS  # a width, and no count
+        limits = [LIMITS[part] for part in parts if part in key.lower()]
         if abs(value) > min([2**31, *limits]):
-            return "is larger than any real model's"
+            return TOO_LARGE
     return None
 
 
@@ -147,12 +149,21 @@ def scrub(folder: Path) -> None:
 
     Local paths, the addresses of remote code and the like often stand in a checkpoint's files
     without being needed; they would tell the reader about the owner's machine.
+
+    Raises:
+        OffsiteError: a number that every reader would refuse.
     """
     for name in JSON_FILES:
         if not (folder / name).is_file():
             continue
         content = read_json(folder / name)
-        if any(True for _ in faults(content, name)):
+        found = list(faults(content, name))
+        if large := [key for key, reason in found if reason == TOO_LARGE]:
+            raise OffsiteError(
+                f"The model's {name} has the key '{shown(large[0])}', which {TOO_LARGE}: no reader "
+                "would take such an offer."
+            )
+        if found:
             text = json.dumps(_clean(content, name), indent=2, sort_keys=True, ensure_ascii=False)
             (folder / name).write_text(text + "\n", encoding="utf-8")
 

@@ -170,7 +170,8 @@ def plug(
     manifest = given.manifest
     private.check_fresh(manifest.parent, manifest.id, manifest.round, again=again)
     method, words = parse_method(manifest.method), method_text(manifest.method)
-    full = load_model(model, private.auto_class, dtype=parse_dtype(dtype))
+    kind = parse_dtype(dtype)
+    full = load_model(model, private.auto_class)  # as the record knows it
     if as_adapter:
         plugged = place(full, given, private, prompt_decoder=prompt_decoder)
         plugged.save(out)
@@ -181,7 +182,7 @@ def plug(
                 f"A delta of '{words}' cannot be merged into weights; add --as-adapter and "
                 "run it with offsite.load_plugged."
             )
-        tuned = plug_in(full, given, private)
+        tuned = plug_in(full, given, private).to(kind or full.dtype)
         processor = load_processor(model, manifest.task)
         with new_folder(out) as partial:
             with quiet():

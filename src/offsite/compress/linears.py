@@ -26,8 +26,15 @@ def linears(block: nn.Module, *, factors: bool = True) -> Iterator[tuple[str, nn
     counted.
 
     Raises:
-        OffsiteError: the block is quantised already, so no weight is left to work on.
+        OffsiteError: the block is quantised already, so no weight is left to work on, or has
+            weights that are no linear layers, such as a mixture of experts.
     """
+    for name, parameter in block.named_parameters():
+        if parameter.dim() > 2:
+            raise OffsiteError(
+                f"The blocks hold experts ('{name}'), which this step cannot change; drop, share "
+                "or distil whole blocks instead."
+            )
     inside: list[str] = []
     for name, module in block.named_modules():
         if isinstance(module, QuantisedLinear):
