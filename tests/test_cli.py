@@ -129,6 +129,16 @@ BAD: dict[str, tuple[list[str], str]] = {
     "dtype": (["offer", "{m}", "--out", "{d}/x", "--dtype", "int8"], "is no dtype"),
     "device": (["offer", "{m}", "--out", "{d}/x", "--recipe", "gradot", "--budget", "0.5",
                 "--data", "{t}", "--device", "abc"], "There is no device"),
+    "recipe and keep": (["offer", "{m}", "--out", "{d}/x", "--recipe", "{d}/r.json", "--keep", "1"],
+                        "says all of the recipe"),
+    "learned unused": (["offer", "{m}", "--out", "{d}/x", "--learned", "{d}/none"],
+                       "says nothing here"),
+    "device of nothing": (["offer", "{m}", "--out", "{d}/x", "--device", "abc"], "no device"),
+    "record nowhere": (["offer", "{m}", "--out", "{d}/x", "--record", "{t}/r"],
+                       "cannot be written"),
+    "record of another": (["offer", "{n}", "--out", "{d}/x", "--record", "{r}"], "another model"),
+    "name": (["offer", "{m}", "--out", "{d}/x", "--name", "a\nb"], "can all be seen"),
+    "no tokenizer": (["offer", "{n}", "--out", "{d}/x", "--eval-data", "{t}"], "no tokenizer"),
     "no data": (["offer", "{m}", "--out", "{d}/x", "--distill-steps", "2"], "--data"),
     "preset": (["offer", "{m}", "--out", "{d}/x", "--recipe", "magic"], "is no preset"),
     "out exists": (["offer", "{m}", "--out", "{m}"], "exists already"),
@@ -160,11 +170,16 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str
     model = language_model("llama")
     model.save_pretrained(base / "model")
     tokenizer.save_pretrained(base / "model")
-    make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer)[0].save(base / "offer")
+    language_model("llama", seed=1).save_pretrained(base / "other")
+    offer, record = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer)
+    offer.save(base / "offer")
+    record.save(base / "record.json")
+    (base / "r.json").write_text("[]")
     (base / "train.txt").write_text(TEXT)
     (base / "empty.txt").write_text("")
     (base / "bad.jsonl").write_text('{"text": "fine"}\n{"text": private words}\n')
-    return {"m": base / "model", "o": base / "offer", "t": base / "train.txt", "d": base}
+    names = {"m": "model", "n": "other", "o": "offer", "t": "train.txt", "r": "record.json"}
+    return {"d": base, **{key: base / name for key, name in names.items()}}
 
 
 @pytest.mark.parametrize("case", BAD)

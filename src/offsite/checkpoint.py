@@ -26,6 +26,7 @@ from offsite.stored import (
     is_converted,
     model_fingerprint,
     read_blocks,
+    stored_dtype,
     stored_names,
     stored_tensors,
 )
@@ -144,7 +145,7 @@ def load_model(
     if keep is not None or auto_class == IMAGES:
         skeleton = build_skeleton(config, auto_class)
         path, total = block_path(skeleton), skeleton_blocks(skeleton)
-        native = dtype or getattr(config, "dtype", None) or torch.float32
+        native = dtype or getattr(config, "dtype", None) or stored_dtype(name)
         keep = range(total) if keep is None else keep
         if is_converted(name, skeleton):
             model = load_model(name, auto_class, dtype=dtype)

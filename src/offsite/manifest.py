@@ -72,6 +72,14 @@ class FileEntry(_Model):
     sha256: Sha256
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a name that no manifest can carry."""
+    if name is not None and (len(name) > MAX_LABEL or not name.isprintable()):
+        raise OffsiteError(
+            f"A name has at most {MAX_LABEL} characters that can all be seen; choose another."
+        )
+
+
 class Contract(_Model):
     """What the model owner accepts in return.
 

@@ -24,7 +24,7 @@ from offsite.config import to_json
 from offsite.contract import make_contract
 from offsite.delta import Delta
 from offsite.disclosure import disclosed_tensors
-from offsite.manifest import OfferManifest, new_id, now, tool_versions
+from offsite.manifest import OfferManifest, check_name, new_id, now, tool_versions
 from offsite.offer import Offer, load_processor
 from offsite.plugging import attach_delta
 from offsite.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
@@ -32,7 +32,7 @@ from offsite.record import OfferRecord, Record
 from offsite.resume import same_run
 from offsite.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.stored import model_fingerprint
-from offsite.tasks import data_identity
+from offsite.tasks import data_identity, source_identity, task_identity
 from offsite.tasks.task import Task
 from offsite.tasks.text import CausalText
 
@@ -67,6 +67,7 @@ def make_offer(
         processor: tokenizer or image processor; read from ``model`` when that is a path.
         dtype: dtype to compress in; None for float32. The offer keeps the checkpoint's dtype.
         name: what the manifest calls the model; by default the last part of its path.
+        work, resume: folder of what a long step needs to be resumed, and whether to.
         prompt_decoder: what :func:`~offsite.deltas.learn_decoder.learn_decoder` returned, or its
             file, to ship for intrinsic prompts; by default the one beside the model, if any.
 
@@ -77,6 +78,7 @@ def make_offer(
         OffsiteError: a split, recipe or data set that cannot work with this model.
     """
     task = task or CausalText()
+    check_name(name)
     source = model if isinstance(model, (str, Path)) else None
     if source is not None:
         processor = processor or load_processor(source, task.name)
@@ -88,7 +90,9 @@ def make_offer(
         target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
         full = cut.model.to(target).eval()
         run = {"model": cut.fingerprint, "adapter": cut.split.adapter, "seed": seed}
-        run |= {"recipe": [to_json(step) for step in recipe]}
+        run |= {"recipe": [to_json(step) for step in recipe], "task": task_identity(task)}
+        learned = [path for step in recipe if (path := getattr(step, "learned", None))]
+        run |= {"learned": [source_identity(path) for path in learned], "dtype": str(dtype)}
         run |= {"data": None if data is None or work is None else data_identity(data)}
         if data is not None and isinstance(data, (str, Path)):
             data = task.load(data, processor, full, train=True)

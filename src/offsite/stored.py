@@ -94,6 +94,16 @@ def stored_names(name: str | Path, skeleton: nn.Module) -> dict[str, tuple[Path,
     return names
 
 
+def stored_dtype(name: str | Path) -> torch.dtype:
+    """The dtype of a checkpoint's first floating-point tensor."""
+    for file in shard_files(name):
+        with safe_open(file, framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118 (not a dictionary)
+                if (dtype := shard.get_tensor(key).dtype).is_floating_point:
+                    return dtype
+    return torch.float32
+
+
 def is_converted(name: str | Path, skeleton: nn.Module) -> bool:
     """Whether transformers makes tensors of the blocks out of others on loading, as for experts.
 
@@ -133,6 +143,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """A name for a set of weights that does not depend on the dtype they were loaded in.
 
     SHA-256 over the sorted names, shapes and SHA-256 of every parameter rounded to bfloat16.
+    (Weights of float32 must not have gone through float16, which would round them twice.)
     """
     lines = []
     for name, tensor in tensors:

@@ -26,7 +26,7 @@ from offsite.heads import give_head, head_tensors, labels_of, set_head
 from offsite.manifest import now
 from offsite.offer import Offer, task_auto_class
 from offsite.resume import same_run
-from offsite.tasks import data_identity
+from offsite.tasks import data_identity, task_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text import CausalText
 from offsite.tensors import DTYPES, describe
@@ -98,7 +98,14 @@ def run_tune(
     if isinstance(method, Combined) and asked.lr is None:
         rates += method.rates(runner)
     fits_contract(method, runner, offer)
-    run = {"offer": offer.manifest.id, "method": to_json(method), "data": data_identity(data)}
+    run: dict[str, Any] = {
+        "offer": offer.manifest.id,
+        "method": to_json(method),
+        "data": data_identity(data),
+        "eval_data": None if eval_data is None else data_identity(eval_data),
+        "task": task_identity(task),
+        "dtype": str(dtype),
+    }
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     origin = next(offer.model.parameters()).device
     try:

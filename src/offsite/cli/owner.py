@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,11 +63,12 @@ def offer(
     from datetime import timedelta
 
     from offsite.checking import check_sources, choose_data
-    from offsite.checkpoint import parse_dtype
+    from offsite.checkpoint import parse_dtype, pick_device
     from offsite.compress.scaleot import resolve_adapter
     from offsite.files import check_free
     from offsite.manifest import now
     from offsite.measure import folder_bytes, offer_bytes
+    from offsite.offer import load_processor
     from offsite.owner import make_offer
     from offsite.record import Record
     from offsite.resume import finish_work, work_folder
@@ -74,13 +77,17 @@ def offer(
     from offsite.tasks import load_task
 
     check_free(out)
+    pick_device(device)
     record = record or out.with_name(f"{out.name}.record.json")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     data, eval_data = choose_data(kind, data, "train"), choose_data(kind, eval_data, "test")
     check_sources(kind, (data, eval_data), model)
-    adapter = resolve_adapter(adapter, learned)
+    check_record(record, model, kind.auto_class)
+    if (data or eval_data) and load_processor(model, kind.name) is None:
+        raise OffsiteError(f"'{model}' has no tokenizer or image processor, which data needs.")
+    given, adapter = adapter, resolve_adapter(adapter, learned)
     steps = build_recipe(
-        model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
+        model, kind.auto_class, given, recipe, keep, budget, distill_steps, learned
     )
     work = work_folder(out, resume)
     made, private = make_offer(
@@ -98,14 +105,14 @@ def offer(
         work=work if any(hasattr(step, "steps") for step in steps) else None,
         resume=resume,
     )
-    if record.exists() and Record.load(record).fingerprint != private.fingerprint:
-        raise OffsiteError(
-            f"The record '{record}' belongs to another model; name another --record."
-        )
     if not o.main_process():
         return
     made.save(out)
-    private.save(record)
+    try:
+        private.save(record)
+    except BaseException:  # without its record no delta of this offer could be plugged
+        shutil.rmtree(out)
+        raise
     finish_work(work)
     everything = Record.load(record)
     zero_shot = score_model(made.model, kind, eval_data or data, made.processor, device)
@@ -140,6 +147,24 @@ def offer(
         result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
         lines.append(f"  zero-shot    {describe(zero_shot)} (the emulator, before tuning)")
     o.emit(result, json, lines)
+
+
+def check_record(record: Path, model: str, auto_class: str) -> None:
+    """Refuse, before any work, a record that is another model's or cannot be written."""
+    from offsite.checkpoint import checkpoint_fingerprint
+    from offsite.record import Record
+
+    if record.exists():
+        if Record.load(record).fingerprint != checkpoint_fingerprint(model, auto_class):
+            raise OffsiteError(
+                f"The record '{record}' belongs to another model; name another --record."
+            )
+        writable = os.access(record, os.W_OK)
+    else:
+        above = next(folder for folder in record.absolute().parents if folder.exists())
+        writable = above.is_dir() and os.access(above, os.W_OK)
+    if not writable:
+        raise OffsiteError(f"The record '{record}' cannot be written there; name another --record.")
 
 
 def plug(
@@ -216,6 +241,11 @@ def build_recipe(
     if keep is not None and budget is not None:
         raise OffsiteError("Give --keep or --budget, not both.")
     if recipe.endswith(".json"):
+        if not all(option is None for option in (keep, budget, distill_steps)):
+            raise OffsiteError(
+                f"'{recipe}' says all of the recipe; put into it what --keep, --budget and "
+                "--distill-steps say."
+            )
         steps = parse_recipe(read_json(recipe))
     else:
         shape = Shape.of_name(model, parse_adapter(adapter), auto_class)
@@ -229,6 +259,11 @@ def build_recipe(
     if distill_steps is not None:
         steps = [step for step in steps if not isinstance(step, DistillStep)]
         steps += [DistillStep(steps=distill_steps)] if distill_steps else []
+    used = any(getattr(step, "learned", None) == learned for step in steps)
+    if learned is not None and not used and not adapter.startswith("learned"):
+        raise OffsiteError(
+            "--learned says nothing here: neither the recipe nor --adapter learned:N asks for it."
+        )
     return steps
 
 

@@ -94,9 +94,25 @@ def data_path(source: str | Path) -> Path:
     return whole if whole.exists() else Path(str(source).partition(":")[0])
 
 
-def data_identity(data: Any) -> str | int:
-    """What tells data from other data: a source's identity, or how many rows there are."""
-    return source_identity(data) if isinstance(data, (str, Path)) else len(data)
+def task_identity(task: Task) -> list[Any]:
+    """What tells a task from others: its name, the length of its windows, what its file says."""
+    file = getattr(task, "file", None)
+    said = None if file is None else file.model_dump(mode="json")
+    return [task.name, getattr(task, "max_length", None), said]
+
+
+def data_identity(data: Any) -> str:
+    """What tells data from other data: a source's identity, or a hash of some 64 of the rows."""
+    if isinstance(data, (str, Path)):
+        return source_identity(data)
+    import hashlib
+
+    found = hashlib.sha256(str(len(data)).encode())
+    for index in range(0, len(data), max(1, len(data) // 64)):
+        for key, value in sorted(data[index].items()):
+            raw = value.numpy().tobytes() if hasattr(value, "numpy") else str(value).encode()
+            found.update(key.encode() + raw)
+    return found.hexdigest()
 
 
 def source_identity(source: str | Path) -> str:
