@@ -211,3 +211,23 @@ def test_presets_by_command(name: str, run: Run, ground: dict[str, Path], tmp_pa
     assert status == 0, err
     assert json.loads(out)["emulator_zero_shot"] > 0
     assert os.listdir(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", ["offer", "plug"])
+def test_what_the_record_does_not_know_is_not_left(
+    side: str, run: Run, exchange: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offsite.record import Record
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "record.json")
+
+    monkeypatch.setattr(Record, "save", full)
+    words = {
+        "offer": ("offer", exchange / "model", "--adapter", "ends:2,2"),
+        "plug": ("plug", exchange / "model", exchange / "delta", "--as-adapter", "--again"),
+    }[side]
+    record = ("--record", exchange / "offer.record.json")
+    status, _, err = run(*words, *record, "--out", exchange / "made")
+    assert status == 2 and "No space left" in err
+    assert not (exchange / "made").exists()

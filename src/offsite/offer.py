@@ -186,7 +186,9 @@ def read_processor(inner: Path, manifest: OfferManifest, folder: Path) -> Any:
         return None
     try:
         processor = load_processor(inner, manifest.task)
-    except Exception as error:  # the tokenizers library raises bare exceptions
+    except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise OffsiteError(f"The {name}.json of '{folder}' cannot be read.") from error
     if processor is None:
         raise OffsiteError(

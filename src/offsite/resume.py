@@ -13,6 +13,7 @@ from offsite.errors import OffsiteError
 from offsite.files import read_json, write_file
 
 RUN = "run.json"  # what the run was asked to do
+LOGS = "runs"  # where the Trainer puts them
 IDLE = ("report_to", "save_every")  # options that may change: they have no part in the result
 
 
@@ -41,9 +42,12 @@ def begun(work: Path) -> bool:
 
 
 def finish_work(work: Path | None) -> None:
-    """Remove the folder once what it was for is written."""
-    if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
+    """Remove the folder once what it was for is written; logs for trackers stay, in ``*.runs``."""
+    if work is None:
+        return
+    if (work / LOGS).is_dir():
+        shutil.copytree(work / LOGS, work.with_suffix(f".{LOGS}"), dirs_exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -185,8 +185,9 @@ def train(
     checkpoint = get_last_checkpoint(str(work)) if work and resume and work.is_dir() else None
     if resume and checkpoint is None:
         raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
-    batch = options.batch_size * options.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
-    total = options.steps or max(1, math.ceil(len(data) / batch * options.epochs))  # type: ignore[arg-type]
+    batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    each = math.ceil(math.ceil(len(data) / batch) / options.accumulate)  # type: ignore[arg-type]
+    total = options.steps or max(1, math.ceil(each * options.epochs))
     with tempfile.TemporaryDirectory() as scratch, accelerator(device):
         trainer = Trainer(
             model=_Tunable(model.to(device), loss),
@@ -272,10 +273,10 @@ def _arguments(
         logging_steps=max(1, total // 50),
         eval_strategy="steps" if eval_data is not None else "no",
         eval_steps=every,
-        save_strategy="steps" if save else "no",
+        save_strategy="steps" if save or options.patience else "no",
         save_steps=every if options.patience else options.save_every,
         save_total_limit=2,
-        load_best_model_at_end=bool(options.patience) and save,
+        load_best_model_at_end=bool(options.patience),
         metric_for_best_model="loss" if options.patience else None,
         greater_is_better=False if options.patience else None,
         report_to=list(options.report_to) or "none",

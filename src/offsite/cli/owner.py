@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +65,7 @@ def offer(
     from datetime import timedelta
 
     from offsite.checking import check_sources, choose_data
-    from offsite.checkpoint import parse_dtype, pick_device
+    from offsite.checkpoint import checkpoint_fingerprint, parse_dtype, pick_device
     from offsite.compress.scaleot import resolve_adapter
     from offsite.files import check_free
     from offsite.manifest import now
@@ -85,7 +87,10 @@ def offer(
     check_record(record, model, kind.auto_class)
     if (data or eval_data) and load_processor(model, kind.name) is None:
         raise OffsiteError(f"'{model}' has no tokenizer or image processor, which data needs.")
-    given, adapter = adapter, resolve_adapter(adapter, learned)
+    given = adapter
+    if adapter.startswith("learned"):
+        print_ = checkpoint_fingerprint(model, kind.auto_class)
+        adapter = resolve_adapter(adapter, learned, print_)
     steps = build_recipe(
         model, kind.auto_class, given, recipe, keep, budget, distill_steps, learned
     )
@@ -108,11 +113,8 @@ def offer(
     if not o.main_process():
         return
     made.save(out)
-    try:
+    with undone(out):  # without its record no delta of this offer could be plugged
         private.save(record)
-    except BaseException:  # without its record no delta of this offer could be plugged
-        shutil.rmtree(out)
-        raise
     finish_work(work)
     everything = Record.load(record)
     zero_shot = score_model(made.model, kind, eval_data or data, made.processor, device)
@@ -147,6 +149,16 @@ def offer(
         result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
         lines.append(f"  zero-shot    {describe(zero_shot)} (the emulator, before tuning)")
     o.emit(result, json, lines)
+
+
+@contextmanager
+def undone(out: Path) -> Iterator[None]:
+    """Remove a folder that was written if what follows it fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out)
+        raise
 
 
 def check_record(record: Path, model: str, auto_class: str) -> None:
@@ -216,7 +228,8 @@ def plug(
                 processor.save_pretrained(partial)
             write_note(partial, manifest.id, full, tuned)
         form = "a plain transformers checkpoint"
-    private.accept(manifest.parent, manifest.id, manifest.round).save(record)
+    with undone(out):  # no model outside the ledger
+        private.accept(manifest.parent, manifest.id, manifest.round).save(record)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
     o.emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import nn
 
 from offsite.blocks import freeze
 from offsite.compress.step import Context
+from offsite.config import require
 from offsite.errors import OffsiteError
 from offsite.replay import observe, relative_error, replay
 from offsite.split import Middle, join
@@ -36,6 +38,14 @@ class Distill:
     kd_weight: float = 30.0
 
     kind: ClassVar[str] = "distill"
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.lm_weight, self.kd_weight) >= 0 < self.lm_weight + self.kd_weight < math.inf,
+            f"Weights of {self.lm_weight} and {self.kd_weight} leave nothing to distil; use "
+            "numbers from 0, one of them above.",
+        )
+        TrainOptions(steps=self.steps, lr=self.lr, batch_size=self.batch_size)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if context.data is None or context.task is None:

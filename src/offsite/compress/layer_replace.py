@@ -14,6 +14,7 @@ own blocks do not share, and an adapter that is tuned to the repair loses by it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -65,6 +66,14 @@ class Training:
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"LayerReplace needs at least one step, not {self.steps}.")
         require(self.rank >= 1, f"A harmonizer's rank is at least 1, not {self.rank}.")
+        require(self.batch_size >= 1, f"A batch has at least one row, not {self.batch_size}.")
+        require(0 < self.lr < 100, f"A learning rate of {self.lr} is not usable; try 1e-4.")
+        require(
+            0 < self.eta < math.inf
+            and min(self.lm_weight, self.kd_weight) >= 0
+            and 0 < self.lm_weight + self.kd_weight < math.inf,
+            "LayerReplace needs an eta above 0, and loss weights from 0 with one of them above.",
+        )
 
 
 def learn(context: Context, training: Training = Training()) -> Learned:

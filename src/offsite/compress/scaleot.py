@@ -42,6 +42,7 @@ class LayerReplace:
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, f"alpha is the share replaced, 0 to 1, not {self.alpha}.")
+        _ = self.training  # refuses its own
 
     @property
     def training(self) -> Training:
@@ -101,11 +102,12 @@ def learned_count(text: str) -> int | None:
     return int(count) if kind == "learned" and count.isdigit() else None
 
 
-def resolve_adapter(text: str, learned: str | None) -> str:
+def resolve_adapter(text: str, learned: str | None, fingerprint: str | None = None) -> str:
     """``learned:4`` as the positions of the four most important blocks; other texts as they are.
 
     Raises:
-        OffsiteError: no folder of a LayerReplace pass, or an impossible count.
+        OffsiteError: no folder of a LayerReplace pass, one of a model with another fingerprint, or
+            an impossible count.
     """
     if text.partition(":")[0] != "learned":
         return text
@@ -115,7 +117,12 @@ def resolve_adapter(text: str, learned: str | None) -> str:
             f"'{text}' needs a count, as in learned:4, and --learned with the folder of a "
             "LayerReplace pass; make one with 'offsite importance MODEL --data ... --learn FOLDER'."
         )
-    return ",".join(map(str, most_important(Learned.load(learned).scores, count)))
+    found = Learned.load(learned)
+    if fingerprint is not None and found.fingerprint != fingerprint:
+        raise OffsiteError(
+            f"'{learned}' was learned on another model; learn scores and harmonizers afresh."
+        )
+    return ",".join(map(str, most_important(found.scores, count)))
 
 
 def scaleot(

@@ -1,0 +1,94 @@
+"""The training path: how long it warms up, which weights early stopping keeps, where logs stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from offsite.compress.distill import Distill
+from offsite.compress.scaleot import LayerReplace
+from offsite.errors import OffsiteError
+from offsite.resume import finish_work
+from offsite.train import TrainOptions, train
+
+CPU = torch.device("cpu")
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.slope * x
+
+
+def fit(options: TrainOptions, rows: int = 9, **more: Any) -> tuple[Line, Any]:
+    model = Line()
+    history = train(
+        model,
+        [{"x": torch.tensor(1.0)}] * rows,  # type: ignore[arg-type]
+        loss=lambda m, batch, items: (m(batch["x"]) ** 2).mean(),
+        collate=lambda given: {"x": torch.stack([row["x"] for row in given])},
+        options=options,
+        device=CPU,
+        **more,
+    )
+    return model, history
+
+
+@pytest.mark.parametrize(("rows", "accumulate"), [(9, 1), (3, 4), (33, 2)])
+def test_warm_up_is_the_share_asked_for(
+    rows: int, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offsite import train as module
+
+    made: list[Any] = []
+    original = module._arguments
+    monkeypatch.setattr(module, "_arguments", lambda *a: made.append(original(*a)) or made[0])
+    options = TrainOptions(epochs=50, batch_size=8, accumulate=accumulate, warmup=0.2)
+    _, history = fit(options, rows)
+    assert made[0].warmup_steps == round(0.2 * history.steps)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_early_stopping_gives_the_best_weights_back(kept: bool, tmp_path: Path) -> None:
+    options = TrainOptions(
+        steps=60, batch_size=9, lr=0.9, schedule="constant", warmup=0, patience=2, eval_every=1
+    )
+    work = tmp_path / "work" if kept else None
+    model, history = fit(options, eval_data=[{"x": torch.tensor(1.0)}], work=work)
+    losses = [point["eval_loss"] for point in history.points if "eval_loss" in point]
+    assert history.steps < 60 and min(losses) < losses[-1]
+    assert float(model.slope) ** 2 == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_logs_for_trackers_outlive_the_work_folder(tmp_path: Path) -> None:
+    (tmp_path / "out.work" / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "out.work" / "runs" / "one" / "events").write_text("loss")
+    finish_work(tmp_path / "out.work")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.runs"]
+    assert (tmp_path / "out.runs" / "one" / "events").read_text() == "loss"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Distill(steps=0),
+        lambda: Distill(lr=-1.0),
+        lambda: Distill(batch_size=0),
+        lambda: Distill(lm_weight=0, kd_weight=0),
+        lambda: LayerReplace(alpha=0.5, batch_size=0),
+        lambda: LayerReplace(alpha=0.5, lr=-1.0),
+        lambda: LayerReplace(alpha=0.5, steps=0),
+        lambda: LayerReplace(alpha=0.5, lm_weight=0, kd_weight=0),
+        lambda: LayerReplace(alpha=0.5, eta=float("nan")),
+    ],
+)
+def test_steps_that_cannot_run_are_refused_when_they_are_made(make: Any) -> None:
+    with pytest.raises(OffsiteError):
+        make()
