@@ -123,6 +123,23 @@ def test_a_head_is_kept_for_its_classes_and_zero_for_others() -> None:
     assert labels_of(model) == ("a", "b", "c") and not model.classifier.weight.any()
 
 
+def test_classes_of_other_numbers_are_not_taken_for_one_another(
+    tmp_path: Path, processor: Any
+) -> None:
+    x, y = paint(2, 2, 0)
+    np.savez(tmp_path / "later.npz", x=x, y=y + 1)
+    tuned = named("0", "1")
+    rows = TASK.load(tmp_path / "later.npz", processor, tuned)
+    with pytest.raises(OffsiteError, match="classes 1, 2, but the model knows LABEL_0, LABEL_1"):
+        TASK.evaluate(tuned, rows)
+    with pytest.raises(OffsiteError, match="classes 1, 2, but the model knows 2, 3"):
+        TASK.evaluate(named("2", "3"), rows)
+    np.savez(tmp_path / "plain.npz", x=x, y=y)
+    for labels in (("0", "1"), ("LABEL_0", "LABEL_1"), ("cat", "dog")):
+        model = named(*labels)
+        TASK.evaluate(model, TASK.load(tmp_path / "plain.npz", processor, model))
+
+
 def test_augmentation_depends_on_the_batch_alone(tmp_path: Path, processor: Any) -> None:
     path = write_arrays(tmp_path)
     rows = TASK.load(path, processor, None, train=True)
