@@ -96,6 +96,26 @@ def test_saved_datasets_are_read(
         TASK.load(tmp_path / "saved", processor, None)
 
 
+def test_pictures_without_a_class_or_content_are_not_taken(tmp_path: Path, processor: Any) -> None:
+    import datasets
+
+    x, _ = paint(3, 2, 0)
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))}
+    )
+    for name, hidden in (("minus", -1), ("null", None)):
+        labels = [0, 1, 2, 0, hidden, 2]
+        data = datasets.Dataset.from_dict({"img": list(x), "label": labels}, features=features)
+        data.save_to_disk(tmp_path / name)
+        with pytest.raises(OffsiteError, match=f"^picture 4 in '.*{name}' has no class of the 3"):
+            TASK.load(tmp_path / name, processor, None)
+    parts = {"img": [*x[:5], None], "label": [0, 1, 2] * 2}
+    datasets.Dataset.from_dict(parts, features=features).save_to_disk(tmp_path / "gap")
+    with pytest.raises(OffsiteError, match="Cannot read picture 5 in"):
+        TASK.load(tmp_path / "gap", processor, None)
+    assert len(ImageClassification(skip_bad=True).load(tmp_path / "gap", processor, None)) == 5
+
+
 def test_classes_take_the_order_of_the_model(tmp_path: Path, processor: Any) -> None:
     path = write_arrays(tmp_path)
     rows = TASK.load(path, processor, named("yellow", "red", "green"), train=True)

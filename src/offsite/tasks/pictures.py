@@ -84,6 +84,7 @@ def read_pictures(source: str | Path, *, train: bool) -> Pictures:
             f"'{path}' is no source of pictures; give a folder with one folder per class, a saved "
             "datasets folder, or an .npz file."
         )
+    check_targets(pictures)
     if names:
         pictures = pictures.only(names, str(path))
     filled = set(pictures.targets)
@@ -92,6 +93,16 @@ def read_pictures(source: str | Path, *, train: bool) -> Pictures:
             f"The class '{empty[0]}' of '{path}' has no picture; add some or remove the class."
         )
     return pictures
+
+
+def check_targets(pictures: Pictures) -> None:
+    """Refuse a picture without a class; test sets that hide their answers call it -1 or nothing."""
+    for index, target in enumerate(pictures.targets):
+        if target is None or not 0 <= target < len(pictures.classes):
+            raise OffsiteError(
+                f"{pictures.where(index)} has no class of the {len(pictures.classes)} that there "
+                "are; leave out what is not labelled, or use another split."
+            )
 
 
 def parse_source(source: str | Path) -> tuple[Path, str, tuple[str, ...]]:
