@@ -121,7 +121,7 @@ def parse_task(text: str, path: Path) -> TaskFile:
     """Check the text of a task file; ``path`` is for messages and tells TOML from JSON."""
     try:
         data: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found = re.search(r"line (\d+)", str(error))
         where = f"Line {found[1]} of the" if found else "The"
         raise OffsiteError(f"{where} task file '{path}' is not valid {path.suffix[1:]}.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from offsite.errors import OffsiteError
 from offsite.progress import track
 from offsite.replay import forward
+from offsite.tasks.rows import parse_line
 from offsite.tasks.task import Evaluation
 
 IGNORE = -100
@@ -175,10 +175,7 @@ def read_documents(path: Path) -> list[str] | list[tuple[str, str]]:
 
 def read_line(line: str, where: str) -> str | tuple[str, str]:
     """One JSONL line: a text, or a prompt with its completion."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise OffsiteError(f"{where} is not valid JSON.") from None  # the cause would quote it
+    row = parse_line(line, where)
     if isinstance(row, dict):
         if isinstance(row.get("text"), str) and row["text"]:
             return str(row["text"])
