@@ -11,6 +11,7 @@ import pytest
 import offsite.tasks
 from offsite.errors import OffsiteError
 from offsite.tasks import default_data, load_task
+from offsite.tasks.file import parse_task
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.template import render
 
@@ -72,7 +73,7 @@ def test_bad_task_files_name_file_and_line(
 
 
 def test_unknown_tasks_are_told_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(OffsiteError, match=r"There is no task 'arc'; use text, chat.*arc_easy"):
+    with pytest.raises(OffsiteError, match=r"no task 'arc'; use text, chat.*arc_easy.*--task FILE"):
         load_task("arc")
     with pytest.raises(OffsiteError, match="There is no task file"):
         load_task(tmp_path / "absent.toml")
@@ -117,6 +118,14 @@ def test_bad_tables_name_the_line_and_never_its_text(
     with pytest.raises(OffsiteError, match=message) as caught:
         read_rows(path)
     assert "secret" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_task_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.TOML"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert load_task(path).name == "mine"
+    with pytest.raises(OffsiteError, match="not valid json"):
+        parse_task("[" * 100_000, Path("a.json"))
 
 
 def test_every_character_but_a_line_end_stays_in_its_row(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from conftest import LANGUAGE, language_model
-from offsite.tasks.text import IGNORE, CausalText, token_losses
+from offsite.errors import OffsiteError
+from offsite.tasks.text import IGNORE, CausalText, read_documents, token_losses
 
 PAIRS = [("the cat", " sat on the mat"), ("a bird", " sang"), ("who sat", " the dog on a log")]
 
@@ -41,3 +42,26 @@ def test_examples_that_share_a_row_do_not_see_each_other(
     found = CausalText(64).evaluate(model, packed)
     assert found.count == len(losses)
     assert found.value == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_what_a_file_holds_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.JSONL"
+    path.write_text('{"text": "the cat"}\n', encoding="utf-8-sig")
+    assert read_documents(path) == ["the cat"]
+    plain = tmp_path / "a.txt"
+    plain.write_text("the dog", encoding="utf-8-sig")
+    assert read_documents(plain) == ["the dog"]
+    for name in ("a.csv", "a.TSV", "a.ndjson", "a.parquet"):
+        (tmp_path / name).write_text("secret")
+        with pytest.raises(OffsiteError, match=f"{name}' is a table.*jsonl") as caught:
+            read_documents(tmp_path / name)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "secret \\ud800"}'])
+def test_odd_json_is_named_by_its_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' + line)
+    with pytest.raises(OffsiteError, match=r"^Line 2 of ") as caught:
+        read_documents(path)
+    assert "secret" not in str(caught.value)

@@ -19,6 +19,7 @@ from offsite.tasks.rows import parse_line
 from offsite.tasks.task import Evaluation
 
 IGNORE = -100
+TABLES = (".csv", ".tsv", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,17 @@ def read_documents(path: Path) -> list[str] | list[tuple[str, str]]:
     """
     if not path.is_file():
         raise OffsiteError(f"There is no data file '{path}'.")
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        raise OffsiteError(
+            f"'{path}' is a table, not plain text; write it as JSON lines with \"text\", or "
+            '"prompt" and "completion", in a file ending in .jsonl.'
+        )
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise OffsiteError(f"'{path}' is not UTF-8 text; convert it first.") from None
-    if path.suffix not in (".jsonl", ".json"):
+    if suffix not in (".jsonl", ".json"):
         if not content.strip():
             raise OffsiteError(f"The data file '{path}' is empty.")
         return [content]
