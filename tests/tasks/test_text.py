@@ -42,6 +42,10 @@ def test_examples_that_share_a_row_do_not_see_each_other(
     found = CausalText(64).evaluate(model, packed)
     assert found.count == len(losses)
     assert found.value == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    alone = CausalText(16).evaluate(model, CausalText(16).load(data, tokenizer, model))
+    assert sum(alone.weights) == alone.count and len(alone.weights) == len(alone.items) > 1
+    parts = zip(alone.items, alone.weights, strict=True)
+    assert alone.value == pytest.approx(sum(item * tokens for item, tokens in parts) / alone.count)
 
 
 def test_what_a_file_holds_is_told_by_its_name(tmp_path: Path) -> None:
@@ -56,6 +60,13 @@ def test_what_a_file_holds_is_told_by_its_name(tmp_path: Path) -> None:
         with pytest.raises(OffsiteError, match=f"{name}' is a table.*jsonl") as caught:
             read_documents(tmp_path / name)
         assert "secret" not in str(caught.value)
+
+
+def test_windows_of_plain_text_count_alike(tokenizer: Any, text_file: Path) -> None:
+    model = language_model("gpt2")
+    found = CausalText(64).evaluate(model, CausalText(64).load(text_file, tokenizer, model))
+    assert found.weights == () and len(found.items) > 1
+    assert found.value == pytest.approx(sum(found.items) / len(found.items))
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "secret \\ud800"}'])

@@ -86,10 +86,14 @@ class CausalText:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
-        """Mean loss in nats per token, with perplexity beside it; items are means per row."""
+        """Mean loss in nats per token, with perplexity beside it; items are means per row.
+
+        Rows of different numbers of tokens have these as weights.
+        """
         device = next(model.parameters()).device
         total, count = 0.0, 0
         items: list[float] = []
+        weights: list[int] = []
         model.eval()
         loader = DataLoader(data, batch_size=batch_size, collate_fn=self.collate)
         for batch in track(loader, "evaluating"):
@@ -98,11 +102,13 @@ class CausalText:
             total, count = total + losses.sum().item(), count + losses.numel()
             rows = (batch["labels"][:, 1:] != IGNORE).sum(dim=1).tolist()
             items += [part.mean().item() for part in losses.split(rows) if len(part)]
+            weights += [tokens for tokens in rows if tokens]
         if not count:
             raise OffsiteError("The evaluation data has no token to predict; give more text.")
         mean = total / count
         extra = {"perplexity": math.exp(min(mean, 700.0))}
-        return Evaluation(self.metric, mean, False, count, extra=extra, items=tuple(items))
+        uneven = tuple(weights) if len(set(weights)) > 1 else ()
+        return Evaluation(self.metric, mean, False, count, None, extra, tuple(items), uneven)
 
 
 def window(max_length: int, config: Any) -> int:
