@@ -289,6 +289,12 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             {"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2), "labels": np.array(["a"])},
             "names 1 classes but uses number 1",
         ),
+        ({"x": np.zeros((0, 4, 4), np.uint8), "y": np.arange(0)}, "holds no picture"),
+        ({"x": np.zeros((2, 0, 4), np.uint8), "y": np.arange(2)}, r"shape \[2, 0, 4\]"),
+        (
+            {"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2), "classes": np.array("a")},
+            r"names its classes in an array of shape \[\]",
+        ),
         ({"x": np.array([{}, {}]), "y": np.arange(2)}, "not a readable .npz"),
     ],
 )
@@ -298,6 +304,53 @@ def test_odd_arrays_are_refused(
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(OffsiteError, match=message):
         TASK.load(tmp_path / "odd.npz", processor, None)
+
+
+def test_a_single_array_is_no_npz(tmp_path: Path, processor: Any) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(OffsiteError, match=r"not a readable \.npz file.*numpy\.savez"):
+        TASK.load(tmp_path / "one.npz", processor, None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, NotImplementedError])
+def test_whatever_a_reader_raises_is_an_unreadable_picture(
+    error: type[Exception], tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL.PngImagePlugin import PngImageFile
+
+    prepare = PngImageFile.load_prepare
+
+    def fail(image: Any) -> None:
+        if image.size == (3, 5):
+            raise error("secret")
+        prepare(image)
+
+    folder = write_folder(tmp_path)
+    Image.new("RGB", (3, 5)).save(folder / "red" / "odd.png")
+    monkeypatch.setattr(PngImageFile, "load_prepare", fail)
+    with pytest.raises(OffsiteError, match=r"Cannot read '.*odd\.png'") as caught:
+        TASK.load(folder, processor, None)
+    assert "secret" not in str(caught.value)
+    assert len(ImageClassification(skip_bad=True).load(folder, processor, None)) == 12
+
+
+def test_pictures_of_several_shapes_are_found_when_they_are_loaded(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    plain = image_processor(do_resize=False)
+    assert len(TASK.load(folder, plain, None)) == 12  # all of one size
+    Image.new("RGB", (24, 21)).save(folder / "red" / "odd.png")
+    message = r"the shape \[3, 20, 24\].*odd\.png' the shape \[3, 21, 24\]; turn on do_resize"
+    with pytest.raises(OffsiteError, match=message):
+        TASK.load(folder, plain, None)
+    TASK.load(folder, image_processor(), None)
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path, processor: Any) -> None:
+    (tmp_path / "both" / ".ipynb_checkpoints").mkdir(parents=True)
+    write_folder(tmp_path).rename(tmp_path / "both" / "train")
+    write_folder(tmp_path / "again").rename(tmp_path / "both" / "test")
+    assert TASK.load(tmp_path / "both", processor, None).labels == tuple(sorted(NAMES))
 
 
 def test_foreign_classes_never_reach_the_loss(tmp_path: Path, processor: Any) -> None:
