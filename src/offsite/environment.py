@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,13 +36,14 @@ def environment() -> dict[str, str]:
     }
     if "OFFSITE_COMMIT" in os.environ:  # a copy of the tree without its history
         return {**found, "commit": os.environ["OFFSITE_COMMIT"]}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if commit.returncode == 0:
-        found["commit"] = commit.stdout.strip()
+    with suppress(OSError):  # there need be no git
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if commit.returncode == 0:
+            found["commit"] = commit.stdout.strip()
     return found

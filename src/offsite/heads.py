@@ -66,10 +66,18 @@ def is_numbered(labels: Sequence[str]) -> bool:
 
 
 def same_classes(present: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a head for ``present`` serves ``wanted``: equal names, or as many without names."""
+    """Whether a head for ``present`` serves ``wanted``: equal names, or as many without names.
+
+    Numbers are no names, but 0 and 1 are not 1 and 2.
+    """
     if len(present) != len(wanted):
         return False
-    return tuple(present) == tuple(wanted) or is_numbered(present) or is_numbered(wanted)
+    one, other = ([label.removeprefix("LABEL_") for label in side] for side in (present, wanted))
+    if one == other:
+        return True
+    if all(label.isdecimal() for label in (*one, *other)):
+        return False
+    return is_numbered(present) or is_numbered(wanted)
 
 
 def give_head(model: nn.Module, labels: Sequence[str] = ()) -> None:

@@ -93,6 +93,15 @@ DIFFERENCES = {
     "plug_in - emulator_tuned": "plug-in - emulator fine-tuned",
     "plug_in - full_tuned": "plug-in - full fine-tuned",
 }
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "%_&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
 EXPLAINED = (
     "Differences in nats, or in points for shares; positive is better for the plug-in. Mean, "
     "deviation over seeds, and in brackets the 95% paired bootstrap interval over evaluation items."
@@ -132,8 +141,12 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown tables: the scores, and the differences with their intervals."""
 
+    def line(values: Sequence[str]) -> str:
+        safe = [value.replace("|", r"\|") for value in values]
+        return f"| {' | '.join(safe)} |\n"
+
     def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-        return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *body))
+        return "".join(line(values) for values in (head, ["---"] * len(head), *body))
 
     text, (head, body) = table(*cells(rows)), compared(rows)
     return text + (f"\n{table(head, body)}\n{EXPLAINED}\n" if body else "")
@@ -143,8 +156,7 @@ def latex(rows: Sequence[Mapping[str, Any]]) -> str:
     """LaTeX ``tabular`` in booktabs style: the scores, and the differences with their intervals."""
 
     def line(values: Sequence[str]) -> str:
-        safe = [v.replace("%", r"\%").replace("_", r"\_").replace("±", r"$\pm$") for v in values]
-        return " & ".join(safe) + r" \\"
+        return " & ".join(value.translate(LATEX) for value in values) + r" \\"
 
     def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
         words = sum(name in ("task", "recipe", "delta") for name in head)

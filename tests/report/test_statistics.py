@@ -47,6 +47,31 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 176 <= covered <= 198
 
 
+def test_items_that_count_more_weigh_more() -> None:
+    source = random.Random(2)
+    weights = [1.0 + 9 * (i % 2) for i in range(60)]
+    first = [source.gauss(1.0 if w > 1 else -1.0, 0.1) for w in weights]
+    pairs = list(zip(first, weights, strict=True))
+    draws = [source.choices(pairs, k=60) for _ in range(4000)]
+    means = sorted(sum(v * w for v, w in draw) / sum(w for _, w in draw) for draw in draws)
+    found = paired_bootstrap(first, [0.0] * 60, weights=weights)
+    assert found.mean == pytest.approx(sum(v * w for v, w in pairs) / sum(weights))
+    assert (found.low, found.high) == pytest.approx((means[100], means[3899]), abs=0.03)
+    assert found.low < found.mean < found.high
+    plain = paired_bootstrap(first, [0.0] * 60)
+    assert plain.high < found.low and plain == paired_bootstrap(
+        first, [0.0] * 60, weights=[7.0] * 60
+    )
+    scores = {"plug_in": first, "emulator_tuned": [0.0] * 60}
+    run = {name: {"items": items, "weights": weights} for name, items in scores.items()}
+    name = "plug_in - emulator_tuned"
+    assert compare(run, True)[name] == over_seeds([run, run], True)[name] == found
+    run["plug_in"] = {"items": first}  # as written before there were weights
+    assert compare(run, True)[name] == over_seeds([run, run], True)[name] == plain
+    with pytest.raises(OffsiteError, match="2 items need as many weights"):
+        paired_bootstrap([1.0, 2.0], [0.0, 0.0], weights=[1.0, 0.0])
+
+
 def test_spread_is_the_sample_deviation() -> None:
     values = [0.1, 0.4, 0.35]
     assert spread(values).std == pytest.approx(statistics.stdev(values))

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from offsite.cli.research import show_rows
+from offsite.environment import environment
 from offsite.report.runs import group
 from offsite.report.summary import differences, signed, summary
 from offsite.report.terminal import compared, terminal
@@ -88,12 +89,26 @@ def test_every_form_of_the_results_has_the_intervals(tmp_path: Path) -> None:
     assert len(lines) == 12 and float(lines[1]["low"]) < -0.2 and lines[0]["items"] == "40"
 
 
+def test_names_cannot_break_a_table() -> None:
+    odd = [row("a|b & #1_{x}", seed) for seed in (0, 1)]
+    lines = markdown(odd).split("\n\n")[0].splitlines()
+    assert r"a\|b & #1_{x}" in lines[2]
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+    assert r"a|b \& \#1\_\{x\} & full" in latex(odd) and r"$\pm$" in latex(odd)
+
+
 def test_without_items_or_pairs_there_is_no_second_table() -> None:
     bare = [{**found, "details": {}} for found in ROWS]
     assert "[" not in intervals_csv(bare) and intervals_csv(bare).count(",,,,") == 12
     alone = [{**row("r", 0), "scores": {"zero_shot": 5.0, "plug_in": 3.0}}]
     assert not text_at(80, compared(alone)).strip()
     assert "differences" not in markdown(alone).lower() and latex(alone).count("tabular") == 2
+
+
+def test_no_git_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("OFFSITE_COMMIT", raising=False)
+    assert "commit" not in environment() and "python" in environment()
 
 
 def test_zero_has_no_sign() -> None:

@@ -163,7 +163,10 @@ def test_classification_as_text_reads_headerless_tsv(tokenizer: Any, tmp_path: P
         ({"question": "secret", "choices": ["a", "b"]}, "no column 'answer'"),
         ({"question": "secret", "choices": ["a", "b"], "answer": 2}, "unknown label"),
         ({"question": "secret", "choices": ["a", "b"], "answer": True}, "unknown label"),
+        ({"question": "secret", "choices": ["a", "b"], "answer": "9" * 5000}, "unknown label"),
         ({"question": "secret", "choices": ["a", ""], "answer": 0}, "none of them empty"),
+        ({"question": "x", "choices": ["secret"] * 2 + ["b"], "answer": 0}, "right choice twice"),
+        ({"question": "secret", "choices": ["a\ud800", "b"], "answer": 0}, "surrogate"),
         ({"question": "secret", "choices": "ab", "answer": 0}, "list of texts"),
         ({"question": ["secret"], "choices": ["a", "b"], "answer": 0}, "needs text in"),
         (["secret"], "no JSON object"),
@@ -176,6 +179,20 @@ def test_bad_rows_are_named_by_line_and_never_quoted(
     with pytest.raises(OffsiteError, match=message) as caught:
         check_data(load_task("arc_easy"), path)
     assert "Line 2 of" in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_labels_may_be_more_than_the_choices_of_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\nkind = "multiple-choice"\nprompt = "{q}"\nchoices = "c"\n'
+        'answer = "a"\nlabels = ["A", "B", "C"]\n'
+    )
+    rows = [{"q": "x", "c": ["yes", "no", "no"], "a": "A"}, {"q": "x", "c": ["s", "t"], "a": "B"}]
+    found = load_task(file).read(write(tmp_path / "a.jsonl", rows))  # type: ignore[attr-defined]
+    assert [question.answer for question in found] == [0, 1]
+    rows[1]["a"] = "C"
+    with pytest.raises(OffsiteError, match=r"Line 2 of .* unknown label .* one of A, B\."):
+        check_data(load_task(file), write(tmp_path / "b.jsonl", rows))
 
 
 def test_choices_over_the_context_length_are_found_before_a_model_loads(

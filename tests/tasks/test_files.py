@@ -11,6 +11,7 @@ import pytest
 import offsite.tasks
 from offsite.errors import OffsiteError
 from offsite.tasks import default_data, load_task
+from offsite.tasks.file import parse_task
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.template import render
 
@@ -72,7 +73,7 @@ def test_bad_task_files_name_file_and_line(
 
 
 def test_unknown_tasks_are_told_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(OffsiteError, match=r"There is no task 'arc'; use text, chat.*arc_easy"):
+    with pytest.raises(OffsiteError, match=r"no task 'arc'; use text, chat.*arc_easy.*--task FILE"):
         load_task("arc")
     with pytest.raises(OffsiteError, match="There is no task file"):
         load_task(tmp_path / "absent.toml")
@@ -96,6 +97,16 @@ def test_templates_evaluate_nothing() -> None:
         ("a.json", '{"a": 1}', "no JSON list"),
         ("a.tsv", "a\tb\nsecret\n", r"Line 2 of .* 1 columns instead of 2"),
         ("a.csv", "a,b\n", "is empty"),
+        ("a.csv", 'a,b\n1,2\n3,"secret\n5,6\n7,"8"\n', "Line 3 of .* quotation mark"),
+        ("a.csv", 'a,b\n1,2\n3,"secret\n', "Line 3 of .* quotation mark"),
+        ("a.csv", "a,b\n1," + "secret" * 30_000, "Line 2 of .* a field of over 131072"),
+        ("a.tsv", "a\tb\n1\t" + "secret" * 30_000, "Line 2 of .* a field of over 131072"),
+        ("a.json", '[{"a": 1}]\n{"secret": 2}\n', "Line 2 of .* goes on after the end"),
+        ("a.json", '[\n{"a": ' + "[" * 100_000, "Line 2 of .* not valid JSON"),
+        ("a.jsonl", "[" * 100_000, "Line 1 of .* not valid JSON"),
+        ("a.jsonl", '{"a": 1} {"secret": 2}', "Line 1 of .* not valid JSON"),
+        ("a.jsonl", '{"a": ["secret \\uD800"]}', "Line 1 of .* half of a surrogate pair"),
+        ("a.json", '[{"a": "\\udc00 secret"}]', "Line 1 of .* half of a surrogate pair"),
         ("a.txt", "secret", "no table of examples"),
     ],
 )
@@ -107,6 +118,25 @@ def test_bad_tables_name_the_line_and_never_its_text(
     with pytest.raises(OffsiteError, match=message) as caught:
         read_rows(path)
     assert "secret" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_task_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.TOML"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert load_task(path).name == "mine"
+    with pytest.raises(OffsiteError, match="not valid json"):
+        parse_task("[" * 100_000, Path("a.json"))
+
+
+def test_every_character_but_a_line_end_stays_in_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.CSV"
+    path.write_text("a,b\none\u2028two\x0c,\N{GRINNING FACE}\n")
+    (row,) = read_rows(path)
+    assert row["a"] == "one\u2028two\x0c" and row["b"] == "\N{GRINNING FACE}"
+    path = tmp_path / "b.JSONL"
+    path.write_text('{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}\n')
+    (row,) = read_rows(path)
+    assert row["a"] == "\N{GRINNING FACE}" and row["b"] == r"\ud800"
 
 
 def test_importing_the_tasks_loads_no_task() -> None:

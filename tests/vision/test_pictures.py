@@ -96,6 +96,26 @@ def test_saved_datasets_are_read(
         TASK.load(tmp_path / "saved", processor, None)
 
 
+def test_pictures_without_a_class_or_content_are_not_taken(tmp_path: Path, processor: Any) -> None:
+    import datasets
+
+    x, _ = paint(3, 2, 0)
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))}
+    )
+    for name, hidden in (("minus", -1), ("null", None)):
+        labels = [0, 1, 2, 0, hidden, 2]
+        data = datasets.Dataset.from_dict({"img": list(x), "label": labels}, features=features)
+        data.save_to_disk(tmp_path / name)
+        with pytest.raises(OffsiteError, match=f"^picture 4 in '.*{name}' has no class of the 3"):
+            TASK.load(tmp_path / name, processor, None)
+    parts = {"img": [*x[:5], None], "label": [0, 1, 2] * 2}
+    datasets.Dataset.from_dict(parts, features=features).save_to_disk(tmp_path / "gap")
+    with pytest.raises(OffsiteError, match="Cannot read picture 5 in"):
+        TASK.load(tmp_path / "gap", processor, None)
+    assert len(ImageClassification(skip_bad=True).load(tmp_path / "gap", processor, None)) == 5
+
+
 def test_classes_take_the_order_of_the_model(tmp_path: Path, processor: Any) -> None:
     path = write_arrays(tmp_path)
     rows = TASK.load(path, processor, named("yellow", "red", "green"), train=True)
@@ -121,6 +141,23 @@ def test_a_head_is_kept_for_its_classes_and_zero_for_others() -> None:
     assert labels_of(model) == NAMES and torch.equal(model.classifier.weight, old)
     give_head(model, ("a", "b", "c"))
     assert labels_of(model) == ("a", "b", "c") and not model.classifier.weight.any()
+
+
+def test_classes_of_other_numbers_are_not_taken_for_one_another(
+    tmp_path: Path, processor: Any
+) -> None:
+    x, y = paint(2, 2, 0)
+    np.savez(tmp_path / "later.npz", x=x, y=y + 1)
+    tuned = named("0", "1")
+    rows = TASK.load(tmp_path / "later.npz", processor, tuned)
+    with pytest.raises(OffsiteError, match="classes 1, 2, but the model knows LABEL_0, LABEL_1"):
+        TASK.evaluate(tuned, rows)
+    with pytest.raises(OffsiteError, match="classes 1, 2, but the model knows 2, 3"):
+        TASK.evaluate(named("2", "3"), rows)
+    np.savez(tmp_path / "plain.npz", x=x, y=y)
+    for labels in (("0", "1"), ("LABEL_0", "LABEL_1"), ("cat", "dog")):
+        model = named(*labels)
+        TASK.evaluate(model, TASK.load(tmp_path / "plain.npz", processor, model))
 
 
 def test_augmentation_depends_on_the_batch_alone(tmp_path: Path, processor: Any) -> None:
@@ -252,6 +289,12 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             {"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2), "labels": np.array(["a"])},
             "names 1 classes but uses number 1",
         ),
+        ({"x": np.zeros((0, 4, 4), np.uint8), "y": np.arange(0)}, "holds no picture"),
+        ({"x": np.zeros((2, 0, 4), np.uint8), "y": np.arange(2)}, r"shape \[2, 0, 4\]"),
+        (
+            {"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2), "classes": np.array("a")},
+            r"names its classes in an array of shape \[\]",
+        ),
         ({"x": np.array([{}, {}]), "y": np.arange(2)}, "not a readable .npz"),
     ],
 )
@@ -261,6 +304,53 @@ def test_odd_arrays_are_refused(
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(OffsiteError, match=message):
         TASK.load(tmp_path / "odd.npz", processor, None)
+
+
+def test_a_single_array_is_no_npz(tmp_path: Path, processor: Any) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(OffsiteError, match=r"not a readable \.npz file.*numpy\.savez"):
+        TASK.load(tmp_path / "one.npz", processor, None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, NotImplementedError])
+def test_whatever_a_reader_raises_is_an_unreadable_picture(
+    error: type[Exception], tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL.PngImagePlugin import PngImageFile
+
+    prepare = PngImageFile.load_prepare
+
+    def fail(image: Any) -> None:
+        if image.size == (3, 5):
+            raise error("secret")
+        prepare(image)
+
+    folder = write_folder(tmp_path)
+    Image.new("RGB", (3, 5)).save(folder / "red" / "odd.png")
+    monkeypatch.setattr(PngImageFile, "load_prepare", fail)
+    with pytest.raises(OffsiteError, match=r"Cannot read '.*odd\.png'") as caught:
+        TASK.load(folder, processor, None)
+    assert "secret" not in str(caught.value)
+    assert len(ImageClassification(skip_bad=True).load(folder, processor, None)) == 12
+
+
+def test_pictures_of_several_shapes_are_found_when_they_are_loaded(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    plain = image_processor(do_resize=False)
+    assert len(TASK.load(folder, plain, None)) == 12  # all of one size
+    Image.new("RGB", (24, 21)).save(folder / "red" / "odd.png")
+    message = r"the shape \[3, 20, 24\].*odd\.png' the shape \[3, 21, 24\]; turn on do_resize"
+    with pytest.raises(OffsiteError, match=message):
+        TASK.load(folder, plain, None)
+    TASK.load(folder, image_processor(), None)
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path, processor: Any) -> None:
+    (tmp_path / "both" / ".ipynb_checkpoints").mkdir(parents=True)
+    write_folder(tmp_path).rename(tmp_path / "both" / "train")
+    write_folder(tmp_path / "again").rename(tmp_path / "both" / "test")
+    assert TASK.load(tmp_path / "both", processor, None).labels == tuple(sorted(NAMES))
 
 
 def test_foreign_classes_never_reach_the_loss(tmp_path: Path, processor: Any) -> None:

@@ -47,8 +47,8 @@ class MultipleChoice(Questions):
         """The questions of a data file, as text.
 
         Raises:
-            OffsiteError: missing columns, an unknown label, an empty or doubled choice; file and
-                line are named.
+            OffsiteError: missing columns, an unknown label, an empty choice, or a right choice that
+                stands there twice (public sets do double wrong ones); file and line are named.
         """
         return [read_choices(self.file, row) for row in read_rows(source, self.file.columns)]
 
@@ -95,20 +95,24 @@ def read_choices(file: TaskFile, row: Row) -> Choices:
         choices = tuple(listed)
     if len(choices) < 2 or not all(choices):
         raise OffsiteError(f"{row.where} needs at least two choices, none of them empty.")
-    return Choices(prompt_of(file, row), choices, find_answer(file, choices, row), row.where)
+    answer = find_answer(file, choices, row)
+    if choices.count(choices[answer]) > 1:
+        raise OffsiteError(f"{row.where} has its right choice twice; make its choices differ.")
+    return Choices(prompt_of(file, row), choices, answer, row.where)
 
 
 def find_answer(file: TaskFile, choices: Sequence[str], row: Row) -> int:
     """The 0-based number of the right choice: from a number, a label or a choice's text."""
     value = row[file.answer]
-    names = file.labels or choices
+    names = file.labels[: len(choices)] or choices
     if isinstance(value, str) and value in names:
         return list(names).index(value)
     if not file.labels and not isinstance(value, bool):
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        digits = isinstance(value, str) and value.isdecimal() and len(value) < 10
+        number = int(value) if digits else value
         if isinstance(number, int) and 0 <= number < len(choices):
             return number
-    known = f"one of {', '.join(file.labels)}" if file.labels else f"0 to {len(choices) - 1}"
+    known = f"one of {', '.join(names)}" if file.labels else f"0 to {len(choices) - 1}"
     raise OffsiteError(
         f"{row.where} has an unknown label in its column '{file.answer}'; it must be {known}"
         f"{'' if file.labels else ', or the text of a choice'}."

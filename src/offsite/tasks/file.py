@@ -104,27 +104,29 @@ def read_task_file(name: str | Path) -> tuple[TaskFile, Path | None]:
         text = (resources.files("offsite.tasks") / "builtin" / f"{name}.toml").read_text("utf-8")
         return parse_task(text, Path(f"{name}.toml")), None
     path = Path(name)
-    if path.suffix not in (".toml", ".json"):
+    if path.suffix.lower() not in (".toml", ".json"):
         raise OffsiteError(
             f"There is no task '{name}'; use text, chat, image-classification, "
-            f"{', '.join(builtin_names())}, or a task file (.toml or .json)."
+            f"{', '.join(builtin_names())}, or give your own task file with --task FILE "
+            "(.toml or .json)."
         )
     if not path.is_file():
         raise OffsiteError(f"There is no task file '{path}'.")
     try:
-        return parse_task(path.read_text(encoding="utf-8"), path), path.parent
+        return parse_task(path.read_text(encoding="utf-8-sig"), path), path.parent
     except UnicodeDecodeError:
         raise OffsiteError(f"The task file '{path}' is not UTF-8 text.") from None
 
 
 def parse_task(text: str, path: Path) -> TaskFile:
     """Check the text of a task file; ``path`` is for messages and tells TOML from JSON."""
+    kind = path.suffix.lower()
     try:
-        data: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+        data: Any = tomllib.loads(text) if kind == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:
         found = re.search(r"line (\d+)", str(error))
         where = f"Line {found[1]} of the" if found else "The"
-        raise OffsiteError(f"{where} task file '{path}' is not valid {path.suffix[1:]}.") from None
+        raise OffsiteError(f"{where} task file '{path}' is not valid {kind[1:]}.") from None
     try:
         return TaskFile.model_validate(data)
     except ValidationError as error:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from offsite.blocks import get_blocks
 from offsite.errors import OffsiteError
 from offsite.heads import labels_of, same_classes
 from offsite.progress import track
 from offsite.replay import forward
 from offsite.tasks.augment import ALL, augment, check_kinds
+from offsite.tasks.fitting import check_shapes, check_size
 from offsite.tasks.pictures import Pictures, pillow, read_pictures, shown_names
 from offsite.tasks.task import Evaluation, mean_of
 
@@ -62,14 +62,14 @@ class ImageClassification:
 
         Raises:
             OffsiteError: no image processor, an unreadable picture (its file is named), an empty
-                class, a single class, or pictures whose size does not fit the model.
+                class, a single class, or pictures whose size differs or does not fit the model.
         """
         if processor is None:
             raise OffsiteError(
                 "The model has no image processor, so pictures cannot be read for it; put a "
                 "preprocessor_config.json beside its weights."
             )
-        pictures = self.readable(read_pictures(source, train=train))
+        pictures, sizes = self.readable(read_pictures(source, train=train))
         labels, order = match_classes(pictures.classes, labels_of(model), train=train)
         if len(labels) < 2:
             raise OffsiteError(
@@ -78,23 +78,26 @@ class ImageClassification:
         targets = tuple(order[target] for target in pictures.targets)
         channels = getattr(getattr(model, "config", None), "num_channels", 3)
         rows = ImageRows(pictures, targets, labels, processor, channels, train)
+        check_shapes(rows, sizes)
         if isinstance(model, nn.Module):
             check_size(model, rows[0]["pixel_values"])
         return rows
 
-    def readable(self, pictures: Pictures) -> Pictures:
-        """The pictures that can be decoded; every one is tried, so that no run stops midway."""
-        good, bad = [], []
+    def readable(self, pictures: Pictures) -> tuple[Pictures, list[tuple[int, int]]]:
+        """The pictures that can be decoded, and their sizes; every one is tried, so that no run
+        stops midway.
+        """
+        good, bad, sizes = [], [], []
         for index in track(range(len(pictures.targets)), "reading pictures"):
             try:
-                read_picture(pictures, index)
+                sizes.append(read_picture(pictures, index).size)
                 good.append(index)
             except OffsiteError:
                 if not self.skip_bad:
                     raise
                 bad.append(pictures.where(index))
         if not bad:
-            return pictures
+            return pictures, sizes
         logging.getLogger("offsite").warning(
             "Skipped %d unreadable pictures, first %s.", len(bad), bad[0]
         )
@@ -102,7 +105,7 @@ class ImageClassification:
         if lost := sorted(set(pictures.targets) - set(kept.targets)):
             name = pictures.classes[lost[0]]
             raise OffsiteError(f"No picture of the class '{name}' is readable; replace them.")
-        return kept
+        return kept, sizes
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Pictures (n, channels, height, width) and classes (n); augmented where rows say so."""
@@ -206,12 +209,12 @@ def read_picture(pictures: Pictures, index: int) -> Any:
     Raises:
         OffsiteError: it is no picture, damaged, absurdly large, or has more than 8 bits a channel.
     """
-    image_module = pillow()
+    pillow()
     from PIL import ImageOps
 
     try:
         image = ImageOps.exif_transpose(pictures.read(index))
-    except (OSError, ValueError, SyntaxError, EOFError, image_module.DecompressionBombError):
+    except Exception:  # each format's reader raises what it likes; None is a missing picture
         raise OffsiteError(
             f"Cannot read {pictures.where(index)} as a picture; repair or remove it, or leave such "
             "pictures out with --skip-bad."
@@ -253,33 +256,3 @@ def class_scores(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
             "distil with lm_weight=0."
         )
     return logits
-
-
-class _Fits(Exception):
-    """A picture has reached the first block."""
-
-
-@torch.no_grad()
-def check_size(model: nn.Module, pixels: torch.Tensor) -> None:
-    """Send one picture (channels, height, width) up to the first block of an image model.
-
-    Raises:
-        OffsiteError: the model cannot embed pictures of this size.
-    """
-
-    def reached(*_: Any) -> None:
-        raise _Fits
-
-    weight = next(model.parameters())
-    handle = get_blocks(model)[0].register_forward_pre_hook(reached)
-    try:
-        model(pixel_values=pixels[None].to(weight.device, weight.dtype))
-    except _Fits:
-        return
-    except (ValueError, RuntimeError) as error:
-        raise OffsiteError(
-            f"The image processor gives pictures of shape {list(pixels.shape)}, which the model "
-            "cannot embed; set the size in its preprocessor_config.json to that of the model."
-        ) from error
-    finally:
-        handle.remove()

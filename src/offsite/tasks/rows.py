@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from offsite.errors import OffsiteError
 
 SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
+SPACE = " \t\r\n"
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,16 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
     path = Path(path)
     if not path.is_file():
         raise OffsiteError(f"There is no data file '{path}'.")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise OffsiteError(f"'{path}' is no table of examples; use {', '.join(SUFFIXES)}.")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise OffsiteError(f"'{path}' is not UTF-8 text; convert it first.") from None
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         found = _lines(content, path)
-    elif path.suffix == ".json":
+    elif suffix == ".json":
         found = _list(content, path)
     else:
         found = _table(content, path, columns)
@@ -61,8 +64,36 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
-def _row(value: Any, number: int, path: Path) -> Row:
-    where = f"Line {number} of '{path}'"
+def parse_line(line: str, where: str) -> Any:
+    """The JSON value of one line.
+
+    Raises:
+        OffsiteError: it is none; ``where`` names it.
+    """
+    line = line.strip(SPACE)
+    value, end = _value(line, 0, where)
+    if end < len(line):
+        raise OffsiteError(f"{where} is not valid JSON.")
+    return value
+
+
+def _value(content: str, place: int, where: str) -> tuple[Any, int]:
+    """The JSON value that begins at ``place``, and where it ends."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(content, place)
+        if "\\ud" in content[place:end].lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise OffsiteError(
+            f"{where} has one half of a surrogate pair (\\ud800 to \\udfff), which is no "
+            "character; remove it."
+        ) from None
+    except (ValueError, RecursionError):  # the cause would quote the line
+        raise OffsiteError(f"{where} is not valid JSON.") from None
+    return value, end
+
+
+def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise OffsiteError(f"{where} is no JSON object; each example must be one.")
     return Row(value, where)
@@ -71,28 +102,33 @@ def _row(value: Any, number: int, path: Path) -> Row:
 def _lines(content: str, path: Path) -> Iterator[Row]:
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError:  # the cause would quote the line
-                raise OffsiteError(f"Line {number} of '{path}' is not valid JSON.") from None
-            yield _row(value, number, path)
+            where = f"Line {number} of '{path}'"
+            yield _row(parse_line(line, where), where)
 
 
 def _list(content: str, path: Path) -> Iterator[Row]:
-    decoder, place = json.JSONDecoder(), _skip(content, 0, "")
+    place = _skip(content, 0, "")
     if content[place : place + 1] != "[":
         raise OffsiteError(f"'{path}' is no JSON list of objects; use one, or JSON lines.")
     place = _skip(content, place + 1, "")
     while content[place : place + 1] not in ("]", ""):
-        number = content.count("\n", 0, place) + 1
-        try:
-            value, place = decoder.raw_decode(content, place)
-        except ValueError:
-            raise OffsiteError(f"Line {number} of '{path}' is not valid JSON.") from None
-        yield _row(value, number, path)
+        where = _line(content, place, path)
+        value, place = _value(content, place, where)
+        yield _row(value, where)
         place = _skip(content, place, ",")
     if not content[place:]:
         raise OffsiteError(f"'{path}' ends inside its list; it may be truncated.")
+    place = _skip(content, place + 1, "")
+    if content[place:]:
+        raise OffsiteError(
+            f"{_line(content, place, path)} goes on after the end of the list; put every example "
+            "into the one list, or use JSON lines."
+        )
+
+
+def _line(content: str, place: int, path: Path) -> str:
+    number = content.count("\n", 0, place) + 1
+    return f"Line {number} of '{path}'"
 
 
 def _skip(content: str, place: int, more: str) -> int:
@@ -102,22 +138,36 @@ def _skip(content: str, place: int, more: str) -> int:
 
 
 def _table(content: str, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    tabs = path.suffix == ".tsv"
+    tabs = path.suffix.lower() == ".tsv"
     lines = csv.reader(
-        content.split("\n") if tabs else content.splitlines(keepends=True),
+        content.split("\n") if tabs else io.StringIO(content, newline=""),
         delimiter="\t" if tabs else ",",
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
     )
     header = list(columns)
-    for values in lines:
+    for values, where in _checked(lines, path):
         if not values:
             continue
         if not header:
             header = values
         elif len(values) != len(header):
-            raise OffsiteError(
-                f"Line {lines.line_num} of '{path}' has {len(values)} columns instead of "
-                f"{len(header)}."
-            )
+            raise OffsiteError(f"{where} has {len(values)} columns instead of {len(header)}.")
         else:
-            yield Row(dict(zip(header, values, strict=True)), f"Line {lines.line_num} of '{path}'")
+            yield Row(dict(zip(header, values, strict=True)), where)
+
+
+def _checked(lines: Any, path: Path) -> Iterator[tuple[list[str], str]]:
+    """The rows of a CSV reader, each with its place; one that breaks off is named by its start."""
+    while True:
+        start = lines.line_num + 1
+        try:
+            values = next(lines, None)
+        except csv.Error as error:
+            what = "a quotation mark that does not enclose a whole field; double those inside"
+            if "field limit" in str(error):
+                what = f"a field of over {csv.field_size_limit()} characters; use JSON lines"
+            raise OffsiteError(f"Line {start} of '{path}' has {what}.") from None
+        if values is None:
+            return
+        yield values, f"Line {lines.line_num} of '{path}'"

@@ -28,6 +28,7 @@ class Evaluation:
         stderr: standard error of the mean, where known.
         extra: further figures of the same run, such as ``{"perplexity": 31.8}``.
         items: per-item values in data order (for paired intervals), where kept.
+        weights: what each item counts in ``value`` (tokens); empty where all count alike.
     """
 
     metric: str
@@ -37,6 +38,7 @@ class Evaluation:
     stderr: float | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
     items: tuple[float, ...] = ()
+    weights: tuple[int, ...] = ()
 
 
 def mean_of(metric: str, values: Sequence[float], **extra: float) -> Evaluation:

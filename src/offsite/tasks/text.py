@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from offsite.errors import OffsiteError
 from offsite.progress import track
 from offsite.replay import forward
+from offsite.tasks.rows import parse_line
 from offsite.tasks.task import Evaluation
 
 IGNORE = -100
+TABLES = (".csv", ".tsv", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,14 @@ class CausalText:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
-        """Mean loss in nats per token, with perplexity beside it; items are means per row."""
+        """Mean loss in nats per token, with perplexity beside it; items are means per row.
+
+        Rows of different numbers of tokens have these as weights.
+        """
         device = next(model.parameters()).device
         total, count = 0.0, 0
         items: list[float] = []
+        weights: list[int] = []
         model.eval()
         loader = DataLoader(data, batch_size=batch_size, collate_fn=self.collate)
         for batch in track(loader, "evaluating"):
@@ -98,11 +102,13 @@ class CausalText:
             total, count = total + losses.sum().item(), count + losses.numel()
             rows = (batch["labels"][:, 1:] != IGNORE).sum(dim=1).tolist()
             items += [part.mean().item() for part in losses.split(rows) if len(part)]
+            weights += [tokens for tokens in rows if tokens]
         if not count:
             raise OffsiteError("The evaluation data has no token to predict; give more text.")
         mean = total / count
         extra = {"perplexity": math.exp(min(mean, 700.0))}
-        return Evaluation(self.metric, mean, False, count, extra=extra, items=tuple(items))
+        uneven = tuple(weights) if len(set(weights)) > 1 else ()
+        return Evaluation(self.metric, mean, False, count, None, extra, tuple(items), uneven)
 
 
 def window(max_length: int, config: Any) -> int:
@@ -111,9 +117,26 @@ def window(max_length: int, config: Any) -> int:
     return min(max_length, limit or max_length)
 
 
+@torch.no_grad()
 def restarts(model: Any) -> bool:
-    """Whether the model takes position ids, and so keeps packed examples apart."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+    """Whether packed examples do not see each other, tried on two rows that differ in the first.
+
+    Taking position ids is not enough: some families leave them out of their attention mask.
+    """
+    device = next(model.parameters()).device
+    rows = torch.tensor([[5, 6, 5, 5, 6, 6], [6, 5, 6, 5, 6, 6]], device=device)
+    positions = torch.tensor([[0, 1, 2] * 2] * 2, device=device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        logits = forward(model, {"input_ids": rows, "position_ids": positions}).logits[:, 3:]
+    except (TypeError, ValueError):  # it takes no position ids
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    noise = max(1e-5, 2 * torch.finfo(logits.dtype).eps) * logits.abs().max()
+    return bool((logits[0] - logits[1]).abs().max() <= noise)
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -133,11 +156,17 @@ def read_documents(path: Path) -> list[str] | list[tuple[str, str]]:
     """
     if not path.is_file():
         raise OffsiteError(f"There is no data file '{path}'.")
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        raise OffsiteError(
+            f"'{path}' is a table, not plain text; write it as JSON lines with \"text\", or "
+            '"prompt" and "completion", in a file ending in .jsonl.'
+        )
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise OffsiteError(f"'{path}' is not UTF-8 text; convert it first.") from None
-    if path.suffix not in (".jsonl", ".json"):
+    if suffix not in (".jsonl", ".json"):
         if not content.strip():
             raise OffsiteError(f"The data file '{path}' is empty.")
         return [content]
@@ -159,10 +188,7 @@ def read_documents(path: Path) -> list[str] | list[tuple[str, str]]:
 
 def read_line(line: str, where: str) -> str | tuple[str, str]:
     """One JSONL line: a text, or a prompt with its completion."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise OffsiteError(f"{where} is not valid JSON.") from None  # the cause would quote it
+    row = parse_line(line, where)
     if isinstance(row, dict):
         if isinstance(row.get("text"), str) and row["text"]:
             return str(row["text"])

@@ -1,0 +1,69 @@
+"""Whether prepared pictures have one shape, and one that the model can embed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.blocks import get_blocks
+from offsite.errors import OffsiteError
+
+
+def check_shapes(rows: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Prepare the smallest, largest, widest and tallest pictures and compare their shapes.
+
+    Args:
+        rows: the :class:`~offsite.tasks.image.ImageRows`.
+        sizes: width and height of each picture.
+
+    Raises:
+        OffsiteError: the shapes differ, so that such pictures cannot share a batch.
+    """
+    measures = [(width, height, width / height) for width, height in sizes]
+    places = range(len(sizes))
+    chosen = {
+        pick(places, key=lambda index: measures[index][axis])
+        for axis in range(3)
+        for pick in (min, max)
+    }
+    found = {tuple(rows[index]["pixel_values"].shape): index for index in sorted(chosen)}
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise OffsiteError(
+            f"The image processor gives {rows.pictures.where(first)} the shape {list(one)} and "
+            f"{rows.pictures.where(second)} the shape {list(other)}; turn on do_resize in its "
+            "preprocessor_config.json with a height and a width, or bring the pictures to one size."
+        )
+
+
+class _Fits(Exception):
+    """A picture has reached the first block."""
+
+
+@torch.no_grad()
+def check_size(model: nn.Module, pixels: torch.Tensor) -> None:
+    """Send one picture (channels, height, width) up to the first block of an image model.
+
+    Raises:
+        OffsiteError: the model cannot embed pictures of this size.
+    """
+
+    def reached(*_: Any) -> None:
+        raise _Fits
+
+    weight = next(model.parameters())
+    handle = get_blocks(model)[0].register_forward_pre_hook(reached)
+    try:
+        model(pixel_values=pixels[None].to(weight.device, weight.dtype))
+    except _Fits:
+        return
+    except (ValueError, RuntimeError) as error:
+        raise OffsiteError(
+            f"The image processor gives pictures of shape {list(pixels.shape)}, which the model "
+            "cannot embed; set the size in its preprocessor_config.json to that of the model."
+        ) from error
+    finally:
+        handle.remove()
