@@ -29,12 +29,20 @@ from offsite.heads import give_head, head_tensors, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key, options_key, slug
+from offsite.plan import (
+    Plan,
+    Recipe,
+    Row,
+    digest,
+    flatten,
+    identity,
+    method_key,
+    options_key,
+    slug,
+)
 from offsite.record import Record
 from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
-from offsite.stored import model_fingerprint
-from offsite.tasks import source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
 from offsite.tuner import run_tune
@@ -63,7 +71,6 @@ class Lab:
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
         self.task, self.public = plan.tasks()
-        sources = (plan.data, plan.eval_data, plan.calibration)
         check_plan(plan)
         self.recipes = {
             name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
@@ -73,11 +80,7 @@ class Lab:
         self.processor = load_processor(plan.model, self.task.name)
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
         plan.prepare(self.model).to(self.device)
-        self.identity = {
-            "model": model_fingerprint(self.model),
-            "task": [plan.task, plan.calibration_task, plan.max_length, plan.dtype],
-            "data": [source and source_identity(source) for source in sources],
-        }
+        self.identity = identity(plan, self.model, self.processor)
         self.rows: dict[tuple[Any, ...], Any] = {}
         self.environments: list[dict[str, str]] = []  # what the cells used were computed on
 
