@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from offsite.blocks import get_blocks
+from offsite.cells import digest, finite, identity, known, make_row, method_key, options_key
 from offsite.checking import check_plan
 from offsite.checkpoint import load_model, parse_dtype, pick_device
 from offsite.compress.layer_replace import learn
@@ -24,24 +25,14 @@ from offsite.config import to_json
 from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.environment import environment
+from offsite.errors import OffsiteError
 from offsite.files import read_json, write_file
 from offsite.heads import give_head, head_tensors, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import (
-    Plan,
-    Recipe,
-    Row,
-    digest,
-    flatten,
-    identity,
-    method_key,
-    options_key,
-    slug,
-)
+from offsite.plan import Plan, Recipe, Row, slug
 from offsite.record import Record
-from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
@@ -108,21 +99,11 @@ class Lab:
     def row(
         self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
     ) -> Row:
-        scores = Scores(
-            self.task.metric,
-            self.task.higher_is_better,
-            zero_shot=zero["value"],
-            full_tuned=full.get("value"),
-            emulator_zero_shot=emulator["value"],
-            emulator_tuned=tuned.get("emulator_tuned", {}).get("value"),
-            plug_in=tuned.get("plug_in", {}).get("value"),
-            disclosed=emulator["disclosed"],
-        )
         steps = [to_json(step) for step in self.recipes[name].steps]
         parts = {"zero_shot": zero, "full_tuned": full, "emulator_zero_shot": emulator}
-        parts |= {key: tuned[key] for key in ("emulator_tuned", "plug_in") if key in tuned}
-        extra = {"recipe_steps": steps, **flatten(parts, emulator, tuned)}
-        return Row(self.plan.model, self.plan.task, name, label, seed, scores, extra)
+        metric = (self.task.metric, self.task.higher_is_better)
+        extra = {"recipe_steps": steps}
+        return make_row(self.plan, (name, label, seed), metric, parts, tuned, extra)
 
     def emulator(
         self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
@@ -164,7 +145,7 @@ class Lab:
                     made, rows, method, options=options, task=self.task, device=self.device
                 )
             delta = tuned.delta
-            if self.exchange is not None:
+            if self.exchange is not None and finite(tuned.model):
                 name = f"{slug(self.recipes, recipe)}-{slug(self.methods, method)}"
                 delta.save(self.exchange / f"delta-{name}-{seed}")
                 delta = Delta.load(delta.folder)  # type: ignore[arg-type]
@@ -249,6 +230,8 @@ class Lab:
                 frozen = self.model.requires_grad_(False)
                 context = Context(frozen, split, self.public, self.public_rows(), seed)
                 found = learn(context, training)
+            if not finite(found.harmonizers):
+                raise OffsiteError("LayerReplace diverged; give its step a lower lr or eta.")
             if not folder.exists():
                 found.save(folder)
             return {"scores": found.scores, **cost}
@@ -275,6 +258,8 @@ class Lab:
         if labels and not same_classes(labels_of(model), labels):
             model = copy.deepcopy(model)
             give_head(model, labels)
+        if not finite(model):
+            return {"value": None}
         result: Evaluation = self.task.evaluate(model.to(self.device), rows)
         return asdict(result)
 
@@ -286,10 +271,9 @@ class Lab:
         elif self.cached:
             raise NotCached
         else:
-            outcome = json.loads(json.dumps(compute(), default=list))
-            found = {"key": {**self.identity, **key}, "outcome": outcome}
+            found = {"key": {**self.identity, **key}, "outcome": known(compute())}
             found["environment"] = environment()
-            write_file(path, json.dumps(found, default=list) + "\n")
+            write_file(path, json.dumps(found, default=list, allow_nan=False) + "\n")
         self.environments.append(found["environment"])
         return found["outcome"]  # type: ignore[no-any-return]
 

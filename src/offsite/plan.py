@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from offsite.compress import parse_recipe
 from offsite.compress.scaleot import learned_count
 from offsite.compress.step import Step
 from offsite.config import to_json
-from offsite.deltas import IntrinsicPrompt
-from offsite.deltas.method import Method
-from offsite.files import sha256_file
-from offsite.heads import head_path
-from offsite.prompt_decoder import decoder_hash, decoder_tensors, give_decoder
+from offsite.prompt_decoder import give_decoder
 from offsite.scores import Scores
-from offsite.stored import model_fingerprint
 from offsite.tasks import load_task, source_identity
 from offsite.tasks.task import Task
 from offsite.train import TrainOptions
@@ -132,102 +123,6 @@ class Row:
             **self.scores.to_json(),
             **self.extra,
         }
-
-
-def method_key(method: Method, model: Any) -> dict[str, Any]:
-    """What a tuned delta depends on beside its offer: the method, and the decoder it uses."""
-    decoder = decoder_tensors(model) if method.kind == IntrinsicPrompt.kind else {}
-    more = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
-    return {"method": to_json(method), **more}
-
-
-def options_key(options: TrainOptions, model: Any) -> dict[str, Any]:
-    """What training depends on: the rate of the head counts only where there is a head."""
-    key = asdict(options)
-    return key if head_path(model) else {name: key[name] for name in key if name != "head_lr"}
-
-
-# what a configuration says of where and with what it was made, and nothing of what is computed
-MADE = ("dtype", "torch_dtype", "transformers_version", "is_local", "local_files_only")
-
-
-def identity(plan: Plan, model: Any, processor: Any) -> dict[str, Any]:
-    """What every cell of a plan depends on: model, tokenizer, tasks and data by what they hold."""
-    names = (plan.task, plan.calibration_task)
-    files = [getattr(task, "file", None) for task in plan.tasks()]
-    tasks = [f.model_dump(mode="json") if f else name for f, name in zip(files, names, strict=True)]
-    return {
-        "model": model_fingerprint(model),
-        "config": digest(
-            {"model": lasting(model.config.to_dict()), "generation": generation(model)}
-        ),
-        "processor": processor_hash(processor),
-        "task": [*tasks, plan.max_length, plan.dtype],
-        "data": [s and source_identity(s) for s in (plan.data, plan.eval_data, plan.calibration)],
-    }
-
-
-def generation(model: Any) -> Any:
-    """How a model generates, where it does."""
-    found = getattr(model, "generation_config", None)
-    return None if found is None else lasting(found.to_dict())
-
-
-def lasting(value: Any) -> Any:
-    """A configuration without the dtype, paths and versions it came with."""
-    if isinstance(value, Mapping):
-        named = {str(key): part for key, part in value.items()}
-        out = (*MADE, "name_or_path")
-        return {k: lasting(v) for k, v in named.items() if k not in out and not k.startswith("_")}
-    return [lasting(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def processor_hash(processor: Any) -> str | None:
-    """The hash of a tokenizer or image processor as it would be saved."""
-    if processor is None:
-        return None
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="offsite-") as folder:
-        processor.save_pretrained(folder)
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix == ".json":
-                text = path.read_text(encoding="utf-8")
-                found[path.name] = digest({"content": lasting(json.loads(text))})
-            elif path.is_file():
-                found[path.name] = sha256_file(path)
-    return digest(found)
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """The hash of everything an outcome depends on, as the name of its cell."""
-    text = json.dumps(key, sort_keys=True, default=plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def plain(value: Any) -> Any:
-    """JSON for what has none: tuples and sets as lists, anything else by its name."""
-    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
-
-
-def flatten(
-    parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The figures beside the scores, and under ``details`` what is known of each score."""
-    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
-    more = ("bytes_delta", "trainable", "seconds_per_step", "history")
-    details = ("value", "stderr", "count", "extra", "items")
-    return {
-        **{key: emulator[key] for key in keys},
-        "total": emulator["blocks"],
-        **({"importance": emulator["importance"]} if emulator.get("importance") else {}),
-        **{key: tuned[key] for key in more if key in tuned},
-        "seconds_offer": emulator["seconds"],
-        "memory_offer": emulator["memory"],
-        **{f"{key}_tune": tuned[key] for key in ("seconds", "memory") if key in tuned},
-        "details": {
-            name: {key: part[key] for key in details if key in part} for name, part in parts.items()
-        },
-    }
 
 
 def slug(named: Mapping[str, Any], value: Any) -> str:

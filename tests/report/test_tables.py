@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from conftest import Run
 from offsite.cli.research import show_rows
 from offsite.report.runs import group
 from offsite.report.summary import differences, signed, summary
@@ -104,3 +105,23 @@ def test_zero_has_no_sign() -> None:
         "-0.100",
     ]
     assert signed(-0.0001, "accuracy") == "0.0" and signed(0.013, "accuracy") == "+1.3"
+
+
+@pytest.mark.parametrize(
+    ("option", "lost"), [("--full-lr", {"full_tuned"}), ("--lr", {"emulator_tuned", "plug_in"})]
+)
+def test_a_run_that_diverges_is_unknown_and_kills_no_later_one(
+    option: str, lost: set[str], run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    words = ("lab", model_folder("llama"), "--data", text_file, "--eval-data", text_file)
+    words += ("--keep", 1, "--steps", 3, "--max-length", 32, "--out", tmp_path / "lab", "--json")
+    for _ in range(2):  # computed, and from the cache
+        status, out, err = run(*words, option, 99)
+        assert status == 0 and "unknown in 1 of 1 runs, which diverged" in err, err
+        (found,) = json.loads(out)["rows"]
+        assert set(found["diverged"]) == lost and not lost & set(found["scores"])
+        assert {"zero_shot", "emulator_zero_shot"} <= set(found["scores"])
+    assert "NaN" not in "".join(path.read_text() for path in (tmp_path / "lab").rglob("*.json"))
+    page = tmp_path / f"page{option}.html"
+    status, _, err = run("report", tmp_path / "lab", "--out", page)
+    assert status == 0 and "which diverged" in page.read_text(), err

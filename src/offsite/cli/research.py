@@ -256,7 +256,7 @@ def show_rows(
     """Write the results in every form under ``out`` and show the table."""
     from offsite import tables
     from offsite.files import write_file
-    from offsite.report.summary import summary
+    from offsite.report.summary import diverged, summary
     from offsite.report.terminal import compared, costs, terminal
 
     if not rows:
@@ -278,7 +278,10 @@ def show_rows(
     slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
     shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(rows[0]))}
     files = f"results: {out}/results.json (.md, .tex, .csv), intervals.csv"
-    o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), files, *lines])
+    unknown = diverged(rows)
+    for sentence in unknown if as_json else ():
+        o.note(sentence)
+    o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), *unknown, files, *lines])
 
 
 def best_of(row: Mapping[str, Any]) -> dict[str, Any]:
