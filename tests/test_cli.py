@@ -145,6 +145,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "record": (["plug", "{m}", "{o}", "--record", "{d}/none", "--out", "{d}/x"], "no file"),
     "inspect": (["inspect", "{t}"], "is no offer"),
     "lab": (["lab", "{m}", "--data", "{t}"], "--eval-data"),
+    "seeds": (["lab", "{m}", "--eval-data", "{t}", "--seeds", "0,0"], "hold one twice"),
     "report": (["report", "{d}/none", "--out", "{d}/x.html"], "no file"),
 }  # fmt: skip
 

@@ -144,6 +144,7 @@ def flatten(
 
 def make_row(
     plan: Plan,
+    known_by: Mapping[str, Any],
     cell: tuple[str, str, int],
     metric: tuple[str, bool],
     parts: Mapping[str, Any],
@@ -152,7 +153,11 @@ def make_row(
 ) -> Row:
     """The row of one recipe, delta and seed.
 
+    ``eval_data`` tells its evaluation data from others, ``setup`` everything that the recipes,
+    deltas and seeds of a plan share; only rows alike in both differ by their seed alone.
+
     Args:
+        known_by: the plan's :func:`identity`.
         metric: its name, and whether more is better.
         parts: the outcomes of the three stages before tuning, by the score they give.
         tuned: the outcome of tuning; empty where there was none.
@@ -166,5 +171,9 @@ def make_row(
         **{key: part.get("value") for key, part in parts.items()},
         disclosed=emulator["disclosed"],
     )
-    more = {**extra, **flatten(parts, emulator, tuned)}
+    private = known_by["data"][1]
+    shared = {**known_by, "options": asdict(plan.options), "full_lr": plan.full_lr}
+    setup = {"setup": digest({**shared, "adapter": plan.adapter})[:12], "eval_data": private}
+    setup |= {"eval_name": Path(plan.eval_data).name, "max_length": plan.max_length}
+    more = {**setup, **extra, **flatten(parts, emulator, tuned)}
     return Row(plan.model, plan.task, recipe, delta, seed, scores, more)

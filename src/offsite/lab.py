@@ -103,7 +103,8 @@ class Lab:
         parts = {"zero_shot": zero, "full_tuned": full, "emulator_zero_shot": emulator}
         metric = (self.task.metric, self.task.higher_is_better)
         extra = {"recipe_steps": steps}
-        return make_row(self.plan, (name, label, seed), metric, parts, tuned, extra)
+        cell = (name, label, seed)
+        return make_row(self.plan, self.identity, cell, metric, parts, tuned, extra)
 
     def emulator(
         self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from offsite.compress import parse_recipe
 from offsite.compress.scaleot import learned_count
 from offsite.compress.step import Step
-from offsite.config import to_json
+from offsite.config import check_seed, to_json
+from offsite.errors import OffsiteError
 from offsite.prompt_decoder import give_decoder
 from offsite.scores import Scores
 from offsite.tasks import load_task, source_identity
@@ -56,6 +57,17 @@ class Plan:
     baseline: bool = True
     dtype: str = "float32"
     prompt_decoder: str | None = None
+
+    def __post_init__(self) -> None:
+        for seed in self.seeds:
+            check_seed(seed)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise OffsiteError(
+                f"The seeds {', '.join(map(str, self.seeds))} hold one twice, so that a run would "
+                "count as two; give each once."
+            )
+        if self.full_lr is not None:
+            replace(self.options, lr=self.full_lr)  # refuses what is no learning rate
 
     def tasks(self) -> tuple[Task, Task]:
         """The kind of the private data, and of the owner's own."""

@@ -21,8 +21,10 @@ class Setting:
     """One recipe with one delta method, on one model and task, over its seeds.
 
     Attributes:
+        model: as the rows name it, with its whole path.
         rows: the results of each seed, as the lab writes them.
         name: what it is called, where not everything need be said.
+        tag: what tells it from others of the same names, which were run in other ways.
     """
 
     model: str
@@ -31,13 +33,17 @@ class Setting:
     delta: str
     rows: tuple[Mapping[str, Any], ...]
     name: str = ""
+    tag: str = ""
 
     @property
     def label(self) -> str:
         """Its name; by default recipe and delta in few words."""
-        if self.name:
-            return self.name
-        return " · ".join(part for part in (self.recipe, self.delta) if part) or "this run"
+        plain = " · ".join(part for part in (self.recipe, self.delta) if part) or "this run"
+        return f"{self.name or plain}{self.tag}"
+
+    def fact(self, key: str) -> str:
+        """What all its rows say of one key; empty where they say nothing."""
+        return str(self.rows[0].get(key, ""))
 
     @property
     def metric(self) -> str:
@@ -190,24 +196,28 @@ def named(runs: Sequence[Run]) -> tuple[list[Run], str]:
     return short, f"delta {methods.pop()}"
 
 
+NAMES = ("model", "task", "recipe", "delta")
+ALIKE = ("eval_data", "max_length")  # scores are compared where these are the same
+
+
 def group(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
-    """Rows by model, task, recipe and delta, in the order of their first appearance."""
+    """Rows that differ by their seed alone, in the order of their first appearance."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        names = (Path(str(row.get("model", ""))).name, *(str(row.get(k, "")) for k in NAMES))
-        groups.setdefault(names, []).append(row)
-    return [Setting(*names, tuple(found)) for names, found in groups.items()]  # type: ignore
+        key = tuple(str(row.get(k, "")) for k in (*NAMES, *ALIKE, "setup"))
+        groups.setdefault(key, []).append(row)
+    setups: dict[tuple[str, ...], list[str]] = {}
+    for key in groups:
+        setups.setdefault(key[:-1], []).append(key[-1])
+    return [
+        Setting(*key[: len(NAMES)], tuple(found), tag=tag_of(key[-1], setups[key[:-1]]))  # type: ignore[misc]
+        for key, found in groups.items()
+    ]
 
 
-NAMES = ("task", "recipe", "delta")
-
-
-def by_task(settings: Iterable[Setting]) -> dict[tuple[str, str, str], list[Setting]]:
-    """Settings by model, task and metric, in the order of their first appearance."""
-    found: dict[tuple[str, str, str], list[Setting]] = {}
-    for setting in settings:
-        found.setdefault((setting.model, setting.task, setting.metric), []).append(setting)
-    return found
+def tag_of(setup: str, among: Sequence[str]) -> str:
+    """``" (setup 2)"`` for the second of several ways to run the same; else nothing."""
+    return f" (setup {among.index(setup) + 1})" if len(among) > 1 else ""
 
 
 def best(settings: Sequence[Setting]) -> Setting:

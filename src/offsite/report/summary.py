@@ -17,6 +17,7 @@ from offsite.report.runs import Setting, group
 from offsite.scores import KEYS, TITLES
 from offsite.statistics import COMPARISONS, Interval, Spread, spread
 
+ABOUT = ("eval_data", "eval_name", "max_length", "setup")
 FIGURES = ("recovered", "gap", "disclosed", "bytes_offer", "bytes_delta", "seconds_offer")
 
 
@@ -59,6 +60,7 @@ def summarise(setting: Setting) -> dict[str, Any]:
         "task": setting.task,
         "recipe": setting.recipe,
         "delta": setting.delta,
+        **{k: setting.rows[0][k] for k in ABOUT if k in setting.rows[0]},
         "metric": setting.metric,
         "higher_is_better": setting.higher,
         "seeds": [row.get("seed") for row in setting.rows],
