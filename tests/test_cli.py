@@ -197,3 +197,25 @@ def test_presets_by_command(name: str, run: Run, ground: dict[str, Path], tmp_pa
     assert status == 0, err
     assert json.loads(out)["emulator_zero_shot"] > 0
     assert os.listdir(tmp_path / name)
+
+
+def test_only_scores_of_the_same_data_and_length_are_merged(
+    run: Run, ground: dict[str, Path], tmp_path: Path
+) -> None:
+    score = ("score", ground["m"], "--data", ground["t"], "--json")
+    status, out, err = run(*score)
+    found = json.loads(out)
+    assert status == 0 and found["task"] == "text" and found["max_length"] == 512, err
+    assert len(found["eval_data"]) == 64 and found["count"] > 10
+    theirs = {**found, "scores": {"full_tuned": 1.0}, "details": {}}
+    (tmp_path / "same.json").write_text(json.dumps({**theirs, "max_length": 512}))
+    status, out, err = run(*score, "--merge", tmp_path / "same.json")
+    assert status == 0 and set(json.loads(out)["scores"]) == {"zero_shot", "full_tuned"}, err
+    odd = {"max_length": 256, "task": "chat", "eval_data": "0" * 64, "count": 3}
+    bad = [({key: value}, f"another '{key}'") for key, value in odd.items()]
+    bad += [({"details": [1]}, "no scores file"), ({"disclosed": "x"}, "no scores file")]
+    bad += [({"scores": {"plug_in": "x"}}, "no scores file")]
+    for change, message in bad:
+        (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))
+        status, out, err = run(*score, "--merge", tmp_path / "odd.json")
+        assert status == 2 and message in err and "Traceback" not in err and not out, (change, err)

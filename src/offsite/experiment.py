@@ -185,3 +185,13 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
             recipe = [to_json(step) for step in make_recipe(preset, shapes[own], share)]
         ready[name] = {"adapter": own, "steps": recipe} if own != adapter else recipe
     return ready
+
+
+def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
+    """The classic recipes: uniform drop, and the same distilled."""
+    drop = [] if keep is None else [{"kind": "drop", "keep": keep}]
+    name = "whole middle" if keep is None else f"uniform {keep}"
+    recipes: dict[str, Any] = {name: drop}
+    if distill_steps is not None:
+        recipes[f"{name} + distil"] = [*drop, {"kind": "distill", "steps": distill_steps}]
+    return recipes

@@ -76,6 +76,11 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
 
 
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, and is not there by its default."""
+    return getattr(context.get_parameter_source(name), "name", "") == TYPED
+
+
 def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -> None:
     """Refuse options beside a file that says all but the ``allowed`` ones.
 
@@ -85,7 +90,7 @@ def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == TYPED
+        if name not in allowed and typed(context, name)
     ]
     if given:
         beside = ", ".join(f"--{name}" for name in allowed if name != "model")

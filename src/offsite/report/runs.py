@@ -210,8 +210,8 @@ def group(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
     for key in groups:
         setups.setdefault(key[:-1], []).append(key[-1])
     return [
-        Setting(*key[: len(NAMES)], tuple(found), tag=tag_of(key[-1], setups[key[:-1]]))  # type: ignore[misc]
-        for key, found in groups.items()
+        Setting(key[0], key[1], key[2], key[3], tuple(rows), tag=tag_of(key[-1], setups[key[:-1]]))
+        for key, rows in groups.items()
     ]
 
 
