@@ -146,6 +146,15 @@ BAD: dict[str, tuple[list[str], str]] = {
     "inspect": (["inspect", "{t}"], "is no offer"),
     "lab": (["lab", "{m}", "--data", "{t}"], "--eval-data"),
     "seeds": (["lab", "{m}", "--eval-data", "{t}", "--seeds", "0,0"], "hold one twice"),
+    "calibration": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5"], "calibration"),
+    "sweep": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--adapter", "ends:1,1",
+               "--out", "{d}/x"], "'influence@0.6' needs calibration data"),
+    "target": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--target",
+                "recovered=0.9,byte=0.1"], "is no target"),
+    "picture": (["importance", "{m}", "--data", "{t}", "--out", "{d}/p.xyz"], "is no picture"),
+    "learn": (["importance", "{m}", "--data", "{t}", "--learn", "{d}/x", "--learned", "{m}"],
+              "not both"),
+    "learn steps": (["importance", "{m}", "--data", "{t}", "--learn-steps", "3"], "--learn too"),
     "report": (["report", "{d}/none", "--out", "{d}/x.html"], "no file"),
 }  # fmt: skip
 
