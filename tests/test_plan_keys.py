@@ -8,6 +8,7 @@ from typing import Any
 
 from offsite.compress import LayerReplace
 from offsite.lab import Lab
+from offsite.layers import Harmonizer
 from offsite.plan import Plan, Recipe
 from offsite.tasks import source_identity
 
@@ -28,6 +29,19 @@ def test_a_folder_of_pictures_counts_by_its_files(tmp_path: Path) -> None:
     before = source_identity(tmp_path)
     (tmp_path / "cat" / "1.png").write_bytes(b"1")
     assert source_identity(tmp_path) != before
+
+
+def test_every_layer_replace_step_has_its_own_pass(model_folder: Any, text_file: Path) -> None:
+    step = {"kind": "layer_replace", "steps": 1, "batch_size": 2}
+    recipe = [{**step, "alpha": 0.8, "rank": 3}, {**step, "alpha": 0.2, "rank": 5}]
+    plan = Plan(
+        model=str(model_folder("llama")), eval_data=str(text_file), calibration=str(text_file),
+        max_length=32, adapter="0", recipes={"two": recipe},
+    )  # fmt: skip
+    lab = Lab(plan, text_file.parent / "lab", "cpu")
+    made, _ = lab.make_offer(lab.recipes["two"], 0)
+    ranks = {m.spec.rank for m in made.model.modules() if isinstance(m, Harmonizer)}
+    assert ranks == {3, 5}
 
 
 def lab_name(model: Path, data: Path, task: str = "text") -> str:

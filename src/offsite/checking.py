@@ -15,6 +15,7 @@ from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.offer import load_processor
 from offsite.plan import Plan, Recipe
+from offsite.split import parse_adapter
 from offsite.tasks import check_data, data_path, default_data
 from offsite.tasks.task import Task
 
@@ -70,10 +71,19 @@ def check_plan(plan: Plan) -> None:
     """The data of a plan of the lab, and whether its recipes have what they need.
 
     Raises:
-        OffsiteError: see :func:`check_sources`; or a recipe that needs data of the owner, and none.
+        OffsiteError: see :func:`check_sources`; a recipe that needs data of the owner, and none; or
+            one whose adapter is none.
     """
     for name, value in plan.recipes.items():
-        if plan.calibration is None and needs_data(Recipe.of(value, plan.adapter).steps):
+        recipe = Recipe.of(value, plan.adapter)
+        if recipe.learned_blocks is None:
+            parse_adapter(recipe.adapter)
+        elif not recipe.trainings:
+            raise OffsiteError(
+                f"The recipe '{name}' has the adapter '{recipe.adapter}' and no layer_replace step "
+                "that learns importance; give it one, or name the blocks."
+            )
+        if plan.calibration is None and needs_data(recipe.steps):
             raise OffsiteError(
                 f"The recipe '{name}' needs calibration data of the owner; give it with "
                 "--calibration, or leave the recipe out."

@@ -18,7 +18,7 @@ from offsite.blocks import get_blocks
 from offsite.cells import digest, finite, identity, known, make_row, method_key, options_key
 from offsite.checking import check_plan
 from offsite.checkpoint import load_model, parse_dtype, pick_device
-from offsite.compress.layer_replace import learn
+from offsite.compress.layer_replace import Training, learn
 from offsite.compress.scaleot import LayerReplace, most_important
 from offsite.compress.step import Context
 from offsite.config import to_json
@@ -70,6 +70,8 @@ class Lab:
         self.device = pick_device(device)
         self.processor = load_processor(plan.model, self.task.name)
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
+        for recipe in self.recipes.values():
+            recipe.check(len(get_blocks(self.model)))
         plan.prepare(self.model).to(self.device)
         self.identity = identity(plan, self.model, self.processor)
         self.rows: dict[tuple[Any, ...], Any] = {}
@@ -112,15 +114,15 @@ class Lab:
         """Make an offer and score its emulator."""
 
         def compute() -> dict[str, Any]:
-            learning = self.learned(recipe, seed)
+            passes = [self.learned(training, seed) for training in recipe.trainings]
             with measured(self.device) as cost:
                 offer.append(self.make_offer(recipe, seed))
-            cost["seconds"] += learning["seconds"]
+            cost["seconds"] += sum(one["seconds"] for one in passes)
             made, record = offer[0]
             entry = record.offers[0]
             return {
                 **self.score(made.model), **cost, "disclosed": record.disclosed,
-                "importance": learning.get("scores"),
+                "importance": passes[0]["scores"] if passes else None,
                 "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
                 "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,
                 "bytes_middle": middle_bytes(made) / max(1, middle_bytes_full(self.model, entry)),
@@ -188,14 +190,14 @@ class Lab:
 
     def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
         """The offer of one recipe and seed."""
-        learned = self.learned(recipe, seed)
+        passes = {training: self.learned(training, seed) for training in recipe.trainings}
         adapter: Adapter
-        if recipe.learned_blocks is not None:
-            adapter = most_important(learned["scores"], recipe.learned_blocks)
+        if recipe.learned_blocks is not None:  # by the first pass
+            adapter = most_important(passes[recipe.trainings[0]]["scores"], recipe.learned_blocks)
         else:
             adapter = parse_adapter(recipe.adapter)
         steps = [
-            replace(step, learned=learned["folder"])
+            replace(step, learned=passes[step.training]["folder"])
             if isinstance(step, LayerReplace) and step.learned is None
             else step
             for step in recipe.steps
@@ -211,15 +213,11 @@ class Lab:
             made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
         return made, record
 
-    def learned(self, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """One LayerReplace pass per seed, which every ScaleOT recipe of the plan then shares.
+    def learned(self, training: Training, seed: int) -> dict[str, Any]:
+        """One LayerReplace pass per seed, which all ScaleOT recipes that train alike share.
 
         Its seconds are counted in full for every offer that is made from it.
         """
-        steps = [s for s in recipe.steps if isinstance(s, LayerReplace) and s.learned is None]
-        if not steps:
-            return {"seconds": 0.0}
-        training = steps[0].training
         key = {"stage": "learned", "seed": seed, "training": asdict(training)}
         folder = self.folder / "learned" / self.name(key)
         if not folder.exists():  # the outcome without the harmonizers is of no use

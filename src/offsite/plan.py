@@ -9,12 +9,15 @@ from functools import partial
 from typing import Any
 
 from offsite.compress import parse_recipe
-from offsite.compress.scaleot import learned_count
+from offsite.compress.layer_replace import Training
+from offsite.compress.scaleot import LayerReplace, learned_count
 from offsite.compress.step import Step
+from offsite.compress.step import plan as positions
 from offsite.config import check_seed, to_json
 from offsite.errors import OffsiteError
 from offsite.prompt_decoder import give_decoder
 from offsite.scores import Scores
+from offsite.split import make_split, parse_adapter
 from offsite.tasks import load_task, source_identity
 from offsite.tasks.task import Task
 from offsite.train import TrainOptions
@@ -103,6 +106,18 @@ class Recipe:
     def learned_blocks(self) -> int | None:
         """COUNT of ``learned:COUNT``, else None."""
         return learned_count(self.adapter)
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """The LayerReplace passes that its steps need, each once, in their order."""
+        own = [s for s in self.steps if isinstance(s, LayerReplace) and s.learned is None]
+        return tuple(dict.fromkeys(step.training for step in own))
+
+    def check(self, blocks: int) -> None:
+        """Refuse an adapter, or a number of blocks to keep, that a model of so many has not."""
+        if self.learned_blocks is None:
+            middle = make_split(parse_adapter(self.adapter), blocks).middle
+            positions(self.steps, middle, 0)
 
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""

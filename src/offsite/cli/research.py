@@ -174,6 +174,11 @@ def lab(
             fitting = all_that_fit(model, task, adapter, prompt_decoder)
             names = [*fitting, *(name for name in names if name not in ("all", *fitting))]
         recipes: dict[str, Any] = {name: name for name in recipe or ()}
+        if recipes and keep is None and distill_steps is not None:
+            raise OffsiteError(
+                "--distill-steps is of the uniform recipe, so beside --recipe it needs --keep; "
+                "write PRESET@BUDGET recipes with distillation, such as distil@0.4, without it."
+            )
         if keep is not None or not recipes:
             recipes |= uniform(keep, distill_steps)
         options = TrainOptions(
