@@ -9,9 +9,17 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.files import parse_json, read_json
-from offsite.manifest import MANIFEST
+from offsite.manifest import (
+    MANIFEST,
+    DeltaManifest,
+    Manifest,
+    OfferManifest,
+    check_kind,
+    check_names,
+)
 from offsite.scores import KEYS, Scores
 from offsite.statistics import Interval, Spread, over_seeds, spread
+from offsite.tensors import parse
 
 RESULTS = ("results.json", "lab.json")
 
@@ -115,7 +123,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            return Run(path.name, manifest=read_json(path / MANIFEST))
+            return Run(path.name, manifest=_manifest(path))
         found = next((path / name for name in RESULTS if (path / name).is_file()), None)
         if found is None:
             raise OffsiteError(
@@ -124,6 +132,17 @@ def read_run(path: str | Path) -> Run:
             )
         return make_run(_json(found), path.name)
     return make_run(_json(path), path.stem)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What an offer or a delta says it is; somebody else may have written it."""
+    data = read_json(folder / MANIFEST)
+    delta = isinstance(data, dict) and data.get("kind") == "delta"
+    check_kind(data, "delta" if delta else "offer", folder)
+    kind = DeltaManifest if delta else OfferManifest
+    manifest: Manifest = parse(kind, data, folder / MANIFEST)
+    check_names(folder, manifest.files)
+    return manifest.model_dump(mode="json")
 
 
 def _json(path: Path) -> Any:
