@@ -56,7 +56,8 @@ def test_layers_of_the_package_point_one_way() -> None:
         {"offer", "delta", "disclosure", "train", "tasks", "scores", "statistics"},
         {"deltas", "compress"},
         {"tuner", "contract", "plugging", "owner", "importing", "structure"},
-        {"serve", "plan", "measure", "environment", "harness", "card", "hub", "inspection"},
+        {"serve", "plan", "cells", "measure", "environment", "harness", "card", "hub",
+         "inspection"},
         {"scoring", "lab", "experiment", "sweep", "report", "tables", "checking"},
         {"cli", "demo", "__main__"},
     ]  # fmt: skip

@@ -155,6 +155,21 @@ BAD: dict[str, tuple[list[str], str]] = {
     "record": (["plug", "{m}", "{o}", "--record", "{d}/none", "--out", "{d}/x"], "no file"),
     "inspect": (["inspect", "{t}"], "is no offer"),
     "lab": (["lab", "{m}", "--data", "{t}"], "--eval-data"),
+    "seeds": (["lab", "{m}", "--eval-data", "{t}", "--seeds", "0,0"], "hold one twice"),
+    "calibration": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5"], "calibration"),
+    "sweep": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--adapter", "ends:1,1",
+               "--out", "{d}/x"], "'influence@0.6' needs calibration data"),
+    "target": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--target",
+                "recovered=0.9,byte=0.1"], "is no target"),
+    "picture": (["importance", "{m}", "--data", "{t}", "--out", "{d}/p.xyz"], "is no picture"),
+    "distil alone": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5",
+                      "--distill-steps", "2"], "needs --keep"),
+    "adapter learned": (["lab", "{m}", "--eval-data", "{t}", "--adapter", "learned:2"],
+                        "no layer_replace step"),
+    "full lr": (["lab", "{m}", "--eval-data", "{t}", "--full-lr", "0"], "learning rate of 0"),
+    "learn": (["importance", "{m}", "--data", "{t}", "--learn", "{d}/x", "--learned", "{m}"],
+              "not both"),
+    "learn steps": (["importance", "{m}", "--data", "{t}", "--learn-steps", "3"], "--learn too"),
     "report": (["report", "{d}/none", "--out", "{d}/x.html"], "no file"),
 }  # fmt: skip
 
@@ -231,3 +246,25 @@ def test_what_the_record_does_not_know_is_not_left(
     status, _, err = run(*words, *record, "--out", exchange / "made")
     assert status == 2 and "No space left" in err
     assert not (exchange / "made").exists()
+
+
+def test_only_scores_of_the_same_data_and_length_are_merged(
+    run: Run, ground: dict[str, Path], tmp_path: Path
+) -> None:
+    score = ("score", ground["m"], "--data", ground["t"], "--json")
+    status, out, err = run(*score)
+    found = json.loads(out)
+    assert status == 0 and found["task"] == "text" and found["max_length"] == 512, err
+    assert len(found["eval_data"]) == 64 and found["count"] > 10
+    theirs = {**found, "scores": {"full_tuned": 1.0}, "details": {}}
+    (tmp_path / "same.json").write_text(json.dumps({**theirs, "max_length": 512}))
+    status, out, err = run(*score, "--merge", tmp_path / "same.json")
+    assert status == 0 and set(json.loads(out)["scores"]) == {"zero_shot", "full_tuned"}, err
+    odd = {"max_length": 256, "task": "chat", "eval_data": "0" * 64, "count": 3}
+    bad = [({key: value}, f"another '{key}'") for key, value in odd.items()]
+    bad += [({"details": [1]}, "no scores file"), ({"disclosed": "x"}, "no scores file")]
+    bad += [({"scores": {"plug_in": "x"}}, "no scores file")]
+    for change, message in bad:
+        (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))
+        status, out, err = run(*score, "--merge", tmp_path / "odd.json")
+        assert status == 2 and message in err and "Traceback" not in err and not out, (change, err)

@@ -6,9 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from offsite.checkpoint import load_config
+from offsite.compress.crash import Cluster
+from offsite.compress.distill import Distill
+from offsite.compress.drop import Drop
+from offsite.compress.gradot import GradOT
+from offsite.compress.scaleot import LayerReplace
+from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.offer import load_processor
-from offsite.plan import Plan
+from offsite.plan import Plan, Recipe
+from offsite.split import parse_adapter
 from offsite.tasks import check_data, data_path, default_data
 from offsite.tasks.task import Task
 
@@ -61,11 +68,36 @@ def check_sources(
 
 
 def check_plan(plan: Plan) -> None:
-    """The data of a plan of the lab.
+    """The data of a plan of the lab, and whether its recipes have what they need.
 
     Raises:
-        OffsiteError: see :func:`check_sources`.
+        OffsiteError: see :func:`check_sources`; a recipe that needs data of the owner, and none; or
+            one whose adapter is none.
     """
+    for name, value in plan.recipes.items():
+        recipe = Recipe.of(value, plan.adapter)
+        if recipe.learned_blocks is None:
+            parse_adapter(recipe.adapter)
+        elif not recipe.trainings:
+            raise OffsiteError(
+                f"The recipe '{name}' has the adapter '{recipe.adapter}' and no layer_replace step "
+                "that learns importance; give it one, or name the blocks."
+            )
+        if plan.calibration is None and needs_data(recipe.steps):
+            raise OffsiteError(
+                f"The recipe '{name}' needs calibration data of the owner; give it with "
+                "--calibration, or leave the recipe out."
+            )
     private, public = plan.tasks()
     check_sources(private, (plan.eval_data, plan.data), plan.model)
     check_sources(public, (plan.calibration,), plan.model)
+
+
+def needs_data(steps: Iterable[Step]) -> bool:
+    """Whether some step looks at data of the owner."""
+    return any(
+        isinstance(step, (Cluster, Distill, GradOT))
+        or (isinstance(step, Drop) and step.by not in ("uniform", "random"))
+        or (isinstance(step, LayerReplace) and step.learned is None)
+        for step in steps
+    )

@@ -27,12 +27,13 @@ Data paths are relative to the file. Whatever is given once holds for every task
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from offsite.checking import choose_data, need_data
 from offsite.compress.presets import Shape, make_recipe
@@ -44,6 +45,16 @@ from offsite.split import ends, parse_adapter
 from offsite.tasks import load_task
 from offsite.train import TrainOptions
 
+UNUSED = {
+    "seed": "write seeds = [0, 1] beside the models",
+    "save_every": "its cells are what it goes on from",
+    "eval_every": "it scores when a run has ended",
+    "patience": "it scores when a run has ended",
+}
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Length = Annotated[int, Field(strict=True, ge=2, lt=2**31)]
+
 
 class TaskEntry(BaseModel):
     """One task of an experiment; what it leaves out is the experiment's."""
@@ -53,7 +64,7 @@ class TaskEntry(BaseModel):
     eval_data: str | None = None
     data: str | None = None
     calibration: str | None = None
-    max_length: int | None = None
+    max_length: Length | None = None
     options: dict[str, Any] = {}
 
 
@@ -65,14 +76,14 @@ class Experiment(BaseModel):
     tasks: Annotated[list[TaskEntry], Field(min_length=1)]
     recipes: dict[str, Any]
     deltas: dict[str, Any] = {"full": "full"}
-    seeds: list[int] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     adapter: str = "ends:2,2"
     calibration: str | None = None
     calibration_task: str | None = None
-    max_length: int = 256
+    max_length: Length = 256
     skip_bad: bool = False
     options: dict[str, Any] = {}
-    full_lr: float | None = None
+    full_lr: Finite | None = None
     baseline: bool = True
     dtype: str = "float32"
     prompt_decoder: str | None = None
@@ -111,9 +122,10 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
     def resolve(source: str | None) -> str | None:
         return None if source is None else str(folder / source)
 
-    task = entry.task
-    if task.endswith((".toml", ".json")):
-        task = str(folder / task)
+    def resolve_task(text: str) -> str:
+        return str(folder / text) if text.endswith((".toml", ".json")) else text
+
+    task, public = resolve_task(entry.task), found.calibration_task
     kind = load_task(task)
     return Plan(
         model=name,
@@ -124,7 +136,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         skip_bad=found.skip_bad,
         adapter=found.adapter,
         calibration=resolve(entry.calibration or found.calibration),
-        calibration_task=found.calibration_task,
+        calibration_task=None if public is None else resolve_task(public),
         recipes=make_recipes(found.recipes, name, task, found.adapter),
         deltas={label: method_of(text) for label, text in found.deltas.items()},
         seeds=tuple(found.seeds),
@@ -140,14 +152,31 @@ def options_of(values: Mapping[str, Any]) -> TrainOptions:
     """Training options from a table.
 
     Raises:
-        OffsiteError: an unknown option.
+        OffsiteError: an unknown option, one that a lab has no use for, or a value of another kind.
     """
-    known = TrainOptions.__dataclass_fields__
-    if odd := sorted(set(values) - set(known)):
+    known = TrainOptions.__dataclass_fields__.keys() - UNUSED.keys()
+    for name in set(UNUSED) & set(values):
+        raise OffsiteError(f"The training option '{name}' has no effect in a lab; {UNUSED[name]}.")
+    if odd := sorted(set(values) - known):
         raise OffsiteError(
-            f"There is no training option '{odd[0]}'; there are: {', '.join(known)}."
+            f"There is no training option '{odd[0]}'; there are: {', '.join(sorted(known))}."
         )
-    return TrainOptions(**values)
+    numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+    for name, value in numbers.items():
+        low = 0 if name == "weight_decay" else -math.inf
+        if not low <= value < 2**31:
+            raise OffsiteError(
+                f"The training option '{name}' cannot be {value}; choose a usual one."
+            )
+    try:  # as JSON, where a whole number may stand for a float and a list for a tuple
+        return TypeAdapter(TrainOptions).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
+            raise own from None
+        raise OffsiteError(
+            f"The training option '{first['loc'][0]}' cannot take this: {first['msg'].lower()}."
+        ) from error
 
 
 def method_of(text: Any) -> dict[str, Any]:
@@ -169,6 +198,10 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
     for name, value in recipes.items():
         own, recipe = adapter, value
         if isinstance(value, Mapping) and "recipe" in value:
+            if odd := sorted(set(value) - {"adapter", "recipe"}):
+                raise OffsiteError(
+                    f"The recipe '{name}' cannot have '{odd[0]}'; it has 'recipe' and 'adapter'."
+                )
             own, recipe = str(value.get("adapter", adapter)), value["recipe"]
         if isinstance(recipe, str):
             preset, _, budget = recipe.partition("@")
@@ -185,3 +218,13 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
             recipe = [to_json(step) for step in make_recipe(preset, shapes[own], share)]
         ready[name] = {"adapter": own, "steps": recipe} if own != adapter else recipe
     return ready
+
+
+def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
+    """The classic recipes: uniform drop, and the same distilled."""
+    drop = [] if keep is None else [{"kind": "drop", "keep": keep}]
+    name = "whole middle" if keep is None else f"uniform {keep}"
+    recipes: dict[str, Any] = {name: drop}
+    if distill_steps is not None:
+        recipes[f"{name} + distil"] = [*drop, {"kind": "distill", "steps": distill_steps}]
+    return recipes

@@ -40,6 +40,7 @@ def harness_scores(
     tasks: Sequence[str] | Mapping[str, tuple[Task, str | Path]],
     *,
     batch_size: int = 16,
+    max_length: int | None = None,
     limit: int | None = None,
     shots: int | None = None,
 ) -> dict[str, Evaluation]:
@@ -50,6 +51,7 @@ def harness_scores(
         tokenizer: its tokenizer.
         tasks: names of the harness's own tasks (which may need a network), or a task of this
             package with a data path under each name.
+        max_length: tokens the model reads at once; None for as many as it can.
         limit: only the first so many examples of each task.
         shots: solved examples in the prompt; None for what the task says.
 
@@ -59,7 +61,8 @@ def harness_scores(
 
     Raises:
         MissingExtraError: lm-eval is not installed.
-        OffsiteError: an unknown task, data that cannot be read, or a task the harness cannot score.
+        OffsiteError: an unknown task, data that cannot be read, a task the harness cannot score,
+            or a length over the model's.
     """
     try:
         import lm_eval
@@ -73,6 +76,13 @@ def harness_scores(
         given = _own(tasks) if isinstance(tasks, Mapping) else _named(tasks, manager)
         model.eval()
         runner = HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        if max_length is not None:
+            if not 2 <= max_length <= runner.max_length:
+                raise OffsiteError(
+                    f"A length of {max_length} tokens is not one of this model; use 2 to "
+                    f"{runner.max_length}."
+                )
+            runner._max_length = max_length
         found = lm_eval.simple_evaluate(
             runner,
             tasks=given,

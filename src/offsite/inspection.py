@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from rich.table import Table
 from rich.text import Text
 
-from offsite.checkpoint import build_skeleton, model_config
+from offsite.checkpoint import build_skeleton, load_config, model_config
 from offsite.config import require, to_json
 from offsite.delta import Delta
 from offsite.deltas import method_text
@@ -139,8 +140,10 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
         ("format", "peft adapter" if plugged.peft_config else "for offsite.load_plugged"),
         ("tensors", f"{len(tensors)}, {size:,} bytes"),
     ]
-    auto_class = task_auto_class("image" if plugged.head else "text")
-    skeleton = None if base is None else skeleton_of(base, auto_class)
+    skeleton = None
+    if base is not None:
+        kind = "image" if plugged.head or reads_images(load_config(base)) else "text"
+        skeleton = skeleton_of(base, task_auto_class(kind))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     title = f"{method_text(method)} delta"
     if base is not None:
@@ -148,6 +151,13 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
     data = {"kind": "plugged", "method": method, "adapter": plugged.adapter, "bytes": size}
     tree = delta_tree(title, shapes, skeleton)
     return data, [facts(f"plugged delta {path}", rows), tree]
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a configuration is that of an image model, bare or with a classifier."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    return any(getattr(config, key, None) is not None for key in ("vision_config", "image_size"))
 
 
 def inspect_record(path: Path) -> Shown:
@@ -171,9 +181,9 @@ def inspect_record(path: Path) -> Shown:
 
 def inspect_model(path: Path) -> Shown:
     """A model folder: its structure, and in a tuned model what tuning changed."""
-    config = model_config(path, "AutoModelForCausalLM")
+    config = load_config(path)
     names = getattr(config, "architectures", None) or [""]
-    auto_class = task_auto_class("image" if "Image" in names[0] or "Vision" in names[0] else "text")
+    auto_class = task_auto_class("image" if reads_images(config) else "text")
     skeleton = skeleton_of(path, auto_class)
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     note = read_json(path / TUNED) if (path / TUNED).is_file() else {}

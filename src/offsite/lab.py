@@ -15,26 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from offsite.blocks import get_blocks
+from offsite.cells import digest, finite, identity, known, make_row, method_key, options_key
 from offsite.checking import check_plan
 from offsite.checkpoint import load_model, parse_dtype, pick_device
-from offsite.compress.layer_replace import learn
+from offsite.compress.layer_replace import Training, learn
 from offsite.compress.scaleot import LayerReplace, most_important
 from offsite.compress.step import Context
 from offsite.config import to_json
 from offsite.delta import Delta
 from offsite.deltas import parse_method
 from offsite.environment import environment
+from offsite.errors import OffsiteError
 from offsite.files import read_json, write_file
 from offsite.heads import give_head, head_tensors, labels_of, same_classes
 from offsite.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.offer import Offer, load_processor
 from offsite.owner import make_offer, plug
-from offsite.plan import Plan, Recipe, Row, digest, flatten, method_key, options_key, slug
+from offsite.plan import Plan, Recipe, Row, slug
 from offsite.record import Record
-from offsite.scores import Scores
 from offsite.split import Adapter, Split, parse_adapter
-from offsite.stored import model_fingerprint
-from offsite.tasks import source_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.train import train
 from offsite.tuner import run_tune
@@ -63,7 +62,6 @@ class Lab:
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
         self.task, self.public = plan.tasks()
-        sources = (plan.data, plan.eval_data, plan.calibration)
         check_plan(plan)
         self.recipes = {
             name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
@@ -72,12 +70,10 @@ class Lab:
         self.device = pick_device(device)
         self.processor = load_processor(plan.model, self.task.name)
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
+        for recipe in self.recipes.values():
+            recipe.check(len(get_blocks(self.model)))
         plan.prepare(self.model).to(self.device)
-        self.identity = {
-            "model": model_fingerprint(self.model),
-            "task": [plan.task, plan.calibration_task, plan.max_length, plan.dtype],
-            "data": [source and source_identity(source) for source in sources],
-        }
+        self.identity = identity(plan, self.model, self.processor)
         self.rows: dict[tuple[Any, ...], Any] = {}
         self.environments: list[dict[str, str]] = []  # what the cells used were computed on
 
@@ -105,21 +101,12 @@ class Lab:
     def row(
         self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
     ) -> Row:
-        scores = Scores(
-            self.task.metric,
-            self.task.higher_is_better,
-            zero_shot=zero["value"],
-            full_tuned=full.get("value"),
-            emulator_zero_shot=emulator["value"],
-            emulator_tuned=tuned.get("emulator_tuned", {}).get("value"),
-            plug_in=tuned.get("plug_in", {}).get("value"),
-            disclosed=emulator["disclosed"],
-        )
         steps = [to_json(step) for step in self.recipes[name].steps]
         parts = {"zero_shot": zero, "full_tuned": full, "emulator_zero_shot": emulator}
-        parts |= {key: tuned[key] for key in ("emulator_tuned", "plug_in") if key in tuned}
-        extra = {"recipe_steps": steps, **flatten(parts, emulator, tuned)}
-        return Row(self.plan.model, self.plan.task, name, label, seed, scores, extra)
+        metric = (self.task.metric, self.task.higher_is_better)
+        extra = {"recipe_steps": steps}
+        cell = (name, label, seed)
+        return make_row(self.plan, self.identity, cell, metric, parts, tuned, extra)
 
     def emulator(
         self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
@@ -127,15 +114,15 @@ class Lab:
         """Make an offer and score its emulator."""
 
         def compute() -> dict[str, Any]:
-            learning = self.learned(recipe, seed)
+            passes = [self.learned(training, seed) for training in recipe.trainings]
             with measured(self.device) as cost:
                 offer.append(self.make_offer(recipe, seed))
-            cost["seconds"] += learning["seconds"]
+            cost["seconds"] += sum(one["seconds"] for one in passes)
             made, record = offer[0]
             entry = record.offers[0]
             return {
                 **self.score(made.model), **cost, "disclosed": record.disclosed,
-                "importance": learning.get("scores"),
+                "importance": passes[0]["scores"] if passes else None,
                 "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
                 "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,
                 "bytes_middle": middle_bytes(made) / max(1, middle_bytes_full(self.model, entry)),
@@ -161,7 +148,7 @@ class Lab:
                     made, rows, method, options=options, task=self.task, device=self.device
                 )
             delta = tuned.delta
-            if self.exchange is not None:
+            if self.exchange is not None and finite(tuned.model):
                 name = f"{slug(self.recipes, recipe)}-{slug(self.methods, method)}"
                 delta.save(self.exchange / f"delta-{name}-{seed}")
                 delta = Delta.load(delta.folder)  # type: ignore[arg-type]
@@ -203,14 +190,14 @@ class Lab:
 
     def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
         """The offer of one recipe and seed."""
-        learned = self.learned(recipe, seed)
+        passes = {training: self.learned(training, seed) for training in recipe.trainings}
         adapter: Adapter
-        if recipe.learned_blocks is not None:
-            adapter = most_important(learned["scores"], recipe.learned_blocks)
+        if recipe.learned_blocks is not None:  # by the first pass
+            adapter = most_important(passes[recipe.trainings[0]]["scores"], recipe.learned_blocks)
         else:
             adapter = parse_adapter(recipe.adapter)
         steps = [
-            replace(step, learned=learned["folder"])
+            replace(step, learned=passes[step.training]["folder"])
             if isinstance(step, LayerReplace) and step.learned is None
             else step
             for step in recipe.steps
@@ -226,15 +213,11 @@ class Lab:
             made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
         return made, record
 
-    def learned(self, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """One LayerReplace pass per seed, which every ScaleOT recipe of the plan then shares.
+    def learned(self, training: Training, seed: int) -> dict[str, Any]:
+        """One LayerReplace pass per seed, which all ScaleOT recipes that train alike share.
 
         Its seconds are counted in full for every offer that is made from it.
         """
-        steps = [s for s in recipe.steps if isinstance(s, LayerReplace) and s.learned is None]
-        if not steps:
-            return {"seconds": 0.0}
-        training = steps[0].training
         key = {"stage": "learned", "seed": seed, "training": asdict(training)}
         folder = self.folder / "learned" / self.name(key)
         if not folder.exists():  # the outcome without the harmonizers is of no use
@@ -246,6 +229,8 @@ class Lab:
                 frozen = self.model.requires_grad_(False)
                 context = Context(frozen, split, self.public, self.public_rows(), seed)
                 found = learn(context, training)
+            if not finite(found.harmonizers):
+                raise OffsiteError("LayerReplace diverged; give its step a lower lr or eta.")
             if not folder.exists():
                 found.save(folder)
             return {"scores": found.scores, **cost}
@@ -272,6 +257,8 @@ class Lab:
         if labels and not same_classes(labels_of(model), labels):
             model = copy.deepcopy(model)
             give_head(model, labels)
+        if not finite(model):
+            return {"value": None}
         result: Evaluation = self.task.evaluate(model.to(self.device), rows)
         return asdict(result)
 
@@ -283,10 +270,9 @@ class Lab:
         elif self.cached:
             raise NotCached
         else:
-            outcome = json.loads(json.dumps(compute(), default=list))
-            found = {"key": {**self.identity, **key}, "outcome": outcome}
+            found = {"key": {**self.identity, **key}, "outcome": known(compute())}
             found["environment"] = environment()
-            write_file(path, json.dumps(found, default=list) + "\n")
+            write_file(path, json.dumps(found, default=list, allow_nan=False) + "\n")
         self.environments.append(found["environment"])
         return found["outcome"]  # type: ignore[no-any-return]
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from offsite.compress import parse_recipe
-from offsite.compress.scaleot import learned_count
+from offsite.compress.layer_replace import Training
+from offsite.compress.scaleot import LayerReplace, learned_count
 from offsite.compress.step import Step
-from offsite.config import to_json
-from offsite.deltas import IntrinsicPrompt
-from offsite.deltas.method import Method
-from offsite.heads import head_path
-from offsite.prompt_decoder import decoder_hash, decoder_tensors, give_decoder
+from offsite.compress.step import plan as positions
+from offsite.config import check_seed, to_json
+from offsite.errors import OffsiteError
+from offsite.prompt_decoder import give_decoder
 from offsite.scores import Scores
+from offsite.split import make_split, parse_adapter
 from offsite.tasks import load_task, source_identity
 from offsite.tasks.task import Task
 from offsite.train import TrainOptions
@@ -62,6 +61,17 @@ class Plan:
     dtype: str = "float32"
     prompt_decoder: str | None = None
 
+    def __post_init__(self) -> None:
+        for seed in self.seeds:
+            check_seed(seed)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise OffsiteError(
+                f"The seeds {', '.join(map(str, self.seeds))} hold one twice, so that a run would "
+                "count as two; give each once."
+            )
+        if self.full_lr is not None:
+            replace(self.options, lr=self.full_lr)  # refuses what is no learning rate
+
     def tasks(self) -> tuple[Task, Task]:
         """The kind of the private data, and of the owner's own."""
         kind = partial(load_task, max_length=self.max_length, skip_bad=self.skip_bad)
@@ -97,6 +107,18 @@ class Recipe:
         """COUNT of ``learned:COUNT``, else None."""
         return learned_count(self.adapter)
 
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """The LayerReplace passes that its steps need, each once, in their order."""
+        own = [s for s in self.steps if isinstance(s, LayerReplace) and s.learned is None]
+        return tuple(dict.fromkeys(step.training for step in own))
+
+    def check(self, blocks: int) -> None:
+        """Refuse an adapter, or a number of blocks to keep, that a model of so many has not."""
+        if self.learned_blocks is None:
+            middle = make_split(parse_adapter(self.adapter), blocks).middle
+            positions(self.steps, middle, 0)
+
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""
         steps = [to_json(step) for step in self.steps]
@@ -128,46 +150,6 @@ class Row:
             **self.scores.to_json(),
             **self.extra,
         }
-
-
-def method_key(method: Method, model: Any) -> dict[str, Any]:
-    """What a tuned delta depends on beside its offer: the method, and the decoder it uses."""
-    decoder = decoder_tensors(model) if method.kind == IntrinsicPrompt.kind else {}
-    more = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
-    return {"method": to_json(method), **more}
-
-
-def options_key(options: TrainOptions, model: Any) -> dict[str, Any]:
-    """What training depends on: the rate of the head counts only where there is a head."""
-    key = asdict(options)
-    return key if head_path(model) else {name: key[name] for name in key if name != "head_lr"}
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """The hash of everything an outcome depends on, as the name of its cell."""
-    text = json.dumps(key, sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def flatten(
-    parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The figures beside the scores, and under ``details`` what is known of each score."""
-    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
-    more = ("bytes_delta", "trainable", "seconds_per_step", "history")
-    details = ("value", "stderr", "count", "extra", "items")
-    return {
-        **{key: emulator[key] for key in keys},
-        "total": emulator["blocks"],
-        **({"importance": emulator["importance"]} if emulator.get("importance") else {}),
-        **{key: tuned[key] for key in more if key in tuned},
-        "seconds_offer": emulator["seconds"],
-        "memory_offer": emulator["memory"],
-        **{f"{key}_tune": tuned[key] for key in ("seconds", "memory") if key in tuned},
-        "details": {
-            name: {key: part[key] for key in details if key in part} for name, part in parts.items()
-        },
-    }
 
 
 def slug(named: Mapping[str, Any], value: Any) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from offsite.errors import OffsiteError
+from offsite.files import sha256_file, shown
+from offsite.tasks import data_path, source_identity
 
 KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")
 TITLES = {
@@ -16,6 +22,19 @@ TITLES = {
     "emulator_tuned": "emulator fine-tuned",
     "plug_in": "plug-in",
 }
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class _File(BaseModel):
+    """What a scores file holds, of what is read of it."""
+
+    scores: dict[str, Number | None]
+    metric: Annotated[str, Field(strict=True)]
+    higher_is_better: Annotated[bool, Field(strict=True)]
+    disclosed: Number | None = None
+    details: dict[str, dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,16 +123,58 @@ class Scores:
             OffsiteError: not such an object.
         """
         try:
-            known = {key: float(value) for key, value in data["scores"].items() if key in KEYS}
-            disclosed = data.get("disclosed")
-            return cls(
-                str(data["metric"]), bool(data["higher_is_better"]), **known, disclosed=disclosed
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = _File.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(shown(part) for part in first["loc"]) or "its top level"
             raise OffsiteError(
                 "This is no scores file; it needs 'scores', 'metric' and 'higher_is_better', as "
-                "'offsite score --json' writes them."
+                f"'offsite score --json' writes them ({where}: {first['msg'].lower()})."
             ) from error
+        known = {key: value for key, value in found.scores.items() if key in KEYS}
+        return cls(found.metric, found.higher_is_better, **known, disclosed=found.disclosed)
+
+
+def settings_of(task: Any, source: str | Path, count: int | None = None) -> dict[str, Any]:
+    """What a score was obtained on, so that only scores of the same are put together.
+
+    Args:
+        task: a task; one that reads text has a ``max_length``.
+        source: the evaluation data, named in the answer by its hash alone.
+        count: how many tokens, questions or images the score is the mean of.
+    """
+    found = {
+        "task": task.name,
+        "max_length": getattr(task, "max_length", None),
+        "eval_data": content_identity(source),
+        "count": count,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def content_identity(source: str | Path) -> str:
+    """What tells a data source from others wherever it lies: the hash of what it holds."""
+    path = data_path(source)
+    if not path.is_dir():
+        return source_identity(source)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    listed = [(file.relative_to(path).as_posix(), sha256_file(file)) for file in files]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
+
+
+def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], file: str | Path) -> None:
+    """Refuse to put scores together that were not obtained on the same.
+
+    Raises:
+        OffsiteError: both say a task, a length, data or a count, and not the same.
+    """
+    for key in ("task", "eval_data", "max_length", "count"):
+        if mine.get(key) is not None and theirs.get(key) is not None and mine[key] != theirs[key]:
+            values = "" if key == "eval_data" else f" ({shown(theirs[key])}, here {mine[key]})"
+            raise OffsiteError(
+                f"'{file}' was scored with another '{key}'{values}, so it cannot be merged; score "
+                "both with the same --task, --data and --max-length."
+            )
 
 
 def mean(scores: Iterable[Scores]) -> Scores:

@@ -6,6 +6,7 @@ Pure functions over rows as the lab writes them: ``recipe`` (a preset), ``budget
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 
 from offsite.compress.presets import Shape, make_recipe
 from offsite.config import to_json
-from offsite.errors import MissingExtraError, OffsiteError
+from offsite.errors import OffsiteError
+from offsite.report.bars import check_picture
 from offsite.scores import TITLES
+
+PURPOSE = "The picture of the frontier"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Point:
         size: bytes of the offer over bytes of the model.
         seconds: to make the offer.
         seeds: how many runs this is the mean of.
+        left_out: how many more there were whose share recovered is unknown.
     """
 
     recipe: str
@@ -72,6 +77,7 @@ class Point:
     size: float
     seconds: float
     seeds: int
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The point as a flat JSON object."""
@@ -81,10 +87,13 @@ class Point:
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Rows grouped by recipe and budget and averaged, best recovered first.
 
-    Rows without a plug-in score, a tuned-emulator score or a recovered share are left out.
+    Rows without a plug-in score, a tuned-emulator score or a recovered share are left out, and
+    counted.
     """
     groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    every: Counter[tuple[str, float | None]] = Counter()
     for row in rows:
+        every[row["recipe"], row.get("budget")] += 1
         scores = row["scores"]
         if {"plug_in", "emulator_tuned"} <= scores.keys() and row.get("recovered") is not None:
             groups.setdefault((row["recipe"], row.get("budget")), []).append(row)
@@ -106,9 +115,20 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
                 mean("bytes_offer") / mean("bytes_model"),
                 mean("seconds_offer"),
                 len(members),
+                every[recipe, budget] - len(members),
             )
         )
     return sorted(found, key=lambda point: -point.recovered)
+
+
+def left_out(found: Sequence[Point]) -> list[str]:
+    """A sentence for every point that is the mean of some of its seeds only."""
+    return [
+        f"{point.recipe}: the mean of {point.seeds} of {point.seeds + point.left_out} runs; in the "
+        "others full fine-tuning gained nothing, or a run diverged."
+        for point in found
+        if point.left_out
+    ]
 
 
 def front(found: Sequence[Point]) -> list[Point]:
@@ -162,10 +182,9 @@ def draw(found: Sequence[Point], path: str | Path, *, higher_is_better: bool, me
         MissingExtraError: matplotlib is not installed.
         OffsiteError: no point to draw.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "The picture of the frontier") from error
+    check_picture(path, PURPOSE)
+    from matplotlib.figure import Figure
+
     if not found:
         raise OffsiteError("There is no finished run to draw; run the sweep first.")
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from offsite.cli import app
 from offsite.compress import parse_recipe
 from offsite.compress.presets import PRESETS, Shape
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.sweep import Point, choose, draw, front, grid, points
+from offsite.sweep import Point, choose, draw, front, grid, left_out, points
 
 SHAPE = Shape(20, 320, 1_070_000, ((320, 320), (64, 320), (64, 320), (320, 320)), 2)
 
@@ -48,7 +49,10 @@ def test_a_grid_holds_every_distinct_recipe_once() -> None:
 def test_points_are_means_over_seeds() -> None:
     rows = [row("a", 0, 3.5, 3.6), row("a", 1, 3.7, 4.0), row("b", 0, 3.2, 3.3)]
     rows.append({**row("c", 0, 3, 3), "recovered": None})
+    rows.append({**row("b", 1, 3, 3), "recovered": None})
     b, a = points(rows)
+    assert (a.left_out, b.left_out) == (0, 1)
+    assert [sentence[:22] for sentence in left_out([a, b])] == ["b: the mean of 1 of 2 "]
     assert (a.recipe, b.recipe, a.seeds, b.seeds) == ("a", "b", 2, 1)
     assert a.plug_in == pytest.approx(3.6) and a.gap == pytest.approx(0.2)
     assert a.recovered == pytest.approx(0.7) and a.size == 0.5 and a.to_json()["seeds"] == 2
@@ -92,6 +96,19 @@ def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", fail)
     with pytest.raises(MissingExtraError, match=r"offsite\[plot\]"):
         draw(some(3), tmp_path / "c.png", higher_is_better=False, metric="loss")
+
+
+def test_without_matplotlib_a_sweep_stops_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr("offsite.cli.sweep.run_plans", lambda *args: ran.append(args))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    command = ["sweep", "model", "--data", str(tmp_path), "--eval-data", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, MissingExtraError) and not ran
+    command = ["importance", "model", "--data", str(tmp_path), "--out", str(tmp_path / "a.png")]
+    assert isinstance(CliRunner().invoke(app, command).exception, MissingExtraError)
 
 
 @pytest.mark.parametrize(

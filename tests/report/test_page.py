@@ -117,6 +117,17 @@ def test_offer_folders_are_listed(tokenizer: Any, tmp_path: Path) -> None:
     assert "offer: offer" in words and "model.safetensors" in words
     with pytest.raises(OffsiteError, match="None of these holds scores"):
         write_report([tmp_path / "offer"], tmp_path / "other.html")
+    manifest = json.loads((tmp_path / "offer" / "manifest.json").read_text())
+    name = next(iter(manifest["tensors"]))
+    for change in (
+        {"files": ["a"]},
+        {"files": {"a": {"size": "big", "sha256": "0" * 64}}},
+        {"tensors": {name: {"dtype": "F32"}}},
+        {"kind": ["delta"]},
+    ):
+        (tmp_path / "offer" / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(OffsiteError):
+            write_report([[row()], tmp_path / "offer"], tmp_path / "other.html")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from conftest import Run
 from offsite.cli.research import show_rows
 from offsite.environment import environment
 from offsite.report.runs import group
+from offsite.report.sections import by_task
 from offsite.report.summary import differences, signed, summary
 from offsite.report.terminal import compared, terminal
 from offsite.statistics import paired_bootstrap
@@ -119,3 +121,63 @@ def test_zero_has_no_sign() -> None:
         "-0.100",
     ]
     assert signed(-0.0001, "accuracy") == "0.0" and signed(0.013, "accuracy") == "+1.3"
+
+
+@pytest.mark.parametrize(
+    ("option", "lost"), [("--full-lr", {"full_tuned"}), ("--lr", {"emulator_tuned", "plug_in"})]
+)
+def test_a_run_that_diverges_is_unknown_and_kills_no_later_one(
+    option: str, lost: set[str], run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    words = ("lab", model_folder("llama"), "--data", text_file, "--eval-data", text_file)
+    words += ("--keep", 1, "--steps", 3, "--max-length", 32, "--out", tmp_path / "lab", "--json")
+    for _ in range(2):  # computed, and from the cache
+        status, out, err = run(*words, option, 99)
+        assert status == 0 and "unknown in 1 of 1 runs, which diverged" in err, err
+        (found,) = json.loads(out)["rows"]
+        assert set(found["diverged"]) == lost and not lost & set(found["scores"])
+        assert {"zero_shot", "emulator_zero_shot"} <= set(found["scores"])
+    assert "NaN" not in "".join(path.read_text() for path in (tmp_path / "lab").rglob("*.json"))
+    page = tmp_path / f"page{option}.html"
+    status, _, err = run("report", tmp_path / "lab", "--out", page)
+    assert status == 0 and "which diverged" in page.read_text(), err
+
+
+def test_only_rows_that_differ_by_their_seed_are_averaged() -> None:
+    plain = row("r", 0)
+    others = [
+        {**plain, "model": "other/model"},
+        {**plain, "eval_data": "12ab", "eval_name": "test.txt"},
+        {**plain, "max_length": 512},
+        {**plain, "setup": "x"},
+    ]
+    settings = group([plain, row("r", 1), *others])
+    assert [len(setting.rows) for setting in settings] == [2, 1, 1, 1, 1]
+    heads = [(model, task) for model, task, _ in by_task(settings)]
+    assert ("other/model", "text") in heads and ("some/model", "text (test.txt)") in heads
+    assert len(heads) == 4 and sum(len(found) for found in by_task(settings).values()) == 5
+    assert [s.label for s in settings if not s.fact("eval_data") and not s.fact("max_length")] == [
+        "r · full (setup 1)",
+        "r · full",
+        "r · full (setup 2)",
+    ]
+    assert [model for model, *_ in by_task(group([plain]))] == ["model"]
+
+
+def test_the_lab_keeps_two_ways_to_run_apart(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("a bird sat on a log and the cat sang. " * 40)
+    entry = '[[tasks]]\ndata = "train.txt"\neval_data = "{}"\noptions = {{steps = {}}}\n'
+    said = f'models = ["{model_folder("llama")}"]\nmax_length = 32\n[recipes]\na = []\n'
+    ways = (("train.txt", 1), ("train.txt", 2), ("other.txt", 1))
+    said += "".join(entry.format(*way) for way in ways)
+    (tmp_path / "e.toml").write_text(said)
+    status, out, err = run("lab", tmp_path / "e.toml", "--out", tmp_path / "lab", "--json")
+    assert status == 0, err
+    settings = json.loads(out)["settings"]
+    assert [s["seeds"] for s in settings] == [[0]] * 3
+    assert [s["eval_name"] for s in settings] == ["train.txt", "train.txt", "other.txt"]
+    (tmp_path / "e.toml").write_text("seeds = [1, 1]\n" + said)
+    status, _, err = run("lab", tmp_path / "e.toml", "--out", tmp_path / "lab")
+    assert status == 2 and "hold one twice" in err

@@ -11,6 +11,7 @@ import pytest
 import offsite.checkpoint
 import offsite.offer
 from conftest import Run
+from offsite.experiment import read_experiment
 
 TASK = """name = "mine"
 kind = "multiple-choice"
@@ -97,6 +98,61 @@ def test_a_task_file_may_bring_its_data(run: Run, model_folder: Any, mine: Path)
     for command in (tune, ("score", model), ("lab", model)):
         status, _, err = run(*command, "--task", folder / "bare.toml")
         assert status == 2 and "There is no data for the task 'mine'" in err, err
+
+
+ODD = {
+    "steps": ('steps = "ten"', "'steps' cannot take this"),
+    "lr": ('lr = "1e-3"', "'lr' cannot take this"),
+    "batch_size": ("batch_size = 2.5", "'batch_size' cannot take this"),
+    "weight_decay": ("weight_decay = nan", "'weight_decay' cannot be nan"),
+    "seed": ("seed = 3", "write seeds = "),
+    "unknown": ("step = 3", "no training option 'step'"),
+}
+WRONG = {
+    "seeds = [-1]": "seeds.0", "seeds = [99999999999]": "seeds.0", "seeds = [1.5]": "seeds.0",
+    "seeds = [0, 0]": "hold one twice", "full_lr = -1": "learning rate of -1",
+    "max_length = 0": "max_length", 'adapter = "x"': "'x' is no adapter",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*ODD, *WRONG])
+def test_odd_values_of_an_experiment_are_refused_when_read(
+    case: str, run: Run, model_folder: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offsite.lab.load_model", lambda *_, **__: pytest.fail("a model loaded"))
+    options, message = ODD.get(case, ("", WRONG.get(case, "")))
+    path = text_file.parent / "e.toml"
+    path.write_text(
+        f'models = ["{model_folder("llama")}"]\n{case if case in WRONG else ""}\n[options]\n'
+        f'{options}\n[recipes]\na = []\n[[tasks]]\neval_data = "train.txt"\n'
+    )
+    status, _, err = run("lab", path, "--out", path.parent / "lab")
+    assert status == 2 and message in err and "Traceback" not in err, err
+
+
+def test_a_calibration_task_lies_beside_its_experiment(model_folder: Any, mine: Path) -> None:
+    path = mine.parent / "e.toml"
+    path.write_text(
+        f'models = ["{model_folder("llama")}"]\ncalibration_task = "mine.toml"\n[recipes]\na = []'
+        '\n[[tasks]]\ntask = "mine.toml"\n'
+    )
+    assert read_experiment(path)[0].calibration_task == str(mine)
+
+
+def test_the_harness_reads_as_much_at_once_as_is_asked(
+    run: Run, model_folder: Any, text_file: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+    score = ("score", model_folder("llama"), "--data", text_file, "--harness", "--json")
+    found = []
+    for words in ((), ("--max-length", 16, "--batch-size", 3)):
+        status, out, err = run(*score, *words)
+        assert status == 0, err
+        found.append(json.loads(out))
+    assert [one["max_length"] for one in found] == [None, 16]
+    assert len({one["scores"]["zero_shot"] for one in found}) == 2
+    status, _, err = run(*score, "--max-length", 4096)
+    assert status == 2 and "use 2 to 128" in err
 
 
 def test_tasks_of_the_harness_by_name(run: Run, model_folder: Any, text_file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from images import NAMES, classifier, image_processor, write_arrays, write_folder
 from PIL import Image
 
@@ -180,3 +181,19 @@ def test_backbones_by_folder_get_a_head(run: Run, made: Path, tmp_path: Path) ->
     assert status == 0, err
     status, _, err = run("score", tmp_path / "plugged", "--data", made / "folders", *IMAGES)
     assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("bare", "config"), [("ViTModel", "ViTConfig"), ("Dinov2Model", "Dinov2Config"),
+                         ("CLIPModel", "CLIPConfig")],
+)  # fmt: skip
+def test_inspect_shows_bare_image_models(bare: str, config: str, run: Run, tmp_path: Path) -> None:
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"intermediate_size": 32}
+    eyes = {**size, "image_size": 16, "patch_size": 4}
+    words = {**size, "vocab_size": 50}
+    parts = {"vision_config": eyes, "text_config": words} if bare == "CLIPModel" else eyes
+    model = getattr(transformers, bare)(getattr(transformers, config)(**parts))
+    model.save_pretrained(tmp_path / "model")
+    status, out, err = run("inspect", tmp_path / "model", "--json")
+    assert status == 0 and json.loads(out)["parameters"] > 0, err

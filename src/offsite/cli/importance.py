@@ -9,6 +9,7 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.owner import Learned, Model
+from offsite.errors import OffsiteError
 
 
 def importance(
@@ -17,7 +18,9 @@ def importance(
     learn: Annotated[
         Path | None, typer.Option(help="Also learn ScaleOT's scores and harmonizers, saved here.")
     ] = None,
-    learn_steps: Annotated[int, typer.Option(help="Steps of that learning.")] = 1000,
+    learn_steps: Annotated[
+        int | None, typer.Option(help="Steps of that learning; default 1000.")
+    ] = None,
     learned: Learned = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write (.png or .svg).")] = None,
     task: o.Task = "text",
@@ -40,23 +43,30 @@ def importance(
     from offsite.compress.step import Context
     from offsite.files import check_free
     from offsite.offer import load_processor
-    from offsite.report.bars import draw_importance, importance_table
+    from offsite.report.bars import PURPOSE, check_picture, draw_importance, importance_table
     from offsite.resume import finish_work, work_folder
     from offsite.split import Split
     from offsite.tasks import load_task
 
     for path in filter(None, (learn, out)):
         check_free(path)
+    if out is not None:
+        check_picture(out, PURPOSE)
+    if learn is not None and learned is not None:
+        raise OffsiteError("Give --learn, to learn scores, or --learned, to read some; not both.")
+    if learn is None and (resume or learn_steps is not None):
+        raise OffsiteError("--resume and --learn-steps are of the learning, so give --learn too.")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     check_sources(kind, (data,), model)
     full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
     full = full.to(pick_device(device)).requires_grad_(False)
     rows = kind.load(data, load_processor(model, kind.name), full, train=True)
+    training = Training() if learn_steps is None else Training(steps=learn_steps)
     work = work_folder(learn, resume) if learn else None
     context = Context(full, Split((0,), len(get_blocks(full))), kind, rows, seed, work, resume)
     extra = {}
     if learn is not None:
-        found = learn_scores(context, Training(steps=learn_steps))
+        found = learn_scores(context, training)
         found.save(learn)
         finish_work(work)
         extra["learned"] = found.scores

@@ -43,9 +43,15 @@ TYPED = "COMMANDLINE"  # how click calls the source of an option that was typed
 
 
 def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None:
-    """Show a result: one JSON object, or lines and tables for people."""
+    """Show a result: one JSON object, or lines and tables for people.
+
+    In JSON a number that is not finite is null. Of several processes only the main one speaks.
+    """
+    if not main_process():
+        return
     if as_json:
-        sys.stdout.write(json.dumps(result, default=plain) + "\n")
+        text = json.dumps(result, default=plain)
+        sys.stdout.write(json.dumps(json.loads(text, parse_constant=lambda _: None)) + "\n")
         return
     from rich.console import Console
 
@@ -64,6 +70,18 @@ def command() -> str:
     return f"offsite {shlex.join(sys.argv[1:])}"
 
 
+def describe(evaluation: Any) -> str:
+    """An evaluation in a few words: the metric, its standard error, the others."""
+    around = "" if evaluation.stderr is None else f" ± {evaluation.stderr:.4f}"
+    extra = ", ".join(
+        f"{key} {value:.4g}"
+        for key, value in evaluation.extra.items()
+        if key != evaluation.metric and not key.endswith("_stderr")
+    )
+    shown = f"{evaluation.metric} {evaluation.value:.4f}{around}"
+    return shown + (f" ({extra})" if extra else "")
+
+
 def note(text: str) -> None:
     """A word on standard error while a command works."""
     print(text, file=sys.stderr)
@@ -76,6 +94,11 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
 
 
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, and is not there by its default."""
+    return getattr(context.get_parameter_source(name), "name", "") == TYPED
+
+
 def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -> None:
     """Refuse options beside a file that says all but the ``allowed`` ones.
 
@@ -85,7 +108,7 @@ def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == TYPED
+        if name not in allowed and typed(context, name)
     ]
     if given:
         beside = ", ".join(f"--{name}" for name in allowed if name != "model")

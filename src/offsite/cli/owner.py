@@ -147,7 +147,7 @@ def offer(
         )
     if zero_shot is not None:
         result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
-        lines.append(f"  zero-shot    {describe(zero_shot)} (the emulator, before tuning)")
+        lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
     o.emit(result, json, lines)
 
 
@@ -290,15 +290,3 @@ def score_model(
         return None
     rows = task.load(source, processor, model, train=False)
     return task.evaluate(model.to(pick_device(device)), rows)
-
-
-def describe(evaluation: Any) -> str:
-    """An evaluation in a few words: the metric, its standard error, the others."""
-    around = "" if evaluation.stderr is None else f" ± {evaluation.stderr:.4f}"
-    extra = ", ".join(
-        f"{key} {value:.4g}"
-        for key, value in evaluation.extra.items()
-        if key != evaluation.metric and not key.endswith("_stderr")
-    )
-    shown = f"{evaluation.metric} {evaluation.value:.4f}{around}"
-    return shown + (f" ({extra})" if extra else "")

@@ -14,6 +14,7 @@ from offsite.errors import OffsiteError
 
 
 def score(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Model, offer/ or tuned/; one or several.")],
     data: Annotated[
         str | None, typer.Option(help="Data to score on; default what the task file names.")
@@ -32,10 +33,9 @@ def score(
         str | None, typer.Option(help="A task of lm-eval's own, by name; it fetches the data.")
     ] = None,
     task: o.Task = "text",
-    max_length: o.MaxLength = 256,
+    max_length: o.MaxLength = 512,
     skip_bad: o.SkipBad = False,
     batch_size: o.BatchSize = 16,
-    seed: o.Seed = 0,
     dtype: o.Dtype = None,
     device: o.Device = None,
     json: o.Json = False,
@@ -43,13 +43,13 @@ def score(
     """Score a model, an offer or a tuned model, and merge with the scores others know."""
     from dataclasses import asdict
 
+    from offsite.cells import known
     from offsite.checking import check_sources, need_data
     from offsite.checkpoint import parse_dtype, pick_device
-    from offsite.cli.owner import describe
     from offsite.environment import environment
     from offsite.files import read_json
     from offsite.harness import find_tasks, harness_scores
-    from offsite.scores import KEYS, TITLES, Scores
+    from offsite.scores import KEYS, TITLES, Scores, check_same, settings_of
     from offsite.scoring import load_scored
     from offsite.tasks import check_data, load_task
 
@@ -67,6 +67,15 @@ def score(
         find_tasks([harness_task])
     else:
         raise OffsiteError("Give --data, or --harness-task, which fetches its own; not both.")
+    through, name = harness or harness_task is not None, harness_task or kind.name
+    facts: dict[str, Any] = settings_of(kind, source) if source else {"task": harness_task}
+    if through:  # which reads as much at once as the model can, unless told otherwise
+        length = max_length if o.typed(context, "max_length") else None
+        facts["max_length"] = length
+    others = {file: read_json(file) for file in merge or ()}
+    for file, theirs in others.items():  # before hours of scoring
+        Scores.from_json(theirs)
+        check_same(facts, theirs, file)
     total: Scores | None = None
     lines: list[Any] = []
     details = {}
@@ -79,29 +88,30 @@ def score(
         found = load_scored(path, kind, parse_dtype(dtype or "float32"), base, check_lengths)
         key = role or found.key
         model = found.model.to(pick_device(device))
-        if harness_task is not None:
-            result = harness_scores(model, found.processor, [harness_task])[harness_task]
-        elif harness:
-            tasks = {kind.name: (kind, source)}
-            result = harness_scores(model, found.processor, tasks)[kind.name]
+        if through:
+            given: Any = [harness_task] if harness_task else {kind.name: (kind, source)}
+            result = harness_scores(
+                model, found.processor, given, batch_size=batch_size, max_length=length
+            )[name]
         else:
             rows = kind.load(source, found.processor, model, train=False)
             result = kind.evaluate(model, rows, batch_size=batch_size)
-        one = Scores(result.metric, result.higher_is_better, **{key: result.value})
+        details[key] = known(asdict(result))
+        one = Scores(result.metric, result.higher_is_better, **{key: details[key]["value"]})
         total = one if total is None else total.merge(one)
-        details[key] = asdict(result)
-        lines.append(f"{TITLES[key]:20} {describe(result)}   [dim]{path}[/]")
+        lines.append(f"{TITLES[key]:20} {o.describe(result)}   [dim]{path}[/]")
     assert total is not None
     scored = set(details)
-    for file in merge or ():
-        theirs = read_json(file)
+    facts["count"] = result.count
+    for file, theirs in others.items():
+        check_same(facts, theirs, file)
         total = total.merge(Scores.from_json(theirs))
         details = {**(theirs.get("details") or {}), **details}
-    known = total.to_json()
-    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in known["scores"].items() if k not in scored]
-    lines += [f"{k:20} {known[k]:.4f}" for k in ("recovered", "gap", "disclosed") if k in known]
-    more = {"task": harness_task or kind.name, "environment": environment(), "details": details}
-    o.emit({**known, **more}, json, lines)
+    story = total.to_json()
+    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in story["scores"].items() if k not in scored]
+    lines += [f"{k:20} {story[k]:.4f}" for k in ("recovered", "gap", "disclosed") if k in story]
+    more = {"environment": environment(), "details": details}
+    o.emit({**story, **facts, **more}, json, lines)
 
 
 def lab(
@@ -146,7 +156,7 @@ def lab(
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
     from offsite.checking import choose_data, need_data
     from offsite.deltas import method_json
-    from offsite.experiment import make_recipes, read_experiment
+    from offsite.experiment import make_recipes, read_experiment, uniform
     from offsite.plan import Plan
     from offsite.tasks import load_task
     from offsite.train import TrainOptions
@@ -163,6 +173,11 @@ def lab(
             fitting = all_that_fit(model, task, adapter, prompt_decoder)
             names = [*fitting, *(name for name in names if name not in ("all", *fitting))]
         recipes: dict[str, Any] = {name: name for name in recipe or ()}
+        if recipes and keep is None and distill_steps is not None:
+            raise OffsiteError(
+                "--distill-steps is of the uniform recipe, so beside --recipe it needs --keep; "
+                "write PRESET@BUDGET recipes with distillation, such as distil@0.4, without it."
+            )
         if keep is not None or not recipes:
             recipes |= uniform(keep, distill_steps)
         options = TrainOptions(
@@ -209,16 +224,6 @@ def all_that_fit(model: str, task: str, adapter: str, prompt_decoder: Path | Non
     return [name for name, reason in reasons.items() if reason is None]
 
 
-def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
-    """The classic recipes: uniform drop, and the same distilled."""
-    drop = [] if keep is None else [{"kind": "drop", "keep": keep}]
-    name = f"uniform {keep}" if keep else "whole middle"
-    recipes: dict[str, Any] = {name: drop}
-    if distill_steps:
-        recipes[f"{name} + distil"] = [*drop, {"kind": "distill", "steps": distill_steps}]
-    return recipes
-
-
 def run_plans(
     plans: Sequence[Any], out: Path, device: str | None, cached: bool = False
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -256,7 +261,7 @@ def show_rows(
     """Write the results in every form under ``out`` and show the table."""
     from offsite import tables
     from offsite.files import write_file
-    from offsite.report.summary import summary
+    from offsite.report.summary import diverged, summary
     from offsite.report.terminal import compared, costs, terminal
 
     if not rows:
@@ -278,10 +283,13 @@ def show_rows(
     slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
     shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(rows[0]))}
     files = f"results: {out}/results.json (.md, .tex, .csv), intervals.csv"
-    o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), files, *lines])
+    unknown = diverged(rows)
+    for sentence in unknown if as_json else ():
+        o.note(sentence)
+    o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), *unknown, files, *lines])
 
 
 def best_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of a single row, where every command puts them."""
-    keys = ("scores", "metric", "higher_is_better", "recovered", "gap", "disclosed")
+    keys = ("scores", "metric", "higher_is_better", "recovered", "gap", "disclosed", "max_length")
     return {key: row[key] for key in keys if key in row}

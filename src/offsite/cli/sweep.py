@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,13 +51,15 @@ def sweep(
     from offsite.compress.scaleot import resolve_adapter
     from offsite.deltas import method_json
     from offsite.plan import Plan
+    from offsite.report.bars import check_picture
     from offsite.split import parse_adapter
     from offsite.tasks import load_task
     from offsite.train import TrainOptions
 
     for source in (data, eval_data, calibration):
         o.check_source(source)
-    wish = read_target(target)
+    wish, picture = read_target(target), out / "frontier.png"
+    check_picture(picture, frontier.PURPOSE)
     adapter = resolve_adapter(adapter, learned)
     shape = Shape.of_name(model, parse_adapter(adapter), load_task(task).auto_class)
     grid = frontier.grid(recipe.split(","), o.numbers(budgets, "budgets"), shape, learned)
@@ -86,13 +89,12 @@ def sweep(
             "There is no frontier: full fine-tuning gained nothing over zero-shot, so no share of "
             "it can be recovered; tune for more steps or on data nearer to --eval-data."
         )
-    picture = out / "frontier.png"
-    first = rows[0]
-    frontier.draw(
-        points, picture, higher_is_better=first["higher_is_better"], metric=first["metric"]
-    )
-    more = {"front": [p.recipe for p in frontier.front(points)], "picture": str(picture)}
-    lines = [f"front: {', '.join(more['front'])}", f"picture: {picture}"]
+    first, missing = rows[0], frontier.left_out(points)
+    more: dict[str, Any] = {"front": [p.recipe for p in frontier.front(points)]}
+    more |= {"picture": str(picture), "points": [point.to_json() for point in points]}
+    lines = [f"front: {', '.join(more['front'])}", f"picture: {picture}", *missing]
+    for sentence in missing if json else ():
+        o.note(sentence)
     unmet = None
     if wish:
         try:
@@ -101,6 +103,9 @@ def sweep(
         except OffsiteError as error:
             unmet = error  # the results are shown all the same
     show_rows(rows, out, json, made_on, more, lines)
+    frontier.draw(
+        points, picture, higher_is_better=first["higher_is_better"], metric=first["metric"]
+    )
     if unmet is not None:
         raise unmet
 
@@ -113,9 +118,15 @@ def read_target(text: str | None) -> tuple[float, float] | None:
     """
     if text is None:
         return None
-    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    shares = {"bytes": 1.0}
     try:
-        return float(pairs.pop("recovered")), float(pairs.pop("bytes", 1.0))
+        shares |= {key.strip(): float(value) for key, value in pairs}
+        if set(shares) > {"recovered", "bytes"} or len(dict(pairs)) < len(pairs):
+            raise ValueError
+        if not all(math.isfinite(share) for share in shares.values()):
+            raise ValueError
+        return shares["recovered"], shares["bytes"]
     except (KeyError, ValueError):
         raise OffsiteError(
             f"'{text}' is no target; write recovered=SHARE,bytes=SHARE, such as "

@@ -59,13 +59,13 @@ def tune(
 
     from offsite.checking import check_sources, choose_data, need_data
     from offsite.checkpoint import parse_dtype
-    from offsite.cli.owner import describe
     from offsite.deltas import method_json, method_text, parse_method
     from offsite.errors import OffsiteError
     from offsite.files import check_free
     from offsite.manifest import OfferManifest, read_manifest
     from offsite.offer import Offer
     from offsite.resume import finish_work, work_folder
+    from offsite.scores import settings_of
     from offsite.tasks import check_data, load_task
     from offsite.train import TrainOptions
     from offsite.tuner import run_tune
@@ -137,13 +137,14 @@ def tune(
         f"{tuned.history.seconds:.0f} s, mean loss {tuned.history.loss:.4f}",
         f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
     ]
-    if tuned.evaluation is not None:
+    if tuned.evaluation is not None and eval_data is not None:
+        result |= settings_of(kind, eval_data, tuned.evaluation.count)
         result |= {
             "scores": {"emulator_tuned": tuned.evaluation.value},
             "metric": tuned.evaluation.metric,
             "higher_is_better": tuned.evaluation.higher_is_better,
         }
-        lines.append(f"  score        {describe(tuned.evaluation)} (the tuned emulator)")
+        lines.append(f"  score        {o.describe(tuned.evaluation)} (the tuned emulator)")
     o.emit(result, json, lines)
 
 

@@ -10,6 +10,7 @@ from offsite.errors import OffsiteError
 from offsite.files import check_free, write_file
 from offsite.report.page import page
 from offsite.report.runs import Run, make_run, read_run
+from offsite.report.sections import by_task
 
 
 def write_report(
@@ -44,8 +45,8 @@ def write_report(
             "None of these holds scores; name also a run of the lab or a file of 'offsite score'."
         )
     names = dict.fromkeys(
-        f"{s.model or 'model'} on {s.task}" if s.task else s.model or "Offsite-tuning"
-        for s in settings
+        f"{model or 'model'} on {task}" if task else model or "Offsite-tuning"
+        for model, task, _ in by_task(settings)
     )
     heading = title or (next(iter(names)) if len(names) == 1 else f"{len(names)} experiments")
     write_file(out, page(read, heading))

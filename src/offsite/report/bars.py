@@ -9,6 +9,8 @@ from rich.table import Table
 
 from offsite.errors import MissingExtraError, OffsiteError
 
+PICTURES = (".png", ".svg", ".pdf")
+PURPOSE = "The picture of importance"
 BARS = " ▁▂▃▄▅▆▇█"
 TITLES = {
     "influence": "block influence (1 - cosine)",
@@ -35,6 +37,21 @@ def bars(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
 
 
+def check_picture(path: str | Path, purpose: str) -> None:
+    """Refuse a picture that could not be drawn, before anything is computed for it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OffsiteError: the path does not end in ``.png``, ``.svg`` or ``.pdf``.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", purpose) from error
+    if Path(path).suffix.lower() not in PICTURES:
+        raise OffsiteError(f"'{path}' is no picture to write; end it in {' or '.join(PICTURES)}.")
+
+
 def draw_importance(table: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """Bars over the blocks of the model, every signal on its own scale.
 
@@ -44,12 +61,11 @@ def draw_importance(table: Mapping[str, Sequence[float]], path: str | Path) -> N
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        OffsiteError: no signal to draw.
+        OffsiteError: no signal to draw, or another suffix.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "The picture of importance") from error
+    check_picture(path, PURPOSE)
+    from matplotlib.figure import Figure
+
     if not table:
         raise OffsiteError("There is no signal to draw; measure at least one.")
     figure = Figure(figsize=(7.5, 1.2 + 1.5 * len(table)), layout="constrained")

@@ -10,7 +10,8 @@ from importlib import resources
 from offsite.report import pictures
 from offsite.report.html import figure, folded, listing, table
 from offsite.report.numbers import intervals, scores
-from offsite.report.runs import Run, Setting, by_task, named, ranked, show_bytes
+from offsite.report.runs import Run, Setting, named, ranked, show_bytes
+from offsite.report.sections import by_task
 from offsite.report.sent import full_label, left
 from offsite.report.verdict import verdict
 

@@ -154,7 +154,9 @@ def _mean_curve(
     histories: Sequence[Sequence[Mapping[str, Any]]], key: str
 ) -> list[tuple[float, float]]:
     """The mean over runs of one logged number at each step that all of them logged."""
-    series = [{p["step"]: p[key] for p in h if key in p and "step" in p} for h in histories]
+    series = [
+        {p["step"]: p[key] for p in h if p.get(key) is not None and "step" in p} for h in histories
+    ]
     series = [s for s in series if s]
     if not series:
         return []

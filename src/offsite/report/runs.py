@@ -9,9 +9,17 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.files import parse_json, read_json
-from offsite.manifest import MANIFEST
+from offsite.manifest import (
+    MANIFEST,
+    DeltaManifest,
+    Manifest,
+    OfferManifest,
+    check_kind,
+    check_names,
+)
 from offsite.scores import KEYS, Scores
 from offsite.statistics import Interval, Spread, over_seeds, spread
+from offsite.tensors import parse
 
 RESULTS = ("results.json", "lab.json")
 
@@ -21,8 +29,10 @@ class Setting:
     """One recipe with one delta method, on one model and task, over its seeds.
 
     Attributes:
+        model: as the rows name it, with its whole path.
         rows: the results of each seed, as the lab writes them.
         name: what it is called, where not everything need be said.
+        tag: what tells it from others of the same names, which were run in other ways.
     """
 
     model: str
@@ -31,13 +41,17 @@ class Setting:
     delta: str
     rows: tuple[Mapping[str, Any], ...]
     name: str = ""
+    tag: str = ""
 
     @property
     def label(self) -> str:
         """Its name; by default recipe and delta in few words."""
-        if self.name:
-            return self.name
-        return " · ".join(part for part in (self.recipe, self.delta) if part) or "this run"
+        plain = " · ".join(part for part in (self.recipe, self.delta) if part) or "this run"
+        return f"{self.name or plain}{self.tag}"
+
+    def fact(self, key: str) -> str:
+        """What all its rows say of one key; empty where they say nothing."""
+        return str(self.rows[0].get(key, ""))
 
     @property
     def metric(self) -> str:
@@ -109,7 +123,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            return Run(path.name, manifest=read_json(path / MANIFEST))
+            return Run(path.name, manifest=_manifest(path))
         found = next((path / name for name in RESULTS if (path / name).is_file()), None)
         if found is None:
             raise OffsiteError(
@@ -118,6 +132,17 @@ def read_run(path: str | Path) -> Run:
             )
         return make_run(_json(found), path.name)
     return make_run(_json(path), path.stem)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What an offer or a delta says it is; somebody else may have written it."""
+    data = read_json(folder / MANIFEST)
+    delta = isinstance(data, dict) and data.get("kind") == "delta"
+    check_kind(data, "delta" if delta else "offer", folder)
+    kind = DeltaManifest if delta else OfferManifest
+    manifest: Manifest = parse(kind, data, folder / MANIFEST)
+    check_names(folder, manifest.files)
+    return manifest.model_dump(mode="json")
 
 
 def _json(path: Path) -> Any:
@@ -190,24 +215,28 @@ def named(runs: Sequence[Run]) -> tuple[list[Run], str]:
     return short, f"delta {methods.pop()}"
 
 
+NAMES = ("model", "task", "recipe", "delta")
+ALIKE = ("eval_data", "max_length")  # scores are compared where these are the same
+
+
 def group(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
-    """Rows by model, task, recipe and delta, in the order of their first appearance."""
+    """Rows that differ by their seed alone, in the order of their first appearance."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        names = (Path(str(row.get("model", ""))).name, *(str(row.get(k, "")) for k in NAMES))
-        groups.setdefault(names, []).append(row)
-    return [Setting(*names, tuple(found)) for names, found in groups.items()]  # type: ignore
+        key = tuple(str(row.get(k, "")) for k in (*NAMES, *ALIKE, "setup"))
+        groups.setdefault(key, []).append(row)
+    setups: dict[tuple[str, ...], list[str]] = {}
+    for key in groups:
+        setups.setdefault(key[:-1], []).append(key[-1])
+    return [
+        Setting(key[0], key[1], key[2], key[3], tuple(rows), tag=tag_of(key[-1], setups[key[:-1]]))
+        for key, rows in groups.items()
+    ]
 
 
-NAMES = ("task", "recipe", "delta")
-
-
-def by_task(settings: Iterable[Setting]) -> dict[tuple[str, str, str], list[Setting]]:
-    """Settings by model, task and metric, in the order of their first appearance."""
-    found: dict[tuple[str, str, str], list[Setting]] = {}
-    for setting in settings:
-        found.setdefault((setting.model, setting.task, setting.metric), []).append(setting)
-    return found
+def tag_of(setup: str, among: Sequence[str]) -> str:
+    """``" (setup 2)"`` for the second of several ways to run the same; else nothing."""
+    return f" (setup {among.index(setup) + 1})" if len(among) > 1 else ""
 
 
 def best(settings: Sequence[Setting]) -> Setting:

@@ -9,14 +9,15 @@ not resampled, since two or three of them cannot stand for all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from offsite.report.runs import Setting, group
-from offsite.scores import KEYS
+from offsite.scores import KEYS, TITLES
 from offsite.statistics import COMPARISONS, Interval, Spread, spread
 
+ABOUT = ("eval_data", "eval_name", "max_length", "setup")
 FIGURES = ("recovered", "gap", "disclosed", "bytes_offer", "bytes_delta", "seconds_offer")
 
 
@@ -59,6 +60,7 @@ def summarise(setting: Setting) -> dict[str, Any]:
         "task": setting.task,
         "recipe": setting.recipe,
         "delta": setting.delta,
+        **{k: setting.rows[0][k] for k in ABOUT if k in setting.rows[0]},
         "metric": setting.metric,
         "higher_is_better": setting.higher,
         "seeds": [row.get("seed") for row in setting.rows],
@@ -74,6 +76,17 @@ def _json(difference: Difference) -> dict[str, Any]:
         **asdict(difference.over_seeds),
         **({"interval": asdict(interval)} if interval is not None else {}),
     }
+
+
+def diverged(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each score that some runs have no finite number for."""
+    counts = {key: sum(key in row.get("diverged", ()) for row in rows) for key in KEYS}
+    return [
+        f"{TITLES[key]}: unknown in {count} of {len(rows)} runs, which diverged to numbers that "
+        "are not finite; what is shown is of the others, so tune with a lower learning rate."
+        for key, count in counts.items()
+        if count
+    ]
 
 
 def signed(value: float, metric: str) -> str:

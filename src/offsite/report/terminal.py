@@ -12,7 +12,8 @@ from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
 
 from offsite import tables
-from offsite.report.runs import Setting, by_task, group
+from offsite.report.runs import Setting, group
+from offsite.report.sections import by_task
 from offsite.report.summary import Difference, differences, said
 from offsite.scores import TITLES
 

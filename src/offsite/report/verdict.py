@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import exp
 
 from offsite.report.runs import Setting, best, sends_all, show
+from offsite.report.summary import diverged
 
 CAUTION = (
     "The gap says what this tuned emulator lacked on this data. It is no bound: whoever holds the "
@@ -25,6 +26,7 @@ def verdict(settings: Sequence[Setting]) -> list[str]:
             f"'{chosen.label}' has the best plug-in score."
         )
     said += [*gain(chosen), *distance(chosen), *order(chosen), *sent(chosen)]
+    said += diverged([row for setting in settings for row in setting.rows])
     if chosen.mean("gap") is not None:
         said.append(CAUTION)
     return said
