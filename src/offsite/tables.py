@@ -67,9 +67,12 @@ def percent(value: float) -> str:
 
 Column = tuple[str, Callable[[Setting], str]]
 NAMES: tuple[Column, ...] = (
+    ("model", lambda s: s.model),
     ("task", lambda s: s.task),
+    ("scored on", lambda s: s.fact("eval_name")),
     ("recipe", lambda s: s.recipe),
     ("delta", lambda s: s.delta),
+    ("setup", lambda s: s.tag.strip()),
 )
 SCORES: tuple[Column, ...] = (
     *((TITLES[key], score(key)) for key in KEYS),
@@ -108,14 +111,21 @@ EXPLAINED = (
 )
 
 
+def names(settings: Sequence[Setting]) -> list[Column]:
+    """The columns that say which setting a line is: recipe, delta, and what else differs."""
+
+    def differs(column: Column) -> bool:
+        return len({column[1](setting) for setting in settings}) > 1
+
+    return [column for column in NAMES if column[0] in ("recipe", "delta") or differs(column)]
+
+
 def cells(
     rows: Sequence[Mapping[str, Any]], *, costs: bool = True
 ) -> tuple[list[str], list[list[str]]]:
     """Header and body of the results table, one line per setting, means over seeds."""
     settings = group(rows)
-    columns = [*NAMES, *SCORES, *(COSTS if costs else ())]
-    if len({s.task for s in settings}) == 1:
-        columns = columns[1:]
+    columns = [*names(settings), *SCORES, *(COSTS if costs else ())]
     body = [[cell(setting) for _, cell in columns] for setting in settings]
     used = [i for i in range(len(columns)) if any(line[i] not in ("-", "") for line in body)]
     return [columns[i][0] for i in used], [[line[i] for i in used] for line in body]
@@ -124,18 +134,18 @@ def cells(
 def compared(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and body of the table of differences; no body where there are none."""
     settings = [(setting, differences(setting)) for setting in group(rows)]
-    names = [name for name in COMPARISONS if any(name in found for _, found in settings)]
-    columns = NAMES if len({s.task for s, _ in settings}) > 1 else NAMES[1:]
+    known = [name for name in COMPARISONS if any(name in found for _, found in settings)]
+    columns = names([setting for setting, _ in settings])
     body = [
         [
             *(cell(setting) for _, cell in columns),
             str(len(setting.rows)),
-            *(said(found.get(name), setting.metric) for name in names),
+            *(said(found.get(name), setting.metric) for name in known),
         ]
         for setting, found in settings
         if found
     ]
-    return [*(head for head, _ in columns), "seeds", *(DIFFERENCES[n] for n in names)], body
+    return [*(head for head, _ in columns), "seeds", *(DIFFERENCES[n] for n in known)], body
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +169,7 @@ def latex(rows: Sequence[Mapping[str, Any]]) -> str:
         return " & ".join(value.translate(LATEX) for value in values) + r" \\"
 
     def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-        words = sum(name in ("task", "recipe", "delta") for name in head)
+        words = sum(name in dict(NAMES) for name in head)
         inner = "\n".join(line(values) for values in body)
         return (
             f"\\begin{{tabular}}{{{'l' * words}{'r' * (len(head) - words)}}}\n\\toprule\n"

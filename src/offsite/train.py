@@ -92,6 +92,8 @@ class TrainOptions:
             raise OffsiteError(
                 f"'{self.schedule}' is no schedule; choose one of: {', '.join(known)}."
             )
+        if not 0 <= self.weight_decay < 100 or not 0 < self.max_grad_norm < math.inf:
+            raise OffsiteError("Weight decay is 0 or more, and a gradient's largest norm above 0.")
         for lr in (self.lr, self.head_lr):
             if lr is not None and not 0 < lr < 100:
                 raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")

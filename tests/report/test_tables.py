@@ -99,6 +99,19 @@ def test_names_cannot_break_a_table() -> None:
     assert r"a|b \& \#1\_\{x\} & full" in latex(odd) and r"$\pm$" in latex(odd)
 
 
+def test_lines_that_stand_apart_look_apart() -> None:
+    plain = [row("a", 0), row("b", 0)]
+    assert markdown(plain).startswith("| recipe | delta |")
+    other = {**row("a", 0), "eval_data": "2", "eval_name": "books.txt"}
+    head, _, first, second = markdown([{**plain[0], "eval_name": "wiki.txt"}, other]).splitlines()[
+        :4
+    ]
+    assert head.startswith("| scored on | recipe | delta |")
+    assert first.startswith("| wiki.txt | a |") and second.startswith("| books.txt | a |")
+    moved = markdown([plain[0], {**row("a", 0), "model": "other/m"}])
+    assert moved.startswith("| model | recipe |") and "| other/m | a |" in moved
+
+
 def test_without_items_or_pairs_there_is_no_second_table() -> None:
     bare = [{**found, "details": {}} for found in ROWS]
     assert "[" not in intervals_csv(bare) and intervals_csv(bare).count(",,,,") == 12
