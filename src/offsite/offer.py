@@ -110,8 +110,8 @@ class Offer:
             model = model.to(dtype) if dtype else model
         else:
             model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
-            if (inner / "generation_config.json").is_file():
-                model.generation_config = transformers.GenerationConfig.from_pretrained(inner)
+        if (inner / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(inner)
         if manifest.prompt_decoder:
             decoder = load_tensors([folder / DECODER], manifest.prompt_decoder, hashes)
             give_decoder(model, decoder)
@@ -208,6 +208,8 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
         save_tensors(tensors, folder / SPECIAL)
         entries = describe(tensors)
         model.config.save_pretrained(folder)
+        if getattr(model, "generation_config", None):
+            model.generation_config.save_pretrained(folder)
     else:
         with quiet():
             model.save_pretrained(folder, max_shard_size=MAX_SHARD)

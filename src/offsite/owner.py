@@ -65,7 +65,8 @@ def make_offer(
         data: the owner's calibration data (a path, or rows the task made), where a step needs it.
         task: what kind of data; plain text by default.
         processor: tokenizer or image processor; read from ``model`` when that is a path.
-        dtype: dtype to compress in; None for float32. The offer keeps the checkpoint's dtype.
+        dtype: dtype to compress a checkpoint in; None for float32. A model in memory is compressed
+            in its own. The offer keeps the dtype that the weights came in.
         name: what the manifest calls the model; by default the last part of its path.
         work, resume: folder of what a long step needs to be resumed, and whether to.
         prompt_decoder: what :func:`~offsite.deltas.learn_decoder.learn_decoder` returned, or its

@@ -109,3 +109,11 @@ def test_a_float32_model_plugs_in_float16(
     assert status == 0, err
     tuned = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     assert tuned.dtype == torch.float16
+
+
+@pytest.mark.parametrize("recipe", [[Drop(keep=2)], [Quantise(bits=8)]], ids=["plain", "special"])
+def test_how_a_model_generates_travels_with_it(recipe: Any, tmp_path: Path) -> None:
+    model = build("mixtral" if isinstance(recipe[0], Drop) else "olmo")
+    model.generation_config.max_new_tokens = 5
+    offer, _ = make_offer(model, adapter=ends(1, 1), recipe=recipe)
+    assert loaded(offer, tmp_path / "offer").generation_config.max_new_tokens == 5
