@@ -64,7 +64,7 @@ def test_early_stopping_gives_the_best_weights_back(kept: bool, tmp_path: Path) 
     model, history = fit(options, eval_data=[{"x": torch.tensor(1.0)}], work=work)
     losses = [point["eval_loss"] for point in history.points if "eval_loss" in point]
     assert history.steps < 60 and min(losses) < losses[-1]
-    assert float(model.slope) ** 2 == pytest.approx(min(losses), rel=1e-5)
+    assert model.slope.item() ** 2 == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_logs_for_trackers_outlive_the_work_folder(tmp_path: Path) -> None:

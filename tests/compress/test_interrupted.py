@@ -56,7 +56,11 @@ def stopping(call: int, how: Callable[[], None]) -> CausalText:
 
 
 def ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # training has a handler of its own
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt  # what Python makes of Ctrl-C, unless it was started in the background
 
 
 def test_every_step_can_be_interrupted(unbroken: Any, tmp_path: Path) -> None:
@@ -82,12 +86,12 @@ def test_learning_importance_goes_on_where_it_was_saved(
     unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):  # nothing to resume yet, and nothing left
-        make(stopping(9, ctrl_c), work=tmp_path / "work")
+        make(stopping(9, interrupt), work=tmp_path / "work")
     assert not any(tmp_path.iterdir())
     often = partial(Training, save_every=2)
     monkeypatch.setattr(LayerReplace, "training", property(lambda _: often(6, 2, batch_size=2)))
     with pytest.raises(Interrupted, match="--resume to go on"):
-        make(stopping(9, ctrl_c), work=tmp_path / "work")
+        make(stopping(9, interrupt), work=tmp_path / "work")
     assert (tmp_path / "work" / "0" / STATE).is_dir()
     resumed = make(work=tmp_path / "work", resume=True)
     assert all(torch.equal(value, unbroken[name]) for name, value in resumed.items())
