@@ -56,7 +56,8 @@ def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
                 if lab.plan.baseline and lab.plan.data:
                     lab.full_tuned(seed)
             elif delta == LEARN:
-                lab.learned(lab.recipes[recipe], seed)
+                for need in lab.recipes[recipe].trainings:
+                    lab.learned(need, seed)
             else:
                 wait_for_learned(lab, recipe, seed, deadline)
                 list(lab.run([recipe], [delta] if delta else None))
@@ -72,7 +73,8 @@ def wait_for_learned(lab: Any, recipe: str, seed: int, deadline: float) -> None:
     lab.cached, missing = True, True
     while missing and time.time() < deadline:
         try:
-            lab.learned(lab.recipes[recipe], seed)
+            for need in lab.recipes[recipe].trainings:
+                lab.learned(need, seed)
             missing = False
         except NotCached:
             time.sleep(1)
@@ -91,15 +93,11 @@ def missing(plan: Any, folder: Path) -> list[tuple[str, str, int]]:
     return [cell for cell in grid if cell not in done]
 
 
-def training(plan: Any, recipe: str) -> Any:
-    """How the LayerReplace pass runs that a recipe needs; None if it needs none."""
-    from offsite.compress import LayerReplace
+def trainings(plan: Any, recipe: str) -> tuple[Any, ...]:
+    """How the LayerReplace passes run that a recipe needs."""
     from offsite.plan import Recipe
 
-    for step in Recipe.of(plan.recipes[recipe], plan.adapter).steps:
-        if isinstance(step, LayerReplace) and step.learned is None:
-            return step.training
-    return None
+    return Recipe.of(plan.recipes[recipe], plan.adapter).trainings
 
 
 def todo(name: str, folder: Path) -> tuple[list[Job], list[Job], list[Job]]:
@@ -114,12 +112,10 @@ def todo(name: str, folder: Path) -> tuple[list[Job], list[Job], list[Job]]:
         split = len(plan.deltas) > SPLIT
         for recipe, delta, seed in missing(plan, folder):
             shared.append((name, index, seed, "", ""))
-            needs = training(plan, recipe)
-            if needs is not None:
+            needs = trainings(plan, recipe)
+            if needs:
                 first[index, needs, seed] = (name, index, seed, recipe, LEARN)
-            (rows if needs is None else late).append(
-                (name, index, seed, recipe, delta if split else "")
-            )
+            (late if needs else rows).append((name, index, seed, recipe, delta if split else ""))
     return list(dict.fromkeys(shared)), list(first.values()), list(dict.fromkeys([*rows, *late]))
 
 
