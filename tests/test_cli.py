@@ -268,3 +268,15 @@ def test_only_scores_of_the_same_data_and_length_are_merged(
         (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))
         status, out, err = run(*score, "--merge", tmp_path / "odd.json")
         assert status == 2 and message in err and "Traceback" not in err and not out, (change, err)
+
+
+def test_an_adapter_of_the_most_important_blocks(
+    run: Run, exchange: Path, text_file: Path, tmp_path: Path
+) -> None:
+    model, learned = exchange / "model", tmp_path / "learned"
+    words = ("--data", text_file, "--max-length", 32, "--learn", learned, "--learn-steps", 1)
+    assert run("importance", model, *words)[0] == 0
+    more = ("--adapter", "learned:2", "--learned", learned, "--keep", 2, "--json")
+    status, out, err = run("offer", model, "--out", tmp_path / "two", *more)
+    assert status == 0, err
+    assert len(json.loads(out)["adapter"]) == 2

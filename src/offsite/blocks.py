@@ -79,10 +79,7 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
         raise OffsiteError("A model needs at least one block, and one source position per block.")
     if len({id(block) for block in blocks}) < len(blocks):
         raise OffsiteError("The same block module stands twice; each place needs its own alias.")
-    config, total = block_config(model), len(get_blocks(model))
-    renumber_config(config, source, total)
-    if list(source) != list(range(len(source))):
-        check_movable(get_blocks(model))
+    config = renumber(model, source)
     path = block_path(model)
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
@@ -94,12 +91,42 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
                 setattr(module, "config", config)  # noqa: B010
 
 
-def check_movable(blocks: Iterable[nn.Module]) -> None:
+def renumber(model: nn.Module, source: Sequence[int]) -> Any:
+    """Make a model's configuration describe only its blocks ``source``, in place, and return it.
+
+    Every list with one entry per block is re-sliced (``layer_types``, ``no_rope_layers`` ...), and
+    the derived ``stage_names`` of vision backbones are rebuilt.
+
+    Raises:
+        OffsiteError: see :func:`set_blocks`.
+    """
+    config, blocks = block_config(model), get_blocks(model)
+    total = len(blocks)
+    if list(source) != list(range(len(source))):
+        check_movable(config, blocks)
+    for key, value in list(vars(config).items()):
+        if key.startswith("_") or key in NOT_PER_BLOCK or not isinstance(value, (list, tuple)):
+            continue
+        if len(value) == total:
+            setattr(config, key, type(value)(value[index] for index in source))
+    config.num_hidden_layers = len(source)
+    if getattr(config, "stage_names", None):
+        config.stage_names = ["stem"] + [f"stage{i + 1}" for i in range(len(source))]
+        config.out_features, config.out_indices = [config.stage_names[-1]], [len(source)]
+    return config
+
+
+def check_movable(config: Any, blocks: Iterable[nn.Module]) -> None:
     """Refuse blocks whose arithmetic has a number that differs from one to the next.
 
     Raises:
         OffsiteError: naming it.
     """
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise OffsiteError(
+            "This GPT-2 scales attention by the inverse of the block's index, so its blocks cannot "
+            "move; use a model without scale_attn_by_inverse_layer_idx."
+        )
     first: dict[tuple[str, str], float] = {}
     for block in blocks:
         for name, module in block.named_modules():
@@ -111,30 +138,6 @@ def check_movable(blocks: Iterable[nn.Module]) -> None:
                         f"Blocks of this family differ by position (in '{name}.{key}'), so they "
                         "cannot move; keep the whole middle."
                     )
-
-
-def renumber_config(config: Any, source: Sequence[int], total: int) -> None:
-    """Make a configuration of ``total`` blocks describe the blocks ``source`` instead, in place.
-
-    Every list with one entry per block is re-sliced (``layer_types``, ``no_rope_layers`` ...), and
-    the derived ``stage_names`` of vision backbones are rebuilt.
-    """
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False) and list(source) != list(
-        range(len(source))
-    ):
-        raise OffsiteError(
-            "This GPT-2 scales attention by the inverse of the block's index, so its blocks cannot "
-            "move; use a model without scale_attn_by_inverse_layer_idx."
-        )
-    for key, value in list(vars(config).items()):
-        if key.startswith("_") or key in NOT_PER_BLOCK or not isinstance(value, (list, tuple)):
-            continue
-        if len(value) == total:
-            setattr(config, key, type(value)(value[index] for index in source))
-    config.num_hidden_layers = len(source)
-    if getattr(config, "stage_names", None):
-        config.stage_names = ["stem"] + [f"stage{i + 1}" for i in range(len(source))]
-        config.out_features, config.out_indices = [config.stage_names[-1]], [len(source)]
 
 
 def alias(module: Module) -> Module:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from offsite.blocks import assemble, block_config, block_path, get_blocks, renumber_config
+from offsite.blocks import assemble, block_path, get_blocks, renumber
 from offsite.errors import OffsiteError
 from offsite.heads import head_tensors
 from offsite.stored import (
@@ -152,7 +152,7 @@ def load_model(
             return assemble(model, [get_blocks(model)[index] for index in keep], list(keep))
         tensors = read_blocks(name, skeleton, path, keep, native)
         small = build_skeleton(config, auto_class)
-        renumber_config(block_config(small), keep, total)
+        renumber(small, keep)
         return fill_model(small.config, auto_class, tensors, name, dtype=native)
     return _from_pretrained(
         getattr(transformers, auto_class), str(name), config, name, dtype=dtype or "auto"

@@ -88,8 +88,11 @@ def test_positions_under_another_name_move_too() -> None:
 @pytest.mark.parametrize("kind", ["diffllama", "sparse_step"])
 def test_blocks_that_differ_by_position_do_not_move(kind: str, tmp_path: Path) -> None:
     model = build(kind)
-    with pytest.raises(OffsiteError, match="cannot move"):
-        make_offer(model, adapter=ends(1, 1), recipe=[Drop(keep=1)])[0].save(tmp_path / "offer")
+    model.save_pretrained(tmp_path / "model")
+    for source in (model, tmp_path / "model"):
+        with pytest.raises(OffsiteError, match="cannot move"):
+            offer, _ = make_offer(source, adapter=ends(1, 1), recipe=[Drop(keep=1)])
+            offer.save(tmp_path / "offer")
     offer, _ = make_offer(model, adapter=ends(1, 1), recipe=[])
     batch = inputs_for(model)
     assert torch.equal(output_of(loaded(offer, tmp_path / "whole"), batch), output_of(model, batch))

@@ -87,13 +87,18 @@ def offer(
     check_record(record, model, kind.auto_class)
     if (data or eval_data) and load_processor(model, kind.name) is None:
         raise OffsiteError(f"'{model}' has no tokenizer or image processor, which data needs.")
-    given = adapter
-    if adapter.startswith("learned"):
+    by_learned = adapter.startswith("learned")
+    if by_learned:
         print_ = checkpoint_fingerprint(model, kind.auto_class)
         adapter = resolve_adapter(adapter, learned, print_)
     steps = build_recipe(
-        model, kind.auto_class, given, recipe, keep, budget, distill_steps, learned
+        model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
     )
+    in_recipe = any(getattr(step, "learned", None) == learned for step in steps)
+    if learned is not None and not by_learned and not in_recipe:
+        raise OffsiteError(
+            "--learned says nothing here: neither the recipe nor --adapter learned:N asks for it."
+        )
     work = work_folder(out, resume)
     made, private = make_offer(
         model,
@@ -272,11 +277,6 @@ def build_recipe(
     if distill_steps is not None:
         steps = [step for step in steps if not isinstance(step, DistillStep)]
         steps += [DistillStep(steps=distill_steps)] if distill_steps else []
-    used = any(getattr(step, "learned", None) == learned for step in steps)
-    if learned is not None and not used and not adapter.startswith("learned"):
-        raise OffsiteError(
-            "--learned says nothing here: neither the recipe nor --adapter learned:N asks for it."
-        )
     return steps
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
+from offsite.replay import IGNORE
 from offsite.tasks.rows import Row, read_rows
-from offsite.tasks.text import IGNORE, CausalText, pack_ids, restarts, window
+from offsite.tasks.text import CausalText, pack_ids, restarts, window
 
 ROLES = ("system", "user", "assistant")
 

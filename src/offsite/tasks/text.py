@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from offsite.errors import OffsiteError
 from offsite.progress import track
-from offsite.replay import forward
+from offsite.replay import IGNORE, forward
 from offsite.tasks.rows import parse_line
 from offsite.tasks.task import Evaluation
 
-IGNORE = -100
 TABLES = (".csv", ".tsv", ".ndjson", ".parquet")
 
 
