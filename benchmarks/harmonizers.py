@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from offsite.blocks import get_blocks
-from offsite.checkpoint import load_model
-from offsite.compress.layer_replace import Training, learn
-from offsite.compress.learned import Learned
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.learned import Learned
+from offsite.compress.scaleot.learning import Training, learn
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Context
-from offsite.offer import load_processor
-from offsite.owner import make_offer, plug
-from offsite.replay import observe, relative_error
-from offsite.split import Split
+from offsite.exchange.offer import load_processor
+from offsite.model.blocks import get_blocks
+from offsite.model.checkpoint import load_model
+from offsite.model.replay import observe, relative_error
+from offsite.model.split import Split
+from offsite.owner.offering import make_offer, plug
 from offsite.tasks import load_task
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 INPUT = Path("build/bench")
 # the scores that 1000 steps of LayerReplace gave (seed 0, 2026-11-22)

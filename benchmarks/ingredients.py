@@ -70,8 +70,8 @@ class Bench:
     def __init__(self, device: Any) -> None:
         import torch
 
-        from offsite.checkpoint import load_model
-        from offsite.offer import load_processor
+        from offsite.exchange.offer import load_processor
+        from offsite.model.checkpoint import load_model
         from offsite.tasks import load_task
 
         self.device, self.task = device, load_task("text", max_length=256)
@@ -93,9 +93,9 @@ class Bench:
         """Make the offer, prime it, tune each delta, plug the change, heal."""
         from offsite.compress import parse_recipe
         from offsite.deltas import method_json, parse_method
-        from offsite.owner import make_offer, plug
-        from offsite.train import TrainOptions
-        from offsite.tuner import run_tune
+        from offsite.owner.offering import make_offer, plug
+        from offsite.training.train import TrainOptions
+        from offsite.tuner.tuning import run_tune
 
         offer, record = make_offer(
             self.model, adapter=ADAPTER, recipe=parse_recipe(RECIPES[recipe]), data=self.public,
@@ -131,8 +131,8 @@ class Bench:
 
     def heal(self, plugged: Any, loss: str, options: Any) -> Any:
         """The plugged model after some steps on public data, its adapter blocks alone trained."""
-        from offsite.blocks import get_blocks
-        from offsite.train import train
+        from offsite.model.blocks import get_blocks
+        from offsite.training.train import train
 
         model = copy.deepcopy(plugged).requires_grad_(False)
         for position in ADAPTER:

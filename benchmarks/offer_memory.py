@@ -75,9 +75,9 @@ def write_checkpoint(folder: Path, hidden: int, blocks: int, shard: int, send: A
 
 def attempt(folder: Path, out: Path, keep: int, allowance: int, whole: bool, send: Any) -> None:
     """Make the offer (or load the whole model) with ``allowance`` bytes more than at the start."""
-    from offsite.checkpoint import build_skeleton, load_config, load_model
     from offsite.compress.drop import Drop
-    from offsite.owner import ends, make_offer
+    from offsite.model.checkpoint import build_skeleton, load_config, load_model
+    from offsite.owner.offering import ends, make_offer
 
     threading.stack_size(MB)  # a stack counts in full from the start
     build_skeleton(load_config(folder), "AutoModelForCausalLM")  # transformers imports models late
@@ -122,7 +122,7 @@ def measure(hidden: int, blocks: int, keep: int, shard: int, slack: int) -> dict
     import torch
 
     import offsite.compress.drop
-    import offsite.owner  # noqa: F401 (before the fork)
+    import offsite.owner.offering  # noqa: F401 (before the fork)
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

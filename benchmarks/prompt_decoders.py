@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
-from offsite.checkpoint import load_model, pick_device
 from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
-from offsite.deltas.learn_decoder import learn_decoder
-from offsite.offer import load_processor
-from offsite.owner import make_offer, plug
-from offsite.prompt_decoder import give_decoder
-from offsite.split import ends
+from offsite.deltas.addition.learn_decoder import learn_decoder
+from offsite.exchange.offer import load_processor
+from offsite.exchange.prompt_decoder import give_decoder
+from offsite.model.checkpoint import load_model, pick_device
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 INPUT = Path("build/bench")
 MODEL = INPUT / "bookling-31m"

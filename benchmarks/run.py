@@ -35,8 +35,8 @@ def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     import torch
 
-    from offsite.experiment import read_experiment
-    from offsite.lab import Lab
+    from offsite.lab.experiment import read_experiment
+    from offsite.lab.lab import Lab
 
     torch.set_num_threads(1)
     labs: dict[tuple[str, int], Lab] = {}
@@ -68,7 +68,7 @@ def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
 
 def wait_for_learned(lab: Any, recipe: str, seed: int, deadline: float) -> None:
     """Wait until another process has finished the LayerReplace pass that a recipe needs."""
-    from offsite.lab import NotCached
+    from offsite.lab.lab import NotCached
 
     lab.cached, missing = True, True
     while missing and time.time() < deadline:
@@ -85,7 +85,7 @@ def wait_for_learned(lab: Any, recipe: str, seed: int, deadline: float) -> None:
 
 def missing(plan: Any, folder: Path) -> list[tuple[str, str, int]]:
     """Recipe, delta and seed of every row of a plan that the cache does not hold."""
-    from offsite.lab import Lab
+    from offsite.lab.lab import Lab
 
     rows = Lab(plan, folder, "cpu", cached=True).run()
     done = {(row.recipe, row.delta, row.seed) for row in rows}
@@ -95,14 +95,14 @@ def missing(plan: Any, folder: Path) -> list[tuple[str, str, int]]:
 
 def trainings(plan: Any, recipe: str) -> tuple[Any, ...]:
     """How the LayerReplace passes run that a recipe needs."""
-    from offsite.plan import Recipe
+    from offsite.lab.plan import Recipe
 
     return Recipe.of(plan.recipes[recipe], plan.adapter).trainings
 
 
 def todo(name: str, folder: Path) -> tuple[list[Job], list[Job], list[Job]]:
     """The jobs of an experiment: baselines, LayerReplace passes, and rows, waiting ones last."""
-    from offsite.experiment import read_experiment
+    from offsite.lab.experiment import read_experiment
 
     shared: list[Job] = []
     first: dict[Any, Job] = {}

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from offsite.blocks import assemble, get_blocks
-from offsite.checkpoint import pick_device
 from offsite.compress.drop import uniform_indices
 from offsite.deltas import METHODS, method_json, parse_method
-from offsite.measure import measured
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions, train
+from offsite.lab.measure import measured
+from offsite.model.blocks import assemble, get_blocks
+from offsite.model.checkpoint import pick_device
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions, train
 
 WARM, STEPS, VOCABULARY = 3, 36, 32000
 FEW = ("full", "lora", "bottleneck", "prefix", "prompt", "bitfit")

@@ -179,7 +179,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str
     """Model, offer and data files that the bad commands start from."""
     from conftest import TEXT, language_model
     from offsite.compress.drop import Drop
-    from offsite.owner import make_offer
+    from offsite.owner.offering import make_offer
 
     base = tmp_path_factory.mktemp("ground")
     model = language_model("llama")
@@ -232,7 +232,7 @@ def test_presets_by_command(name: str, run: Run, ground: dict[str, Path], tmp_pa
 def test_what_the_record_does_not_know_is_not_left(
     side: str, run: Run, exchange: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from offsite.record import Record
+    from offsite.exchange.record import Record
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device", "record.json")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from conftest import LANGUAGE, VISION, inputs_for, language_model, output_of, vision_model
-from offsite.blocks import assemble, block_path, get_blocks
 from offsite.compress.drop import Drop
 from offsite.compress.step import Context, compress
 from offsite.errors import OffsiteError
-from offsite.split import Middle, ends, join, make_split, whole_middle
+from offsite.model.blocks import assemble, block_path, get_blocks
+from offsite.model.split import Middle, ends, join, make_split, whole_middle
 
 FAMILIES = [*LANGUAGE, *VISION]
 

@@ -15,14 +15,14 @@ from rich.console import Console
 from conftest import Run, language_model
 from offsite.compress.drop import Drop
 from offsite.compress.quantise import Quantise
-from offsite.delta import Delta, new_delta
 from offsite.errors import OffsiteError
-from offsite.inspection import inspect_path
-from offsite.manifest import MANIFEST, hash_files
-from offsite.offer import Offer, read_offer
-from offsite.owner import make_offer
-from offsite.split import ends
-from offsite.structure import Node, delta_tree, draw, held_tensors, spell
+from offsite.exchange.delta import Delta, new_delta
+from offsite.exchange.manifest import MANIFEST, hash_files
+from offsite.exchange.offer import Offer, read_offer
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer
+from offsite.report.inspection import inspect_path
+from offsite.report.structure import Node, delta_tree, draw, held_tensors, spell
 
 NORM = "model.layers.0.input_layernorm.weight"
 
@@ -158,7 +158,7 @@ def slow_fold(children: dict[str, Node]) -> list[tuple[str, Node, int]]:
 
 
 def test_folding_is_that_of_comparing_all() -> None:
-    from offsite.structure import fold, kinds_of
+    from offsite.report.structure import fold, kinds_of
 
     root = Node()
     for index in range(40):

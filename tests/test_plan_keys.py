@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from offsite.compress import LayerReplace
-from offsite.lab import Lab
-from offsite.layers import Harmonizer
-from offsite.plan import Plan, Recipe
+from offsite.lab.lab import Lab
+from offsite.lab.plan import Plan, Recipe
+from offsite.model.layers import Harmonizer
 from offsite.tasks import source_identity
 
 

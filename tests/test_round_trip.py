@@ -10,20 +10,20 @@ import torch
 import transformers
 
 from conftest import LANGUAGE, TEXT, inputs_for, language_model, output_of
-from offsite.blocks import get_blocks
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
-from offsite.delta import Delta
-from offsite.deltas.full import Full
-from offsite.deltas.lora import LoRA
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.record import Record
-from offsite.split import ends
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune, tune
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
+from offsite.model.blocks import get_blocks
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune, tune
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=3, batch_size=2, lr=1e-2)
@@ -106,9 +106,9 @@ def test_untuned_delta_plugs_to_the_model_bit_for_bit(
         model, adapter=ends(1, 1), recipe=[Drop(keep=2)], processor=tokenizer
     )
     runner = method.attach(language_model(family), (0, 5))
-    from offsite.config import to_json
-    from offsite.delta import new_delta
-    from offsite.tuner import drop_unchanged, private_copy, rounded
+    from offsite.codec import to_json
+    from offsite.exchange.delta import new_delta
+    from offsite.tuner.tuning import drop_unchanged, private_copy, rounded
 
     runner = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
     tensors = drop_unchanged(rounded(method.tensors(runner), offer), offer)
@@ -193,7 +193,7 @@ def test_interrupted_tuning_resumes_to_the_same_weights(
     import os
     import signal
 
-    from offsite.resume import Interrupted
+    from offsite.training.resume import Interrupted
 
     offer, _ = make_offer(language_model("llama"), recipe=[Drop(keep=1)], processor=tokenizer)
     options = TrainOptions(steps=12, batch_size=2, lr=1e-2, save_every=5)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from offsite.compress.distill import Distill
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.errors import OffsiteError
-from offsite.resume import finish_work
-from offsite.train import TrainOptions, train
+from offsite.training.resume import finish_work
+from offsite.training.train import TrainOptions, train
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def fit(options: TrainOptions, rows: int = 9, **more: Any) -> tuple[Line, Any]:
 def test_warm_up_is_the_share_asked_for(
     rows: int, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from offsite import train as module
+    from offsite.training import train as module
 
     made: list[Any] = []
     original = module._arguments

@@ -10,15 +10,15 @@ import torch
 from world import rows
 
 from conftest import language_model
-from offsite.blocks import get_blocks
 from offsite.compress.drop import Drop
-from offsite.compress.gradot import GradOT
+from offsite.compress.gradot.step import GradOT
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
-from offsite.owner import make_offer
-from offsite.record import Record
+from offsite.exchange.record import Record
+from offsite.model.blocks import get_blocks
+from offsite.owner.offering import make_offer
 
 
 @pytest.mark.parametrize(

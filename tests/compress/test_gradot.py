@@ -10,11 +10,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.world import logits, world
-from offsite.blocks import get_blocks
-from offsite.compress.gradot import channel_terms, combine, fewer_channels, value_terms
-from offsite.compress.kfac import Statistics, collect
+from offsite.compress.gradot.kfac import Statistics, collect
+from offsite.compress.gradot.step import channel_terms, combine, fewer_channels, value_terms
 from offsite.compress.linears import linears, matrix
 from offsite.errors import OffsiteError
+from offsite.model.blocks import get_blocks
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])

@@ -15,14 +15,14 @@ from world import rows
 
 from conftest import language_model
 from offsite.compress.distill import Distill
-from offsite.compress.layer_replace import Training
-from offsite.compress.learned import STATE
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.learned import STATE
+from offsite.compress.scaleot.learning import Training
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.errors import OffsiteError
-from offsite.owner import make_offer
-from offsite.resume import Interrupted
-from offsite.split import ends
-from offsite.tasks.text import CausalText
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer
+from offsite.tasks.text.causal import CausalText
+from offsite.training.resume import Interrupted
 
 LEARN = LayerReplace(alpha=0.5, steps=6, rank=2, batch_size=2)
 RECIPE = (LEARN, Distill(steps=4, lr=1e-3, batch_size=2), Distill(steps=3, lr=1e-2, batch_size=2))

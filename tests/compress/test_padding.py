@@ -11,10 +11,10 @@ from world import rows, world
 
 from offsite.compress.crash import pooled_states
 from offsite.compress.distill import Distill
+from offsite.compress.gradot.kfac import measure
 from offsite.compress.importance import angle, influence
-from offsite.compress.kfac import measure
-from offsite.replay import observe, relative_error
-from offsite.split import whole_middle
+from offsite.model.replay import observe, relative_error
+from offsite.model.split import whole_middle
 
 SHORT, LONG = rows(1, 7), rows(2, 20)[1:]
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from compress.world import world
+from offsite.codec import to_json
 from offsite.compress import crash, importance, kfac, parse_recipe
-from offsite.compress.layer_replace import Training, learn
 from offsite.compress.presets import PRESETS, Shape, make_recipe
+from offsite.compress.scaleot.learning import Training, learn
 from offsite.compress.step import compress
-from offsite.config import to_json
 from offsite.errors import OffsiteError
-from offsite.split import whole_middle
+from offsite.model.split import whole_middle
 
 
 def stored(middle: Any) -> int:

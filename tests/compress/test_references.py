@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.world import emulator, generate, logits, world
 from conftest import LANGUAGE
-from offsite.blocks import get_blocks
 from offsite.compress.crash import Share, cluster, linear_cka, pooled_states
 from offsite.compress.drop import Drop
 from offsite.compress.importance import angle, bypass, candidate_runs, importance, weakest_run
@@ -25,9 +24,10 @@ from offsite.compress.quantise import fitting_group, quantised
 from offsite.compress.rank import Rank, factorised, largest
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
-from offsite.layers import LowRankLinear
-from offsite.replay import observe
-from offsite.split import ends
+from offsite.model.blocks import get_blocks
+from offsite.model.layers import LowRankLinear
+from offsite.model.replay import observe
+from offsite.model.split import ends
 
 
 def test_linear_cka_is_its_definition() -> None:

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from compress.world import FAMILIES, emulator, generate, logits, world
-from offsite.blocks import assemble, get_blocks
 from offsite.compress import layer_replace
-from offsite.compress.layer_replace import Training, hold_out, learn, rewards, sample, update
-from offsite.compress.learned import Learned
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace, replaceable, resolve_adapter, scaleot
+from offsite.compress.scaleot.learned import Learned
+from offsite.compress.scaleot.learning import Training, hold_out, learn, rewards, sample, update
+from offsite.compress.scaleot.step import LayerReplace, replaceable, resolve_adapter, scaleot
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
-from offsite.layers import Harmonizer
-from offsite.replay import forward, observe, watch
-from offsite.split import ends, whole_middle
+from offsite.model.blocks import assemble, get_blocks
+from offsite.model.layers import Harmonizer
+from offsite.model.replay import forward, observe, watch
+from offsite.model.split import ends, whole_middle
 
 QUICK = Training(steps=3, rank=3, lr=0.05, batch_size=2, save_every=1)
 

@@ -10,21 +10,21 @@ import torch
 
 from compress.world import FAMILIES, emulator, generate, logits, through_disk, world
 from conftest import vision_model
-from offsite.blocks import get_blocks
+from offsite.codec import to_json
 from offsite.compress import STEPS, parse_recipe
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
-from offsite.compress.gradot import GradOT
+from offsite.compress.gradot.step import GradOT
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Context, compress
-from offsite.config import to_json
 from offsite.errors import OffsiteError
-from offsite.split import ends, make_split
+from offsite.model.blocks import get_blocks
+from offsite.model.split import ends, make_split
 
 WHOLE = {
     "rank": [Rank(beta=0.0)],

@@ -15,7 +15,7 @@ from offsite.cli import app
 from offsite.compress import parse_recipe
 from offsite.compress.presets import PRESETS, Shape
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.sweep import Point, choose, draw, front, grid, left_out, points
+from offsite.lab.sweep import Point, choose, draw, front, grid, left_out, points
 
 SHAPE = Shape(20, 320, 1_070_000, ((320, 320), (64, 320), (64, 320), (320, 320)), 2)
 
@@ -102,7 +102,7 @@ def test_without_matplotlib_a_sweep_stops_before_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Any] = []
-    monkeypatch.setattr("offsite.cli.sweep.run_plans", lambda *args: ran.append(args))
+    monkeypatch.setattr("offsite.lab.results.run_plans", lambda *args, **_: ran.append(args))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     command = ["sweep", "model", "--data", str(tmp_path), "--eval-data", str(tmp_path)]
     result = CliRunner().invoke(app, command)
@@ -121,7 +121,7 @@ def test_a_sweep_that_ends_badly_still_writes_its_rows(
 ) -> None:  # fmt: skip
     found = {**row("uniform@0.5", 0, 3.5, 3.6), "recovered": recovered}
     shown: list[Any] = []
-    monkeypatch.setattr("offsite.cli.sweep.run_plans", lambda *args: ([found], {}))
+    monkeypatch.setattr("offsite.lab.results.run_plans", lambda *args, **_: ([found], {}))
     monkeypatch.setattr("offsite.cli.sweep.show_rows", lambda rows, *rest: shown.extend(rows))
     monkeypatch.setattr(Shape, "of_name", classmethod(lambda *args: SHAPE))
     found |= {"metric": "loss", "higher_is_better": False}

@@ -13,17 +13,17 @@ from offsite.compress.crash import Cluster, Share
 from offsite.compress.noise import Noise
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace
-from offsite.delta import Delta
-from offsite.deltas.full import Full
-from offsite.deltas.lora import LoRA
+from offsite.compress.scaleot.step import LayerReplace
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer
+from offsite.model.split import join, whole_middle
+from offsite.owner.offering import make_offer, plug
 from offsite.report.bars import draw_importance
-from offsite.split import join, whole_middle
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 RECIPES: dict[str, list[Any]] = {
     "scaleot": [LayerReplace(alpha=0.5, steps=1, rank=3), Rank(beta=0.8)],

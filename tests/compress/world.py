@@ -9,10 +9,10 @@ import torch
 
 from conftest import VOCAB, inputs_for, language_model, output_of
 from offsite.compress.step import Context, compress
-from offsite.offer import Offer
-from offsite.owner import make_offer
-from offsite.split import join, make_split
-from offsite.tasks.text import CausalText
+from offsite.exchange.offer import Offer
+from offsite.model.split import join, make_split
+from offsite.owner.offering import make_offer
+from offsite.tasks.text.causal import CausalText
 
 # fused qkv, Conv1D, tuples, gates, biases, sliding and full attention
 FAMILIES = ["gpt2", "opt", "bloom", "llama", "qwen2", "gemma3", "gpt_neox"]

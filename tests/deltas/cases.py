@@ -10,7 +10,7 @@ import torch
 
 from conftest import language_model
 from offsite.deltas import METHODS, Combined
-from offsite.prompt_decoder import give_decoder
+from offsite.exchange.prompt_decoder import give_decoder
 
 FAMILIES = ("gpt2", "opt", "bloom", "llama", "qwen2")
 ADAPTER = (0, 1, 5)

@@ -14,7 +14,7 @@ from conftest import language_model, vision_model
 from offsite.cli import main
 from offsite.deltas import METHODS
 from offsite.deltas.fitting import misfits
-from offsite.prompt_decoder import save_decoder
+from offsite.exchange.prompt_decoder import save_decoder
 
 TEXT, IMAGES = "AutoModelForCausalLM", "AutoModelForImageClassification"
 

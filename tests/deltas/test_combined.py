@@ -11,26 +11,26 @@ import torch
 from cases import METHOD_CASES, small_model
 
 from conftest import Run, inputs_for, output_of
-from offsite.config import to_json
-from offsite.delta import Delta
+from offsite.codec import to_json
 from offsite.deltas import METHODS, Combined, method_json, method_text, parse_method
-from offsite.deltas.bitfit import BitFit
-from offsite.deltas.bottleneck import Bottleneck
-from offsite.deltas.full import Full
-from offsite.deltas.lora import LoRA
-from offsite.deltas.masking import Masking
-from offsite.deltas.prefix import Prefix
-from offsite.deltas.prompt import Prompt
+from offsite.deltas.addition.bottleneck import Bottleneck
+from offsite.deltas.addition.prefix import Prefix
+from offsite.deltas.addition.prompt import Prompt
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.deltas.specification.bitfit import BitFit
+from offsite.deltas.specification.full import Full
+from offsite.deltas.specification.masking import Masking
 from offsite.errors import OffsiteError
-from offsite.lab import Lab
-from offsite.owner import make_offer
-from offsite.plan import Plan
-from offsite.plugging import Plugged, place
-from offsite.serve import Served
-from offsite.split import ends
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import tune
+from offsite.exchange.delta import Delta
+from offsite.lab.lab import Lab
+from offsite.lab.plan import Plan
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import Plugged, place
+from offsite.owner.serving import Served
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import tune
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=3, batch_size=2, lr=1e-2)

@@ -13,19 +13,19 @@ import torch
 from cases import METHOD_CASES, small_model
 
 from conftest import inputs_for, output_of
-from offsite.blocks import get_blocks
 from offsite.compress.drop import Drop
-from offsite.delta import Delta
 from offsite.deltas import METHODS
 from offsite.errors import OffsiteError
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.plugging import Plugged, place
-from offsite.serve import Served, load_plugged, to_tensors
-from offsite.split import ends
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import get_blocks
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.owner.plugging import Plugged, place
+from offsite.owner.serving import Served, load_plugged, to_tensors
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=2, batch_size=2, lr=2e-2)

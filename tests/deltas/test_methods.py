@@ -22,13 +22,13 @@ from cases import (
 )
 
 from conftest import inputs_for, language_model, output_of
-from offsite.blocks import block_of, block_path, get_blocks, rename_blocks
-from offsite.config import to_json
+from offsite.codec import to_json
 from offsite.deltas import METHODS, parse_method
-from offsite.deltas.method import check_entries
 from offsite.errors import OffsiteError
-from offsite.split import Split, join, whole_middle
-from offsite.tensors import describe, load_tensors, save_tensors
+from offsite.exchange.contract import check_entries
+from offsite.model.blocks import block_of, block_path, get_blocks, rename_blocks
+from offsite.model.split import Split, join, whole_middle
+from offsite.model.tensors import describe, load_tensors, save_tensors
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 

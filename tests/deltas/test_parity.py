@@ -11,15 +11,15 @@ from cases import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
 from torch import nn
 
 from conftest import LANGUAGE, VISION, inputs_for, language_model, output_of, vision_model
-from offsite.blocks import get_blocks
 from offsite.deltas import METHODS
-from offsite.deltas.diff_pruning import SPEED, SparseDifference
-from offsite.deltas.intrinsic import Fastfood, hadamard
-from offsite.deltas.masking import BinaryMask, pack_bits, unpack_bits
-from offsite.deltas.reweight import reweighted
+from offsite.deltas.reparameterisation.intrinsic import Fastfood, hadamard
+from offsite.deltas.reparameterisation.reweight import reweighted
+from offsite.deltas.specification.diff_pruning import SPEED, SparseDifference
+from offsite.deltas.specification.masking import BinaryMask, pack_bits, unpack_bits
 from offsite.deltas.targets import part_of, sublayer_outputs
 from offsite.errors import OffsiteError
-from offsite.layers import linear_spec
+from offsite.model.blocks import get_blocks
+from offsite.model.layers import linear_spec
 
 
 @pytest.mark.parametrize("family", [*LANGUAGE, *VISION])

@@ -18,20 +18,20 @@ from cases import DECODER as TENSORS
 from conftest import inputs_for, language_model, output_of, vision_model
 from offsite.cli import main
 from offsite.compress.drop import Drop
-from offsite.delta import Delta
 from offsite.deltas import IntrinsicPrompt
 from offsite.errors import OffsiteError
-from offsite.manifest import MANIFEST, hash_files
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.plugging import place
-from offsite.prompt_decoder import DECODER, give_decoder, read_decoder, save_decoder
-from offsite.serve import load_plugged
-from offsite.split import ends
-from offsite.tasks.text import CausalText
-from offsite.tensors import describe, save_tensors
-from offsite.train import TrainOptions
-from offsite.tuner import tune
+from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import MANIFEST, hash_files
+from offsite.exchange.offer import Offer
+from offsite.exchange.prompt_decoder import DECODER, give_decoder, read_decoder, save_decoder
+from offsite.model.split import ends
+from offsite.model.tensors import describe, save_tensors
+from offsite.owner.offering import make_offer, plug
+from offsite.owner.plugging import place
+from offsite.owner.serving import load_plugged
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import tune
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=2, batch_size=2)

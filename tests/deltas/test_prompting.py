@@ -10,14 +10,14 @@ from cases import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
 from torch import nn
 
 from conftest import inputs_for, language_model, output_of, vision_model
-from offsite.blocks import get_blocks
 from offsite.deltas import METHODS
-from offsite.deltas.learn_decoder import learn_decoder
+from offsite.deltas.addition.learn_decoder import learn_decoder
 from offsite.errors import OffsiteError
-from offsite.prompt_decoder import give_decoder
-from offsite.tasks.text import CausalText
-from offsite.tensors import save_tensors
-from offsite.train import TrainOptions
+from offsite.exchange.prompt_decoder import give_decoder
+from offsite.model.blocks import get_blocks
+from offsite.model.tensors import save_tensors
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -28,7 +28,7 @@ def test_prepended_prefix_is_a_longer_softmax(family: str, implementation: str) 
     model = language_model(family, attn_implementation=implementation)
     runner = method.attach(model, ADAPTER).eval()
     module = next(m for m in get_blocks(runner)[1].modules() if hasattr(m, "prefix"))
-    from offsite.deltas.prefix import prefix_attention
+    from offsite.deltas.addition.prefix import prefix_attention
 
     heads, width = 2, 8
     groups = module.prefix.key.shape[0]

@@ -14,17 +14,17 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPTJConfig, PreTrai
 from conftest import inputs_for, output_of
 from offsite.cli.options import whole_seeds
 from offsite.compress.drop import Drop
-from offsite.delta import check_labels
 from offsite.deltas import METHODS, method_json, method_text, parse_method
-from offsite.deltas.lora import LoRA
+from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.deltas.targets import linear_names
 from offsite.errors import OffsiteError
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.record import Record
-from offsite.split import ends
-from offsite.train import TrainOptions, _own_rate, accelerator
-from offsite.tuner import run_tune, tune
+from offsite.exchange.delta import check_labels
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.training.train import TrainOptions, _own_rate, accelerator
+from offsite.tuner.tuning import run_tune, tune
 
 OPTIONS = TrainOptions(steps=4, batch_size=2, save_every=2)
 ROWS = [{"input_ids": torch.arange(1, 9), "labels": torch.arange(1, 9)}] * 16

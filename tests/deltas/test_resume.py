@@ -15,14 +15,14 @@ from cases import DECODER, METHOD_CASES
 
 from conftest import language_model
 from offsite.compress.drop import Drop
-from offsite.delta import WEIGHTS
-from offsite.deltas.learn_decoder import learn_decoder
-from offsite.deltas.lora import LoRA
-from offsite.owner import make_offer
-from offsite.resume import Interrupted
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import tune
+from offsite.deltas.addition.learn_decoder import learn_decoder
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.exchange.delta import WEIGHTS
+from offsite.owner.offering import make_offer
+from offsite.tasks.text.causal import CausalText
+from offsite.training.resume import Interrupted
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import tune
 
 TASK = CausalText(max_length=32)
 OPTIONS = TrainOptions(steps=12, batch_size=2, lr=5e-2, save_every=5)

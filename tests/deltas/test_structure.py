@@ -14,14 +14,14 @@ from rich.console import Console
 from offsite.cli import main
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.inspection import inspect_path
-from offsite.owner import make_offer
-from offsite.plugging import place
-from offsite.split import ends
-from offsite.structure import delta_tree, model_tree, spell, tuned_names
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import tune
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import place, tuned_names
+from offsite.report.inspection import inspect_path
+from offsite.report.structure import delta_tree, model_tree, spell
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import tune
 
 
 def picture(*parts: Any, colours: bool = False) -> str:

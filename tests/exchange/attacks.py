@@ -13,7 +13,7 @@ from typing import Any
 
 from forge import Attack, both, dump, edit, first, header, load, manifest, raw_manifest, seal, write
 
-from offsite.manifest import MANIFEST
+from offsite.exchange.manifest import MANIFEST
 
 WEIGHTS = "model.safetensors"
 NORM = "model.norm.weight"

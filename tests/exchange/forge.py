@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from offsite.manifest import MANIFEST, hash_files
+from offsite.exchange.manifest import MANIFEST, hash_files
 
 Attack = Callable[[Path], None]
 

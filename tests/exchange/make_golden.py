@@ -18,16 +18,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import language_model
+from offsite.codec import to_json
 from offsite.compress.drop import Drop
-from offsite.config import to_json
-from offsite.delta import new_delta
-from offsite.deltas.lora import LoRA
-from offsite.manifest import OfferManifest
-from offsite.offer import Offer
-from offsite.owner import make_offer
-from offsite.split import ends
-from offsite.tensors import save_tensors
-from offsite.tuner import private_copy
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.exchange.delta import new_delta
+from offsite.exchange.manifest import OfferManifest
+from offsite.exchange.offer import Offer
+from offsite.model.split import ends
+from offsite.model.tensors import save_tensors
+from offsite.owner.offering import make_offer
+from offsite.tuner.tuning import private_copy
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,13 +15,13 @@ from attacks import COMMON, DELTA, OFFER, PLUG
 from forge import manifest
 from make_golden import make
 
-from offsite.checkpoint import load_model
-from offsite.delta import Delta
 from offsite.errors import OffsiteError
-from offsite.manifest import copy_verified, read_manifest
-from offsite.offer import Offer
-from offsite.owner import plug
-from offsite.record import Record
+from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import copy_verified, read_manifest
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
+from offsite.model.checkpoint import load_model
+from offsite.owner.offering import plug
 
 WEIGHTS = {"offer": "model.safetensors", "delta": "adapter_model.safetensors"}
 ATTACKS = [
@@ -117,7 +117,7 @@ def test_a_file_swapped_after_the_check_is_refused(
         delta.values()
     assert delta.tensors is None
     folder = copy_of("offer")
-    from offsite.manifest import OfferManifest
+    from offsite.exchange.manifest import OfferManifest
 
     files = read_manifest(folder, OfferManifest).files
     (folder / "config.json").write_text("{}")
@@ -150,7 +150,7 @@ def test_the_ledger_refuses_replays(exchange: Path, tmp_path: Path) -> None:
 
 def test_nothing_of_the_owners_machine_leaves(exchange: Path, tmp_path: Path) -> None:
     from offsite.compress.drop import Drop
-    from offsite.owner import make_offer
+    from offsite.owner.offering import make_offer
 
     model = load_model(exchange / "model")
     model.config.auto_map = {"AutoModel": "alice/private--modeling.Net"}

@@ -10,17 +10,17 @@ import torch
 import transformers
 
 from conftest import _COMMON, _WIDTH, Run, inputs_for, output_of
-from offsite.blocks import get_blocks
 from offsite.compress.drop import Drop
 from offsite.compress.noise import Noise
 from offsite.compress.quantise import Quantise
 from offsite.errors import OffsiteError
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.split import ends
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import get_blocks
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from offsite.delta import Delta
-from offsite.manifest import OfferManifest, read_manifest
-from offsite.offer import Offer
-from offsite.record import Record
+from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import OfferManifest, read_manifest
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from conftest import inputs_for, language_model, output_of
-from offsite.blocks import freeze
 from offsite.compress.drop import Drop
 from offsite.deltas import parse_method
 from offsite.errors import OffsiteError
-from offsite.importing import import_peft
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.split import ends
-from offsite.tuner import private_copy
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import freeze
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.tuner.importing import import_peft
+from offsite.tuner.tuning import private_copy
 
 LEAVES = ["q_proj", "down_proj"]
 

@@ -13,13 +13,13 @@ import pytest
 from make_golden import lora_delta
 
 from conftest import language_model
-from offsite import delta as delta_module
-from offsite import offer as offer_module
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
+from offsite.exchange import delta as delta_module
+from offsite.exchange import offer as offer_module
+from offsite.exchange.offer import Offer
 from offsite.files import new_folder, write_file
-from offsite.offer import Offer
-from offsite.owner import make_offer
+from offsite.owner.offering import make_offer
 
 
 def an_offer() -> tuple[Offer, Any]:

@@ -11,18 +11,18 @@ from hub_server import Hub, serving
 from huggingface_hub import ModelCard, constants
 
 from conftest import language_model
-from offsite.card import add_card, make_card, read_any
 from offsite.compress.drop import Drop
-from offsite.delta import Delta
-from offsite.deltas.lora import LoRA
+from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
-from offsite.hub import pull, push
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.scores import Scores
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import tune
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer
+from offsite.owner.offering import make_offer, plug
+from offsite.publish.card import add_card, make_card, read_any
+from offsite.publish.hub import pull, push
+from offsite.scores.scores import Scores
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import tune
 
 SCORES = Scores("accuracy", True, emulator_tuned=0.61, plug_in=0.8)
 

@@ -13,13 +13,13 @@ import pytest
 from conftest import language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.owner import make_offer
+from offsite.owner.offering import make_offer
 from offsite.report import write_report
 from offsite.report.pictures import LADDER, frontier, importance, ladder, limits
 from offsite.report.runs import best, group, make_run, show_bytes
 from offsite.report.svg import ticks
 from offsite.report.verdict import verdict
-from offsite.scores import Scores
+from offsite.scores.scores import Scores
 
 SCORES = {
     "zero_shot": 0.5,

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from offsite.errors import OffsiteError
-from offsite.statistics import compare, over_seeds, paired_bootstrap, spread
+from offsite.scores.statistics import compare, over_seeds, paired_bootstrap, spread
 
 
 def slow_interval(gaps: list[float], resamples: int, level: float) -> tuple[float, float]:

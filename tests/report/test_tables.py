@@ -14,13 +14,13 @@ from rich.console import Console
 
 from conftest import Run
 from offsite.cli.research import show_rows
-from offsite.environment import environment
+from offsite.lab.environment import environment
 from offsite.report.runs import group
 from offsite.report.sections import by_task
 from offsite.report.summary import differences, signed, summary
+from offsite.report.tables import intervals_csv, latex, markdown
 from offsite.report.terminal import compared, terminal
-from offsite.statistics import paired_bootstrap
-from offsite.tables import intervals_csv, latex, markdown
+from offsite.scores.statistics import paired_bootstrap
 
 
 def row(recipe: str, seed: int, task: str = "text", delta: str = "full") -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-import offsite.checkpoint
-import offsite.offer
+import offsite.exchange.offer
+import offsite.model.checkpoint
 from conftest import Run
-from offsite.experiment import read_experiment
+from offsite.lab.experiment import read_experiment
 
 TASK = """name = "mine"
 kind = "multiple-choice"
@@ -54,9 +54,9 @@ def test_bad_data_stops_every_command_before_a_model_loads(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(offsite.checkpoint, "read_blocks", refuse)
-    monkeypatch.setattr(offsite.checkpoint, "stored_tensors", refuse)
-    monkeypatch.setattr(offsite.offer, "load_tensors", refuse)
+    monkeypatch.setattr(offsite.model.checkpoint, "read_blocks", refuse)
+    monkeypatch.setattr(offsite.model.checkpoint, "stored_tensors", refuse)
+    monkeypatch.setattr(offsite.exchange.offer, "load_tensors", refuse)
     experiment = folder / "experiment.toml"
     experiment.write_text(
         f'models = ["{model}"]\n[recipes]\nnone = []\n[[tasks]]\ntask = "mine.toml"\n'
@@ -119,7 +119,9 @@ WRONG = {
 def test_odd_values_of_an_experiment_are_refused_when_read(
     case: str, run: Run, model_folder: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offsite.lab.load_model", lambda *_, **__: pytest.fail("a model loaded"))
+    monkeypatch.setattr(
+        "offsite.lab.lab.load_model", lambda *_, **__: pytest.fail("a model loaded")
+    )
     options, message = ODD.get(case, ("", WRONG.get(case, "")))
     path = text_file.parent / "e.toml"
     path.write_text(

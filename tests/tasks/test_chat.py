@@ -12,12 +12,12 @@ import pytest
 from conftest import language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.owner import make_offer
+from offsite.owner.offering import make_offer
 from offsite.tasks import check_data, load_task
-from offsite.tasks.chat import encode_chat
-from offsite.tasks.text import IGNORE
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.tasks.text.causal import IGNORE
+from offsite.tasks.text.chat import encode_chat
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<|end|>\n{% endfor %}"

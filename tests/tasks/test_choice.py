@@ -12,15 +12,15 @@ import torch
 from conftest import LANGUAGE, language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.offer import load_processor
-from offsite.owner import make_offer, plug
-from offsite.split import ends
+from offsite.exchange.offer import load_processor
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
 from offsite.tasks import check_data, default_data, load_task, task_names
-from offsite.tasks.likelihood import continues, scores_with_cache, scores_without_cache
-from offsite.tasks.open_question import normal
-from offsite.tasks.text import IGNORE
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.tasks.text.causal import IGNORE
+from offsite.tasks.text.likelihood import continues, scores_with_cache, scores_without_cache
+from offsite.tasks.text.open_question import normal
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 ROWS: list[dict[str, Any]] = [
     {"question": "where is the cat", "choices": ["on the mat", "a log in a tree"], "answer": 0},

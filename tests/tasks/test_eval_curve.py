@@ -7,10 +7,10 @@ from typing import Any
 
 from conftest import language_model
 from offsite.compress.drop import Drop
-from offsite.owner import make_offer
-from offsite.tasks.text import CausalText
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.owner.offering import make_offer
+from offsite.tasks.text.causal import CausalText
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 
 def test_tuning_records_the_evaluation_loss_and_stops_early(

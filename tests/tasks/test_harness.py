@@ -10,14 +10,14 @@ import pytest
 
 from conftest import TEXT, language_model
 from offsite.compress.drop import Drop
-from offsite.deltas.bottleneck import Bottleneck
-from offsite.deltas.lora import LoRA
+from offsite.deltas.addition.bottleneck import Bottleneck
+from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.harness import harness_scores
-from offsite.owner import make_offer, plug
+from offsite.owner.offering import make_offer, plug
+from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 WORDS = TEXT.split()
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from conftest import language_model
-from offsite.harness import METRICS
+from offsite.scores.harness import METRICS
 from offsite.tasks import load_task
-from offsite.tasks.choice import MultipleChoice
 from offsite.tasks.file import builtin_names
+from offsite.tasks.text.choice import MultipleChoice
 
 COUNT = 10
 

@@ -10,14 +10,14 @@ import pytest
 
 from conftest import TEXT, language_model
 from offsite.compress.distill import Distill
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.deltas import parse_method
-from offsite.experiment import read_experiment
-from offsite.owner import make_offer
-from offsite.plan import Recipe
-from offsite.split import ends, parse_adapter
+from offsite.lab.experiment import read_experiment
+from offsite.lab.plan import Recipe
+from offsite.model.split import ends, parse_adapter
+from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
-from offsite.tasks.text import CausalText
+from offsite.tasks.text.causal import CausalText
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 TASKS = [

@@ -11,7 +11,7 @@ import torch
 
 from conftest import LANGUAGE, language_model
 from offsite.errors import OffsiteError
-from offsite.tasks.text import IGNORE, CausalText, read_documents, token_losses
+from offsite.tasks.text.causal import IGNORE, CausalText, read_documents, token_losses
 
 PAIRS = [("the cat", " sat on the mat"), ("a bird", " sang"), ("who sat", " the dog on a log")]
 

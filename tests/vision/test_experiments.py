@@ -8,9 +8,9 @@ import pytest
 
 from offsite.compress.step import plan as positions
 from offsite.deltas import parse_method
-from offsite.experiment import read_experiment
-from offsite.plan import Recipe
-from offsite.split import make_split, parse_adapter
+from offsite.lab.experiment import read_experiment
+from offsite.lab.plan import Recipe
+from offsite.model.split import make_split, parse_adapter
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 

@@ -13,10 +13,10 @@ from images import NAMES, classifier, image_processor, paint, write_arrays, writ
 from PIL import Image
 
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.heads import give_head, labels_of
+from offsite.model.heads import give_head, labels_of
 from offsite.tasks import load_task
-from offsite.tasks.augment import augment
-from offsite.tasks.image import ImageClassification
+from offsite.tasks.image.augment import augment
+from offsite.tasks.image.classification import ImageClassification
 
 TASK = ImageClassification()
 

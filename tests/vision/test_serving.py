@@ -10,17 +10,17 @@ import torch
 from images import FAMILIES, NAMES, classifier, image_processor, logits, write_arrays
 
 from offsite.compress.drop import Drop
-from offsite.delta import HEAD, Delta
 from offsite.deltas import BitFit, Bottleneck, Combined, Full, Head, LoRA, Masking
 from offsite.errors import OffsiteError
-from offsite.heads import labels_of
-from offsite.owner import make_offer, plug
-from offsite.plugging import Plugged, place
-from offsite.serve import Served, load_plugged, to_tensors
-from offsite.split import ends
-from offsite.tasks.image import ImageClassification
-from offsite.train import TrainOptions
-from offsite.tuner import tune
+from offsite.exchange.delta import HEAD, Delta
+from offsite.model.heads import labels_of
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.owner.plugging import Plugged, place
+from offsite.owner.serving import Served, load_plugged, to_tensors
+from offsite.tasks.image.classification import ImageClassification
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import tune
 
 TASK = ImageClassification()
 METHODS = {

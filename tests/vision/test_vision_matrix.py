@@ -12,20 +12,20 @@ from images import FAMILIES, classifier, image_processor, logits, write_arrays
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
-from offsite.compress.gradot import GradOT
+from offsite.compress.gradot.step import GradOT
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.deltas import METHODS, method_json, parse_method
 from offsite.errors import OffsiteError
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.split import ends
-from offsite.tasks.image import ImageClassification
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune
+from offsite.exchange.offer import Offer
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.tasks.image.classification import ImageClassification
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune
 
 TASK = ImageClassification(augment=())
 HEAL = Distill(steps=2, lm_weight=0, kd_weight=1, batch_size=4)

@@ -11,22 +11,22 @@ import torch
 import transformers
 from images import FAMILIES, NAMES, backbone, classifier, image_processor, logits, write_arrays
 
-from offsite.blocks import get_blocks
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
-from offsite.delta import Delta
-from offsite.deltas.full import Full
-from offsite.deltas.head import Head
-from offsite.deltas.lora import LoRA
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.deltas.specification.full import Full
+from offsite.deltas.specification.head import Head
 from offsite.errors import OffsiteError
-from offsite.heads import labels_of
-from offsite.offer import Offer
-from offsite.owner import make_offer, plug
-from offsite.record import Record
-from offsite.split import ends
-from offsite.tasks.image import ImageClassification
-from offsite.train import TrainOptions
-from offsite.tuner import run_tune, tune
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
+from offsite.model.blocks import get_blocks
+from offsite.model.heads import labels_of
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.tasks.image.classification import ImageClassification
+from offsite.training.train import TrainOptions
+from offsite.tuner.tuning import run_tune, tune
 
 TASK = ImageClassification()
 SHORT = TrainOptions(steps=3, batch_size=4, lr=1e-2)
@@ -185,7 +185,7 @@ def test_interrupted_tuning_with_augmentation_resumes_to_the_same_weights(
     import os
     import signal
 
-    from offsite.resume import Interrupted
+    from offsite.training.resume import Interrupted
 
     offer, _ = make_offer(classifier("vit"), recipe=[Drop(keep=1)], task=TASK, processor=processor)
     options = TrainOptions(steps=12, batch_size=5, lr=1e-2, save_every=5)

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from offsite.cli import exchange, importance, look, owner, prompts, research, sweep, tuner
+from offsite.cli import demo, exchange, importance, look, owner, prompts, research, sweep, tuner
 from offsite.errors import OffsiteError
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ app.command("inspect", rich_help_panel=BOTH)(look.inspect)
 app.command("deltas", rich_help_panel=BOTH)(look.deltas)
 app.command("recipes", rich_help_panel=BOTH)(look.recipes)
 app.command("tasks", rich_help_panel=BOTH)(look.tasks)
-app.command("demo", rich_help_panel=BOTH)(look.demo)
+app.command("demo", rich_help_panel=BOTH)(demo.demo)
 app.command("card", rich_help_panel=BOTH)(exchange.card)
 app.command("push", rich_help_panel=BOTH)(exchange.push)
 app.command("pull", rich_help_panel=BOTH)(exchange.pull)

@@ -22,9 +22,9 @@ def card(
     json: o.Json = False,
 ) -> None:
     """Put a model card (README.md) into an offer or a delta, and into its manifest."""
-    from offsite.card import add_card
     from offsite.files import read_json
-    from offsite.scores import Scores
+    from offsite.publish.card import add_card
+    from offsite.scores.scores import Scores
 
     published = Scores.from_json(read_json(scores)) if scores else None
     text = add_card(
@@ -47,7 +47,7 @@ def push(
     json: o.Json = False,
 ) -> None:
     """Upload an offer or a delta to a model hub."""
-    from offsite.hub import push as upload
+    from offsite.publish.hub import push as upload
 
     url = upload(folder, repo, public=public, revision=revision, endpoint=endpoint)
     o.emit({"repo": repo, "commit": url}, json, [f"{folder} pushed: {url}"])
@@ -61,7 +61,7 @@ def pull(
     json: o.Json = False,
 ) -> None:
     """Download an offer or a delta from a model hub and check it."""
-    from offsite.hub import pull as download
+    from offsite.publish.hub import pull as download
 
     manifest = download(repo, out, revision=revision, endpoint=endpoint)
     o.emit(

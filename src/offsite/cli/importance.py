@@ -33,20 +33,20 @@ def importance(
     json: o.Json = False,
 ) -> None:
     """Measure the importance of every block, by all signals side by side."""
-    from offsite.blocks import get_blocks
-    from offsite.checking import check_sources
-    from offsite.checkpoint import load_model, parse_dtype, pick_device
     from offsite.compress.importance import importance as measure
-    from offsite.compress.layer_replace import Training
-    from offsite.compress.layer_replace import learn as learn_scores
-    from offsite.compress.learned import Learned as Result
+    from offsite.compress.scaleot.learned import Learned as Result
+    from offsite.compress.scaleot.learning import Training
+    from offsite.compress.scaleot.learning import learn as learn_scores
     from offsite.compress.step import Context
+    from offsite.exchange.offer import load_processor
     from offsite.files import check_free
-    from offsite.offer import load_processor
+    from offsite.lab.checking import check_sources
+    from offsite.model.blocks import get_blocks
+    from offsite.model.checkpoint import load_model, parse_dtype, pick_device
+    from offsite.model.split import Split
     from offsite.report.bars import PURPOSE, check_picture, draw_importance, importance_table
-    from offsite.resume import finish_work, work_folder
-    from offsite.split import Split
     from offsite.tasks import load_task
+    from offsite.training.resume import finish_work, work_folder
 
     for path in filter(None, (learn, out)):
         check_free(path)

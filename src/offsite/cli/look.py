@@ -1,4 +1,4 @@
-"""Commands that show: inspect, lists, the report, the demo."""
+"""Commands that show: inspect, lists, the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def inspect(
     json: o.Json = False,
 ) -> None:
     """Show an offer, a delta, a record or a model as a person wants to read it."""
-    from offsite.inspection import inspect_path
+    from offsite.report.inspection import inspect_path
 
     data, lines = inspect_path(path, base)
     o.emit(data, json, lines)
@@ -87,15 +87,3 @@ def report(
 
     page = write_report(runs, out, title=title, overwrite=overwrite)
     o.emit({"report": str(page), "bytes": page.stat().st_size}, json, [Text(f"report: {page}")])
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(help="Tuning steps.")] = 60,
-    seed: o.Seed = 0,
-    json: o.Json = False,
-) -> None:
-    """The whole story on an embedded model and text that every Python has: under two minutes."""
-    from offsite.demo import run
-
-    run(out, steps, seed, json)

@@ -64,19 +64,19 @@ def offer(
     """Cut a model, compress its middle and write the offer."""
     from datetime import timedelta
 
-    from offsite.checking import check_sources, choose_data
-    from offsite.checkpoint import checkpoint_fingerprint, parse_dtype, pick_device
-    from offsite.compress.scaleot import resolve_adapter
+    from offsite.compress.scaleot.step import resolve_adapter
+    from offsite.exchange.manifest import now
+    from offsite.exchange.offer import load_processor
+    from offsite.exchange.record import Record
     from offsite.files import check_free
-    from offsite.manifest import now
-    from offsite.measure import folder_bytes, offer_bytes
-    from offsite.offer import load_processor
-    from offsite.owner import make_offer
-    from offsite.record import Record
-    from offsite.resume import finish_work, work_folder
-    from offsite.split import parse_adapter
-    from offsite.structure import spell
+    from offsite.lab.checking import check_sources, choose_data
+    from offsite.lab.measure import folder_bytes, offer_bytes
+    from offsite.model.checkpoint import checkpoint_fingerprint, parse_dtype, pick_device
+    from offsite.model.split import parse_adapter
+    from offsite.owner.offering import make_offer
+    from offsite.report.structure import spell
     from offsite.tasks import load_task
+    from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
     pick_device(device)
@@ -168,8 +168,8 @@ def undone(out: Path) -> Iterator[None]:
 
 def check_record(record: Path, model: str, auto_class: str) -> None:
     """Refuse, before any work, a record that is another model's or cannot be written."""
-    from offsite.checkpoint import checkpoint_fingerprint
-    from offsite.record import Record
+    from offsite.exchange.record import Record
+    from offsite.model.checkpoint import checkpoint_fingerprint
 
     if record.exists():
         if Record.load(record).fingerprint != checkpoint_fingerprint(model, auto_class):
@@ -198,14 +198,14 @@ def plug(
     dtype: o.Dtype = None,
 ) -> None:
     """Put a delta into the full model."""
-    from offsite.checkpoint import load_model, parse_dtype, quiet
-    from offsite.delta import Delta
     from offsite.deltas import method_text, parse_method
+    from offsite.exchange.delta import Delta
+    from offsite.exchange.offer import load_processor
+    from offsite.exchange.record import Record
     from offsite.files import check_free, new_folder
-    from offsite.offer import load_processor
-    from offsite.owner import plug as plug_in
-    from offsite.plugging import place, write_note
-    from offsite.record import Record
+    from offsite.model.checkpoint import load_model, parse_dtype, quiet
+    from offsite.owner.offering import plug as plug_in
+    from offsite.owner.plugging import place, write_note
 
     check_free(out)
     private, given = Record.load(record), Delta.load(delta)
@@ -254,7 +254,7 @@ def build_recipe(
     from offsite.compress.distill import Distill as DistillStep
     from offsite.compress.presets import Shape, make_recipe
     from offsite.files import read_json
-    from offsite.split import parse_adapter
+    from offsite.model.split import parse_adapter
 
     if keep is not None and budget is not None:
         raise OffsiteError("Give --keep or --budget, not both.")
@@ -284,7 +284,7 @@ def score_model(
     model: Any, task: Any, source: str | None, processor: Any, device: str | None
 ) -> Any:
     """The task's evaluation of a model on a data source; None without one."""
-    from offsite.checkpoint import pick_device
+    from offsite.model.checkpoint import pick_device
 
     if source is None:
         return None

@@ -34,12 +34,12 @@ def prompt_decoder(
     json: o.Json = False,
 ) -> None:
     """Learn on public tasks what a few numbers can make of a prompt; 'offer' then ships it."""
-    from offsite.deltas.learn_decoder import learn_decoder
+    from offsite.deltas.addition.learn_decoder import learn_decoder
+    from offsite.exchange.prompt_decoder import save_decoder
     from offsite.files import check_free
-    from offsite.prompt_decoder import save_decoder
-    from offsite.resume import finish_work, work_folder
     from offsite.tasks import check_data, load_task
-    from offsite.train import TrainOptions
+    from offsite.training.resume import finish_work, work_folder
+    from offsite.training.train import TrainOptions
 
     check_free(out)
     tasks = []

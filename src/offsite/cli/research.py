@@ -43,14 +43,14 @@ def score(
     """Score a model, an offer or a tuned model, and merge with the scores others know."""
     from dataclasses import asdict
 
-    from offsite.cells import known
-    from offsite.checking import check_sources, need_data
-    from offsite.checkpoint import parse_dtype, pick_device
-    from offsite.environment import environment
     from offsite.files import read_json
-    from offsite.harness import find_tasks, harness_scores
-    from offsite.scores import KEYS, TITLES, Scores, check_same, settings_of
-    from offsite.scoring import load_scored
+    from offsite.lab.cells import known
+    from offsite.lab.checking import check_sources, need_data
+    from offsite.lab.environment import environment
+    from offsite.model.checkpoint import parse_dtype, pick_device
+    from offsite.scores.harness import find_tasks, harness_scores
+    from offsite.scores.scores import KEYS, TITLES, Scores, check_same, settings_of
+    from offsite.scores.scoring import load_scored
     from offsite.tasks import check_data, load_task
 
     if role is not None and role not in KEYS:
@@ -154,12 +154,13 @@ def lab(
     json: o.Json = False,
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
-    from offsite.checking import choose_data, need_data
     from offsite.deltas import method_json
-    from offsite.experiment import make_recipes, read_experiment, uniform
-    from offsite.plan import Plan
+    from offsite.lab.checking import choose_data, need_data
+    from offsite.lab.experiment import make_recipes, read_experiment, uniform
+    from offsite.lab.plan import Plan
+    from offsite.lab.results import run_plans
     from offsite.tasks import load_task
-    from offsite.train import TrainOptions
+    from offsite.training.train import TrainOptions
 
     if model.endswith((".toml", ".json")):
         o.leave_to_file(context, model, ("model", "out", "cached", "device", "json"))
@@ -208,7 +209,7 @@ def lab(
                 prompt_decoder=str(prompt_decoder) if prompt_decoder else None,
             )
         ]
-    rows, made_on = run_plans(plans, out, device, cached)
+    rows, made_on = run_plans(plans, out, device, cached, say=o.note)
     show_rows(rows, out, json, made_on)
 
 
@@ -224,32 +225,6 @@ def all_that_fit(model: str, task: str, adapter: str, prompt_decoder: Path | Non
     return [name for name, reason in reasons.items() if reason is None]
 
 
-def run_plans(
-    plans: Sequence[Any], out: Path, device: str | None, cached: bool = False
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Run plans with their cells under ``out``; say on standard error what is done.
-
-    Returns:
-        The rows, and the environments that their cells were computed in, as one.
-    """
-    from offsite.checking import check_plan
-    from offsite.environment import merged
-    from offsite.lab import Lab
-
-    rows, environments = [], []
-    for plan in plans[1:]:  # the lab checks the first; the others are not to fail hours later
-        check_plan(plan)
-    for plan in plans:
-        lab = Lab(plan, out, device, cached=cached)
-        for row in lab.run():
-            rows.append(row.to_json())
-            plug = row.scores.plug_in
-            result = "" if plug is None else f": plug-in {plug:.4f}"
-            o.note(f"done  {row.task}  {row.recipe}  {row.delta}  seed {row.seed}{result}")
-        environments += lab.environments
-    return rows, merged(environments)
-
-
 def show_rows(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
@@ -259,27 +234,11 @@ def show_rows(
     lines: Sequence[Any] = (),
 ) -> None:
     """Write the results in every form under ``out`` and show the table."""
-    from offsite import tables
-    from offsite.files import write_file
-    from offsite.report.summary import diverged, summary
+    from offsite.lab.results import best_of, write_results
+    from offsite.report.summary import diverged
     from offsite.report.terminal import compared, costs, terminal
 
-    if not rows:
-        raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
-    result = {
-        "command": o.command(),
-        "environment": made_on,
-        "rows": list(rows),
-        "settings": summary(rows),
-        **(more or {}),
-    }
-    import json
-
-    write_file(out / "results.json", json.dumps(result, default=o.plain) + "\n")
-    write_file(out / "results.md", tables.markdown(rows))
-    write_file(out / "results.tex", tables.latex(rows))
-    write_file(out / "results.csv", tables.table_csv(rows))
-    write_file(out / "intervals.csv", tables.intervals_csv(rows))
+    result = write_results(rows, out, o.command(), made_on, more)
     slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
     shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(rows[0]))}
     files = f"results: {out}/results.json (.md, .tex, .csv), intervals.csv"
@@ -287,9 +246,3 @@ def show_rows(
     for sentence in unknown if as_json else ():
         o.note(sentence)
     o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), *unknown, files, *lines])
-
-
-def best_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a single row, where every command puts them."""
-    keys = ("scores", "metric", "higher_is_better", "recovered", "gap", "disclosed", "max_length")
-    return {key: row[key] for key in keys if key in row}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.research import run_plans, show_rows
+from offsite.cli.research import show_rows
 from offsite.errors import OffsiteError
 
 
@@ -46,15 +46,16 @@ def sweep(
     json: o.Json = False,
 ) -> None:
     """Run recipes over a grid of budgets and draw the frontier of plug-in against emulator."""
-    from offsite import sweep as frontier
     from offsite.compress.presets import Shape
-    from offsite.compress.scaleot import resolve_adapter
+    from offsite.compress.scaleot.step import resolve_adapter
     from offsite.deltas import method_json
-    from offsite.plan import Plan
+    from offsite.lab import sweep as frontier
+    from offsite.lab.plan import Plan
+    from offsite.lab.results import run_plans
+    from offsite.model.split import parse_adapter
     from offsite.report.bars import check_picture
-    from offsite.split import parse_adapter
     from offsite.tasks import load_task
-    from offsite.train import TrainOptions
+    from offsite.training.train import TrainOptions
 
     for source in (data, eval_data, calibration):
         o.check_source(source)
@@ -81,7 +82,7 @@ def sweep(
         full_lr=full_lr,
         dtype=dtype or "float32",
     )
-    rows, made_on = run_plans([plan], out, device)
+    rows, made_on = run_plans([plan], out, device, say=o.note)
     points = frontier.points(rows)
     if not points:
         show_rows(rows, out, json, made_on)

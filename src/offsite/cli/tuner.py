@@ -57,18 +57,18 @@ def tune(
     """Tune the adapter of an offer on private data and write the delta."""
     import torch
 
-    from offsite.checking import check_sources, choose_data, need_data
-    from offsite.checkpoint import parse_dtype
     from offsite.deltas import method_json, method_text, parse_method
     from offsite.errors import OffsiteError
+    from offsite.exchange.manifest import OfferManifest, read_manifest
+    from offsite.exchange.offer import Offer
     from offsite.files import check_free
-    from offsite.manifest import OfferManifest, read_manifest
-    from offsite.offer import Offer
-    from offsite.resume import finish_work, work_folder
-    from offsite.scores import settings_of
+    from offsite.lab.checking import check_sources, choose_data, need_data
+    from offsite.model.checkpoint import parse_dtype
+    from offsite.scores.scores import settings_of
     from offsite.tasks import check_data, load_task
-    from offsite.train import TrainOptions
-    from offsite.tuner import run_tune
+    from offsite.training.resume import finish_work, work_folder
+    from offsite.training.train import TrainOptions
+    from offsite.tuner.tuning import run_tune
 
     check_free(out)
     name = task or read_manifest(offer, OfferManifest).task
@@ -156,9 +156,9 @@ def import_adapter(
     json: o.Json = False,
 ) -> None:
     """Turn a peft adapter that was trained on an offer with other tools into a delta."""
+    from offsite.exchange.offer import Offer
     from offsite.files import check_free
-    from offsite.importing import import_peft
-    from offsite.offer import Offer
+    from offsite.tuner.importing import import_peft
 
     check_free(out)
     delta = import_peft(Offer.load(offer), adapter)
@@ -176,10 +176,10 @@ def export_tensors(
     json: o.Json = False,
 ) -> None:
     """Turn a delta of any merging method into a plain one: new values of the tensors it changes."""
-    from offsite.delta import Delta
+    from offsite.exchange.delta import Delta
+    from offsite.exchange.offer import Offer
     from offsite.files import check_free
-    from offsite.offer import Offer
-    from offsite.serve import to_tensors
+    from offsite.owner.serving import to_tensors
 
     check_free(out)
     plain = to_tensors(Delta.load(delta), Offer.load(offer))

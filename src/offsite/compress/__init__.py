@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offsite.codec import from_json
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
-from offsite.compress.gradot import GradOT
+from offsite.compress.gradot.step import GradOT
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step
-from offsite.config import from_json
 from offsite.errors import OffsiteError
 
 STEPS: Mapping[str, type[Any]] = {

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from offsite.blocks import alias, block_config, get_blocks
+from offsite.codec import require
 from offsite.compress.step import Context
-from offsite.config import require
 from offsite.errors import OffsiteError
-from offsite.replay import observe
-from offsite.split import Middle
+from offsite.model.blocks import alias, block_config, get_blocks
+from offsite.model.replay import observe
+from offsite.model.split import Middle
 
 SAMPLES, ROWS = 256, 8
 Similarity = Callable[[int, int], float]

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.blocks import freeze
+from offsite.codec import require
 from offsite.compress.step import Context
-from offsite.config import require
 from offsite.errors import OffsiteError
-from offsite.replay import observe, relative_error, replay
-from offsite.split import Middle, join
-from offsite.train import TrainOptions, train
+from offsite.model.blocks import freeze
+from offsite.model.replay import observe, relative_error, replay
+from offsite.model.split import Middle, join
+from offsite.training.train import TrainOptions, train
 
 
 @dataclass(frozen=True)

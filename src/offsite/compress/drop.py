@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 
+from offsite.codec import require
 from offsite.compress.importance import importance, weakest_run
 from offsite.compress.step import Context
-from offsite.config import require
 from offsite.errors import OffsiteError
-from offsite.split import Middle
+from offsite.model.split import Middle
 
 Strategy = Literal["uniform", "random", "influence", "angular", "leave_one_out"]
 

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.blocks import get_blocks
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
-from offsite.progress import track
-from offsite.replay import Call, observe
-from offsite.split import Split
+from offsite.model.blocks import get_blocks
+from offsite.model.replay import Call, observe
+from offsite.model.split import Split
+from offsite.training.progress import track
 
 BATCHES, ROWS = 16, 8
 SIGNALS = ("influence", "angular", "leave_one_out")

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from offsite.blocks import alias
 from offsite.errors import OffsiteError
-from offsite.layers import Described, LowRankLinear, QuantisedLinear
-from offsite.split import Middle
+from offsite.model.blocks import alias
+from offsite.model.layers import Described, LowRankLinear, QuantisedLinear
+from offsite.model.split import Middle
 
 Change = Callable[[int, str, nn.Module], nn.Module | None]
 

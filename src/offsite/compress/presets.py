@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from offsite.blocks import block_config, get_blocks
-from offsite.checkpoint import build_skeleton, model_config
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop, Strategy
-from offsite.compress.gradot import GradOT
+from offsite.compress.gradot.step import GradOT
 from offsite.compress.linears import is_attention, linears
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
-from offsite.compress.scaleot import LayerReplace
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
-from offsite.layers import linear_spec
-from offsite.split import Adapter, Split, make_split
+from offsite.model.blocks import block_config, get_blocks
+from offsite.model.checkpoint import build_skeleton, model_config
+from offsite.model.layers import linear_spec
+from offsite.model.split import Adapter, Split, make_split
 
 BETA = 0.6
 SCALE = 0.4

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix, with_matrix
 from offsite.compress.step import Context
-from offsite.config import require
-from offsite.split import Middle
+from offsite.model.split import Middle
 
 
 @dataclass(frozen=True)

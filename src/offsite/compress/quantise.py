@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix
 from offsite.compress.step import Context
-from offsite.config import require
-from offsite.layers import QuantisedLinear
-from offsite.split import Middle
+from offsite.model.layers import QuantisedLinear
+from offsite.model.split import Middle
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from offsite.codec import require
 from offsite.compress.linears import is_attention, map_linears, matrix, with_matrix
 from offsite.compress.step import Context
-from offsite.config import require
-from offsite.layers import LowRankLinear
-from offsite.split import Middle
+from offsite.model.layers import LowRankLinear
+from offsite.model.split import Middle
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from offsite.errors import OffsiteError
-from offsite.resume import begun
-from offsite.split import Middle, Split, whole_middle
+from offsite.model.split import Middle, Split, whole_middle
 from offsite.tasks.task import Task
+from offsite.training.resume import begun
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,26 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offsite.config import from_json, to_json
-from offsite.deltas.bitfit import BitFit
-from offsite.deltas.bottleneck import Bottleneck
+from offsite.codec import from_json, to_json
+from offsite.deltas.addition.bottleneck import Bottleneck
+from offsite.deltas.addition.intrinsic_prompt import IntrinsicPrompt
+from offsite.deltas.addition.prefix import Prefix
+from offsite.deltas.addition.prompt import Prompt
 from offsite.deltas.combined import Combined
-from offsite.deltas.diff_pruning import DiffPruning
-from offsite.deltas.fourier import FourierFT
-from offsite.deltas.full import Full
-from offsite.deltas.head import Head
-from offsite.deltas.ia3 import IA3
-from offsite.deltas.intrinsic import IntrinsicDimension
-from offsite.deltas.intrinsic_prompt import IntrinsicPrompt
-from offsite.deltas.loha import LoHa
-from offsite.deltas.lokr import LoKr
-from offsite.deltas.lora import LoRA
-from offsite.deltas.masking import Masking
 from offsite.deltas.method import Method
-from offsite.deltas.oft import OFT
-from offsite.deltas.prefix import Prefix
-from offsite.deltas.prompt import Prompt
-from offsite.deltas.vera import VeRA
+from offsite.deltas.reparameterisation.fourier import FourierFT
+from offsite.deltas.reparameterisation.ia3 import IA3
+from offsite.deltas.reparameterisation.intrinsic import IntrinsicDimension
+from offsite.deltas.reparameterisation.loha import LoHa
+from offsite.deltas.reparameterisation.lokr import LoKr
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.deltas.reparameterisation.oft import OFT
+from offsite.deltas.reparameterisation.vera import VeRA
+from offsite.deltas.specification.bitfit import BitFit
+from offsite.deltas.specification.diff_pruning import DiffPruning
+from offsite.deltas.specification.full import Full
+from offsite.deltas.specification.head import Head
+from offsite.deltas.specification.masking import Masking
 from offsite.errors import OffsiteError
 
 LARGEST = 2**20  # of any number in a method but a seed

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.config import require
+from offsite.codec import require
 from offsite.deltas.method import Method, cannot_merge
-from offsite.deltas.own_numbers import OwnNumbers
+from offsite.deltas.specification.own_numbers import OwnNumbers
 from offsite.errors import OffsiteError
-from offsite.tensors import TensorEntry, describe
+from offsite.model.tensors import TensorEntry, describe
 
 ORDER = ("", "prefix", "prompt", "weights", "bottleneck")  # a bottleneck sees the new weights
 

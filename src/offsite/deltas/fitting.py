@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from offsite.blocks import get_blocks
-from offsite.checkpoint import build_skeleton, model_config
 from offsite.deltas import METHODS, IntrinsicPrompt
 from offsite.errors import OffsiteError
-from offsite.prompt_decoder import give_decoder
-from offsite.split import make_split, parse_adapter
+from offsite.exchange.prompt_decoder import give_decoder
+from offsite.model.blocks import get_blocks
+from offsite.model.checkpoint import build_skeleton, model_config
+from offsite.model.split import make_split, parse_adapter
 
 
 def misfits(

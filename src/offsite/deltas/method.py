@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from offsite.errors import OffsiteError
-from offsite.tensors import TensorEntry
+from offsite.model.tensors import TensorEntry
 
 
 class Method(Protocol):
@@ -83,34 +83,3 @@ def cannot_merge(method: Method) -> OffsiteError:
         f"A {method.kind} delta cannot be folded into the weights; it stays attached, so use "
         "load_plugged to serve it, or tune with lora, full or another method that merges."
     )
-
-
-def check_entries(
-    given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry], *, subset: bool = False
-) -> None:
-    """Compare what a delta declares with what the contract expects; any float may stand for any.
-
-    Raises:
-        OffsiteError: a tensor that is unexpected, missing (unless ``subset``) or of another shape.
-    """
-    for name in sorted(given):
-        if name not in expected:
-            raise OffsiteError(
-                f"The delta has a tensor '{name}' that its method does not produce here; "
-                "only the adapter blocks of the offer may change."
-            )
-        if given[name].shape != expected[name].shape:
-            raise OffsiteError(
-                f"The tensor '{name}' of the delta has shape {list(given[name].shape)}, but the "
-                f"contract asks for {list(expected[name].shape)}."
-            )
-        floats = ("F32", "BF16", "F16")
-        wanted = floats if expected[name].dtype in floats else (expected[name].dtype,)
-        if given[name].dtype not in wanted:
-            raise OffsiteError(
-                f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
-                f"for {' or '.join(wanted)}."
-            )
-    missing = sorted(set(expected) - set(given))
-    if missing and not subset:
-        raise OffsiteError(f"The delta lacks {len(missing)} tensors, first '{missing[0]}'.")

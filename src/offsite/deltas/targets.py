@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from offsite.blocks import block_path, get_blocks
-from offsite.config import require
+from offsite.codec import require
 from offsite.errors import OffsiteError
-from offsite.layers import linear_spec
+from offsite.model.blocks import block_path, get_blocks
+from offsite.model.layers import linear_spec
 
 
 def part_of(name: str) -> str:

@@ -7,8 +7,8 @@ from html import escape
 
 from offsite.report.html import listing
 from offsite.report.runs import Setting, show
-from offsite.scores import KEYS, TITLES
-from offsite.statistics import Interval
+from offsite.scores.scores import KEYS, TITLES
+from offsite.scores.statistics import Interval
 
 
 def scores(settings: Sequence[Setting]) -> str:

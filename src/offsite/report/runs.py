@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offsite.errors import OffsiteError
-from offsite.files import parse_json, read_json
-from offsite.manifest import (
+from offsite.exchange.manifest import (
     MANIFEST,
     DeltaManifest,
     Manifest,
@@ -17,9 +16,10 @@ from offsite.manifest import (
     check_kind,
     check_names,
 )
-from offsite.scores import KEYS, Scores
-from offsite.statistics import Interval, Spread, over_seeds, spread
-from offsite.tensors import parse
+from offsite.files import parse_json, read_json
+from offsite.model.tensors import parse
+from offsite.scores.scores import KEYS, Scores
+from offsite.scores.statistics import Interval, Spread, over_seeds, spread
 
 RESULTS = ("results.json", "lab.json")
 

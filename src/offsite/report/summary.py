@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from offsite.report.runs import Setting, group
-from offsite.scores import KEYS, TITLES
-from offsite.statistics import COMPARISONS, Interval, Spread, spread
+from offsite.scores.scores import KEYS, TITLES
+from offsite.scores.statistics import COMPARISONS, Interval, Spread, spread
 
 ABOUT = ("eval_data", "eval_name", "max_length", "setup")
 FIGURES = ("recovered", "gap", "disclosed", "bytes_offer", "bytes_delta", "seconds_offer")

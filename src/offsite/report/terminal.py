@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -11,11 +12,11 @@ from rich import box
 from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
 
-from offsite import tables
+from offsite.report import tables
 from offsite.report.runs import Setting, group
 from offsite.report.sections import by_task
 from offsite.report.summary import Difference, differences, said
-from offsite.scores import TITLES
+from offsite.scores.scores import KEYS, TITLES
 
 Line = Sequence[str]
 FEW = 4
@@ -164,4 +165,19 @@ def lines(title: str, head: Line, body: Sequence[Line], narrow: bool = False) ->
             table.add_column(name, justify="right", no_wrap=True)
     for line in body:
         table.add_row(*(cell.replace("[", r"\[") for cell in line))
+    return table
+
+
+def score_bars(row: Mapping[str, Any]) -> Table:
+    """The five scores of a row as bars: how far each lies from full zero-shot."""
+    table = Table(
+        box=None, show_header=False, title=f"perplexity: {row['recipe']}", title_justify="left"
+    )
+    known = {key: row["scores"].get(key) for key in KEYS}
+    high = max(value for value in known.values() if value is not None)
+    for key, value in known.items():
+        if value is not None:
+            bar = "█" * max(1, round(44 * value / high))
+            colour = "green" if key == "plug_in" else "blue"
+            table.add_row(TITLES[key], f"[{colour}]{bar}[/] {math.exp(value):.1f}")
     return table

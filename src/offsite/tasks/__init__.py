@@ -45,21 +45,21 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
             f"The task '{name}' reads no pictures; skip_bad is for image-classification alone."
         )
     if str(name) == "text":
-        from offsite.tasks.text import CausalText
+        from offsite.tasks.text.causal import CausalText
 
         return CausalText(max_length)
     if str(name) == "chat":
-        from offsite.tasks.chat import Chat
+        from offsite.tasks.text.chat import Chat
 
         return Chat(max_length)
     if kind == "image-classification":
-        from offsite.tasks.augment import kinds_of
-        from offsite.tasks.image import ImageClassification
+        from offsite.tasks.image.augment import kinds_of
+        from offsite.tasks.image.classification import ImageClassification
 
         return ImageClassification(kinds_of(choice), skip_bad)
-    from offsite.tasks.choice import MultipleChoice
     from offsite.tasks.file import read_task_file
-    from offsite.tasks.open_question import OpenQuestions
+    from offsite.tasks.text.choice import MultipleChoice
+    from offsite.tasks.text.open_question import OpenQuestions
 
     file, folder = read_task_file(name)
     questions = MultipleChoice if file.kind == "multiple-choice" else OpenQuestions

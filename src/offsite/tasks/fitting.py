@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.blocks import get_blocks
 from offsite.errors import OffsiteError
+from offsite.model.blocks import get_blocks
 
 
 def check_shapes(rows: Any, sizes: Sequence[tuple[int, int]]) -> None:
     """Prepare the smallest, largest, widest and tallest pictures and compare their shapes.
 
     Args:
-        rows: the :class:`~offsite.tasks.image.ImageRows`.
+        rows: the :class:`~offsite.tasks.image.classification.ImageRows`.
         sizes: width and height of each picture.
 
     Raises:

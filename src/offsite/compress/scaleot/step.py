@@ -1,0 +1,152 @@
+"""ScaleOT (arXiv 2412.09812): emulators of any size from one pass of LayerReplace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from offsite.codec import require
+from offsite.compress.crash import layer_types
+from offsite.compress.rank import Rank
+from offsite.compress.scaleot.learned import Learned
+from offsite.compress.scaleot.learning import Training, learn
+from offsite.compress.step import Context, Step
+from offsite.errors import OffsiteError
+from offsite.model.blocks import alias
+from offsite.model.split import Middle, places
+
+
+@dataclass(frozen=True)
+class LayerReplace:
+    """Replace the least important share ``alpha`` of the standing middle blocks by harmonizers.
+
+    ``learned`` names the folder of an earlier pass (:meth:`Learned.save`). Without it the pass runs
+    first, resumable in the owner's work folder; the other fields are those of
+    :class:`~offsite.compress.scaleot.learning.Training`.
+
+    A harmonizer keeps no key/value cache, so the first block of the emulator always stays, and so
+    does the first of every kind of attention where a family has several. With ``alpha`` near 1
+    fewer blocks may be replaced than asked.
+    """
+
+    alpha: float
+    learned: str | None = None
+    steps: int = 1000
+    rank: int = 64
+    lr: float = 1e-4
+    eta: float = 1.0
+    batch_size: int = 8
+    lm_weight: float = 1.0
+    kd_weight: float = 0.0
+
+    kind: ClassVar[str] = "layer_replace"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, f"alpha is the share replaced, 0 to 1, not {self.alpha}.")
+        _ = self.training  # refuses its own
+
+    @property
+    def training(self) -> Training:
+        """How the pass runs that this step makes for itself."""
+        own = {field.name for field in fields(Training)} & {field.name for field in fields(self)}
+        return Training(**{name: getattr(self, name) for name in own})
+
+    def __call__(self, middle: Middle, context: Context) -> Middle:
+        count = round(self.alpha * len(middle.positions))
+        if count == 0:
+            return middle
+        if self.learned is not None:
+            result = Learned.load(self.learned, context.model)
+        else:
+            result = learn(context, self.training)
+        chosen = least_important(result.scores, replaceable(middle, context), count)
+        harmonizers = result.harmonizers.to(context.device)
+        blocks = (
+            alias(harmonizers[position]) if position in chosen else block
+            for position, block in zip(middle.positions, middle.blocks, strict=True)
+        )
+        return Middle(tuple(blocks), middle.positions)
+
+
+def replaceable(middle: Middle, context: Context) -> tuple[int, ...]:
+    """The standing positions at which a block without a key/value cache is harmless."""
+    order, types = places(context.split, middle.positions)[0], layer_types(context)
+    first = {types[position]: position for position in reversed(order)}
+    return tuple(p for p in middle.positions if first[types[p]] != p)
+
+
+def least_important(
+    scores: Sequence[float], positions: Sequence[int], count: int
+) -> tuple[int, ...]:
+    """The ``count`` positions of lowest score, ascending; of equal ones the later."""
+    return tuple(sorted(sorted(positions, key=lambda p: (scores[p], -p))[:count]))
+
+
+def most_important(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """The ``count`` positions of highest score, ascending; of equal ones the earlier.
+
+    Raises:
+        OffsiteError: an adapter of no block or of all.
+    """
+    if not 1 <= count < len(scores):
+        raise OffsiteError(
+            f"An adapter of {count} of {len(scores)} blocks is impossible; choose 1 to "
+            f"{len(scores) - 1}."
+        )
+    ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
+    return tuple(sorted(ranked[:count]))
+
+
+def learned_count(text: str) -> int | None:
+    """COUNT of ``learned:COUNT``, else None."""
+    kind, _, count = text.partition(":")
+    return int(count) if kind == "learned" and count.isdigit() else None
+
+
+def resolve_adapter(text: str, learned: str | None, fingerprint: str | None = None) -> str:
+    """``learned:4`` as the positions of the four most important blocks; other texts as they are.
+
+    Raises:
+        OffsiteError: no folder of a LayerReplace pass, one of a model with another fingerprint, or
+            an impossible count.
+    """
+    if text.partition(":")[0] != "learned":
+        return text
+    count = learned_count(text)
+    if learned is None or count is None:
+        raise OffsiteError(
+            f"'{text}' needs a count, as in learned:4, and --learned with the folder of a "
+            "LayerReplace pass; make one with 'offsite importance MODEL --data ... --learn FOLDER'."
+        )
+    found = Learned.load(learned)
+    if fingerprint is not None and found.fingerprint != fingerprint:
+        raise OffsiteError(
+            f"'{learned}' was learned on another model; learn scores and harmonizers afresh."
+        )
+    return ",".join(map(str, most_important(found.scores, count)))
+
+
+def scaleot(
+    learned: str, scores: Sequence[float], count: int, alpha: float, beta: float
+) -> tuple[tuple[int, ...], list[Step]]:
+    """The whole method from its three numbers.
+
+    Args:
+        learned: folder of the LayerReplace pass.
+        scores: its scores, one per block of the model.
+        count: how many blocks are adapter: the most important ones.
+        alpha: share of the others that harmonizers replace: the least important ones.
+        beta: share of the rank removed from the attention projections of the rest.
+
+    Returns:
+        The adapter positions, for ``make_offer(adapter=...)``, and the recipe.
+
+    Raises:
+        OffsiteError: an adapter of no block or of all.
+    """
+    adapter = most_important(scores, count)
+    recipe: list[Step] = [LayerReplace(alpha=alpha, learned=learned)]
+    if beta:
+        recipe.append(Rank(beta=beta))
+    return adapter, recipe

@@ -1,0 +1,85 @@
+"""Small trained layers inside the blocks (Houlsby, arXiv 1902.00751; Pfeiffer, 2005.00247)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from offsite.codec import require
+from offsite.deltas.specification.own_numbers import OwnNumbers, under
+from offsite.deltas.targets import sublayer_outputs
+from offsite.model.blocks import freeze, get_blocks
+from offsite.model.layers import linear_spec
+
+
+class DownUp(nn.Module):
+    """``x + up(gelu(down(x)))``, ``up`` zero at the start; (..., hidden) in and out."""
+
+    def __init__(self, hidden: int, size: int, like: torch.Tensor) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden, size, device=like.device, dtype=like.dtype)
+        self.up = nn.Linear(size, hidden, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.up(nn.functional.gelu(self.down(x)))
+
+
+def run_bottleneck(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """The forward hook of a layer that carries a bottleneck."""
+    result: torch.Tensor = layer.bottleneck(output)
+    return result
+
+
+@dataclass(frozen=True)
+class Bottleneck(OwnNumbers):
+    """A bottleneck behind attention and behind feed-forward of each adapter block.
+
+    What travels: ``down`` (size, hidden), ``up`` (hidden, size) and their biases. ``up`` is zero at
+    the start, so an untrained delta changes nothing. Does not merge. The module stands on what a
+    sub-layer writes, before dropout and residual, in every family (BLOOM adds the residual inside).
+
+    Attributes:
+        size: width of the bottleneck.
+        style: ``houlsby``, two for each block, or ``pfeiffer``, one behind the feed-forward.
+    """
+
+    size: int = 16
+    style: Literal["houlsby", "pfeiffer"] = "houlsby"
+
+    kind: ClassVar[str] = "bottleneck"
+    place: ClassVar[str] = "bottleneck"
+    lr: ClassVar[float] = 3e-3
+    when: ClassVar[str] = "to serve many tasks on one model, each as modules that come and go"
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, f"A bottleneck needs a size of at least 1, not {self.size}.")
+
+    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+        freeze(model)
+        parts = ("attention", "mlp") if self.style == "houlsby" else ("mlp",)
+        for index in blocks:
+            outputs = sublayer_outputs(get_blocks(model)[index])
+            for part in parts:
+                layer = outputs[part]
+                plain = getattr(layer, "base_layer", layer)
+                spec = linear_spec(plain)
+                assert spec is not None and isinstance(plain.weight, torch.Tensor)
+                layer.bottleneck = DownUp(spec.outputs, self.size, plain.weight)
+                layer.bottleneck.handle = layer.register_forward_hook(run_bottleneck)  # type: ignore[assignment]
+        return model
+
+    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return under(model, self.place)
+
+    def detach(self, model: nn.Module) -> nn.Module:
+        for module in list(model.modules()):
+            if isinstance(getattr(module, "bottleneck", None), DownUp):
+                module.bottleneck.handle.remove()  # type: ignore[union-attr, operator]
+                del module.bottleneck
+        return model

@@ -1,0 +1,62 @@
+"""Low-rank updates through peft (LoRA; Hu et al., arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from offsite.codec import require
+from offsite.deltas.reparameterisation.through_peft import ThroughPeft, fan_in_fan_out, target_names
+
+
+@dataclass(frozen=True)
+class LoRA(ThroughPeft):
+    """``W + (alpha / rank) B A`` on the linear layers of the adapter blocks.
+
+    What travels: ``A`` (rank, inputs) and ``B`` (outputs, rank), as a peft adapter; with DoRA
+    (arXiv 2402.09353) also a magnitude (outputs,). ``B`` is zero at the start, so an untrained
+    delta changes nothing (DoRA: to rounding). Merges.
+
+    Attributes:
+        rank: rank of the update.
+        alpha: numerator of the scale.
+        dropout: on the input of ``A`` while training.
+        dora: learn the norm of each output's weights apart from their direction.
+        rslora: scale by ``alpha / sqrt(rank)`` (arXiv 2312.03732), for large ranks.
+        targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    dora: bool = False
+    rslora: bool = False
+    targets: str = "all"
+
+    kind: ClassVar[str] = "lora"
+    lr: ClassVar[float] = 3e-3
+    when: ClassVar[str] = "the usual choice: small, trains well on every family, opens in peft"
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"LoRA needs a rank of at least 1, not {self.rank}.")
+        require(
+            0 <= self.dropout < 1,
+            f"A dropout of {self.dropout} is not usable; take 0 up to, but not, 1.",
+        )
+
+    def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
+        from peft import LoraConfig
+
+        names = target_names(model, blocks, self.targets)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            use_dora=self.dora,
+            use_rslora=self.rslora,
+            target_modules=names,
+            fan_in_fan_out=fan_in_fan_out(model, names),
+        )

@@ -1,0 +1,106 @@
+"""What all methods that run through peft have in common: everything but their configuration."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from offsite.codec import require
+from offsite.deltas.targets import linear_layers
+from offsite.errors import OffsiteError
+from offsite.model.tensors import TensorEntry, describe
+
+
+class ThroughPeft(ABC):
+    """The half of :class:`~offsite.deltas.method.Method` that all peft methods share.
+
+    The layers are named one by one, so nothing outside the given blocks can be touched. All merge,
+    in the dtype of the blocks.
+    """
+
+    place: ClassVar[str] = "weights"
+    merges: ClassVar[bool] = True
+
+    @abstractmethod
+    def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
+        """The ``peft.PeftConfig`` for some blocks of a model."""
+
+    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+        from peft import get_peft_model
+
+        return get_peft_model(model, self.config(model, blocks))  # type: ignore[arg-type]
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        from peft.utils import get_peft_model_state_dict
+
+        state: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            model, save_embedding_layers=False
+        )
+        return state
+
+    def expected(
+        self, model: nn.Module, given: Mapping[str, TensorEntry]
+    ) -> dict[str, TensorEntry]:
+        return describe(self.tensors(model))
+
+    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        from peft.utils import set_peft_model_state_dict
+
+        with warnings.catch_warnings():  # VeRA's, that projections are drawn again: intended
+            warnings.filterwarnings("ignore", "Specified to not")
+            result = set_peft_model_state_dict(model, dict(tensors))
+        require(
+            not result.unexpected_keys,
+            "The delta's tensors do not fit its peft method on these blocks.",
+        )
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
+        return merged
+
+    def peft_config(self, model: nn.Module) -> str | None:
+        config = model.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+        config |= {"base_model_name_or_path": None, "revision": None}  # it would be a local path
+        config["inference_mode"] = True
+        return json.dumps(config, indent=1, default=plain, sort_keys=True) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """JSON for the sets and enums in a peft configuration."""
+    return (
+        sorted(value)
+        if isinstance(value, (set, frozenset))
+        else getattr(value, "value", str(value))
+    )
+
+
+def target_names(
+    model: nn.Module, blocks: Sequence[int], targets: str, refuse_conv1d: str | None = None
+) -> list[str]:
+    """Full names of the linear layers to work on.
+
+    Args:
+        refuse_conv1d: the name of a method that cannot work on GPT-2's ``Conv1D``.
+
+    Raises:
+        OffsiteError: nothing matches, or a layer that the method cannot take.
+    """
+    layers = linear_layers(model, blocks, targets)
+    if refuse_conv1d and any(isinstance(layer, Conv1D) for layer in layers.values()):
+        raise OffsiteError(
+            f"{refuse_conv1d} cannot work on the Conv1D layers of a {type(model).__name__}; use "
+            "lora, ia3 or vera there."
+        )
+    return list(layers)
+
+
+def fan_in_fan_out(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether the layers keep their weights as (inputs, outputs), as GPT-2's ``Conv1D`` does."""
+    return any(isinstance(model.get_submodule(name), Conv1D) for name in names)

@@ -1,0 +1,1 @@
+"""Delta tuning by specification: chosen parameters of the model itself (Ding et al., 2023)."""

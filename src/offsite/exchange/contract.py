@@ -1,0 +1,125 @@
+"""The return contract of an offer: what is written into it, and how a delta is held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import Contract
+from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
+from offsite.exchange.record import OfferRecord
+from offsite.model.blocks import get_blocks
+from offsite.model.heads import check_head, head_entries
+from offsite.model.tensors import TensorEntry
+
+
+def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contract:
+    """What a delta may bring back: tensors of the adapter blocks, within generous bounds, and, for
+    an image model, a classifier head.
+    """
+    blocks = get_blocks(model)
+    tensors = {
+        f"{path}.{index}.{name}": parameter
+        for index in adapter
+        for name, parameter in blocks[index].named_parameters()
+    }
+    norm = sum(float(t.detach().float().pow(2).sum()) for t in tensors.values()) ** 0.5
+    size = sum(t.numel() for t in tensors.values())
+    return Contract(
+        tensors={name: TensorEntry.of(t) for name, t in tensors.items()},
+        max_bytes=8 * size + 2**20,
+        max_norm=10 * norm + 100,
+        head=head_entries(model),
+    )
+
+
+def check_contract(delta: Delta, entry: OfferRecord) -> None:
+    """Compare what a delta declares with its offer, reading no tensor.
+
+    Raises:
+        OffsiteError: other adapter blocks than offered, a head that is not the offer's, or more
+            bytes than allowed.
+    """
+    declared = delta.manifest
+    head = {name: e for name, e in declared.tensors.items() if name in declared.head}
+    if len(head) < len(declared.head):
+        raise OffsiteError("The delta names a head that is not among its tensors.")
+    check_entries(head, check_head(head, declared.labels, entry.contract.head))
+    if delta.manifest.adapter != entry.emulator_adapter:
+        raise OffsiteError(
+            f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter "
+            f"is {list(entry.emulator_adapter)}."
+        )
+    size = delta.bytes - sum(e.bytes for e in head.values())
+    if size > entry.contract.max_bytes:
+        raise OffsiteError(
+            f"The delta has {size} bytes of tensors; its offer allows {entry.contract.max_bytes}."
+        )
+
+
+def check_prompt_decoder(model: nn.Module, entry: OfferRecord) -> None:
+    """Hold the prompt decoder beside the full model to the one that the offer shipped.
+
+    Raises:
+        OffsiteError: there is none, or another one.
+    """
+    tensors = decoder_tensors(model)
+    if entry.prompt_decoder is None:
+        raise OffsiteError(
+            "The delta is an intrinsic prompt, but its offer shipped no prompt decoder, so it "
+            "cannot come from that offer."
+        )
+    if not tensors or decoder_hash(tensors) != entry.prompt_decoder:
+        raise OffsiteError(
+            "The delta is an intrinsic prompt, which means nothing without the very prompt decoder "
+            "that its offer shipped; give that with --prompt-decoder (the offer's folder will do)."
+        )
+
+
+def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
+    """Refuse a delta whose numbers are far larger than the adapter's own.
+
+    Raises:
+        OffsiteError: the L2 norm of all floating-point tensors exceeds the contract's bound.
+    """
+    squares = sum(float(t.float().pow(2).sum()) for t in tensors.values() if t.is_floating_point())
+    if squares**0.5 > contract.max_norm:
+        raise OffsiteError(
+            f"The delta's values have norm {squares**0.5:.3g}; its offer allows "
+            f"{contract.max_norm:.3g}, so tune again with a lower learning rate."
+        )
+
+
+def check_entries(
+    given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry], *, subset: bool = False
+) -> None:
+    """Compare what a delta declares with what the contract expects; any float may stand for any.
+
+    Raises:
+        OffsiteError: a tensor that is unexpected, missing (unless ``subset``) or of another shape.
+    """
+    for name in sorted(given):
+        if name not in expected:
+            raise OffsiteError(
+                f"The delta has a tensor '{name}' that its method does not produce here; "
+                "only the adapter blocks of the offer may change."
+            )
+        if given[name].shape != expected[name].shape:
+            raise OffsiteError(
+                f"The tensor '{name}' of the delta has shape {list(given[name].shape)}, but the "
+                f"contract asks for {list(expected[name].shape)}."
+            )
+        floats = ("F32", "BF16", "F16")
+        wanted = floats if expected[name].dtype in floats else (expected[name].dtype,)
+        if given[name].dtype not in wanted:
+            raise OffsiteError(
+                f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
+                f"for {' or '.join(wanted)}."
+            )
+    missing = sorted(set(expected) - set(given))
+    if missing and not subset:
+        raise OffsiteError(f"The delta lacks {len(missing)} tensors, first '{missing[0]}'.")

@@ -1,0 +1,278 @@
+"""The schema of what crosses the boundary, and the checks made before anything is trusted.
+
+An offer or a delta is a flat folder of regular files. ``manifest.json`` names every other file with
+size and SHA-256 and every tensor with dtype and shape. The order of the checks is: file set, sizes,
+hashes, then parsing; unknown keys and unknown versions are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from offsite.errors import OffsiteError
+from offsite.files import folder_files, open_regular, read_json, sha256_file, shown, write_file
+from offsite.model.layers import Spec
+from offsite.model.tensors import NAME, TensorEntry, parse
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+MAX_SIDE_BYTES = 256 * 1024 * 1024
+MAX_LABELS, MAX_LABEL = 65_536, 200
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be seen")
+    return text
+
+
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Word = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_printable)]
+TensorName = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Round = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Plain = Word | bool | int | Number | None
+
+
+def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(numbers) != sorted(set(numbers)) or not numbers:
+        raise ValueError("it must be at least one number, ascending, none twice")
+    return numbers
+
+
+def _named(method: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(method.get("kind"), str):
+        raise ValueError("it must name its kind")
+    return method
+
+
+Method = Annotated[dict[Word, Plain | tuple[Plain, ...]], AfterValidator(_named)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Model):
+    """One file of the folder: bytes and SHA-256."""
+
+    size: Count
+    sha256: Sha256
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a name that no manifest can carry."""
+    if name is not None and (len(name) > MAX_LABEL or not name.isprintable()):
+        raise OffsiteError(
+            f"A name has at most {MAX_LABEL} characters that can all be seen; choose another."
+        )
+
+
+class Contract(_Model):
+    """What the model owner accepts in return.
+
+    Attributes:
+        tensors: every tensor of the adapter blocks, by its name in the emulator.
+        max_bytes: cap on the size of the returned folder.
+        max_norm: bound on the L2 norm of all returned floating-point tensors together.
+        head: the classifier head of an image model, each tensor as for one class; the delta may
+            return it for any classes, and its bytes are not counted.
+    """
+
+    tensors: dict[TensorName, TensorEntry]
+    max_bytes: Count
+    max_norm: Annotated[Number, Field(gt=0)]
+    head: dict[TensorName, TensorEntry] = {}
+
+
+class Manifest(_Model):
+    """What offers and deltas have in common."""
+
+    schema_version: Literal[1] = 1
+    id: Id
+    created: AwareDatetime
+    model_name: Word
+    task: Word
+    block_path: Word
+    adapter: Annotated[tuple[Count, ...], AfterValidator(_ascending)]
+    files: dict[str, FileEntry]
+    tensors: dict[TensorName, TensorEntry]
+    tools: dict[Word, Word]
+    scores: dict[Word, Plain | dict[Word, Plain]] = {}
+
+
+class OfferManifest(Manifest):
+    """The manifest of an offer.
+
+    ``adapter`` counts blocks of the emulator; where they stand in the full model is not said.
+    ``layers`` and ``shared`` are empty when plain transformers can load the folder.
+    ``prompt_decoder`` names the tensors of the decoder it ships in a file of its own, if any.
+    """
+
+    kind: Literal["offer"] = "offer"
+    round: Round = 1
+    expires: AwareDatetime | None = None
+    fingerprint: Sha256
+    layers: dict[TensorName, Spec] = {}
+    shared: dict[int, int] = {}
+    contract: Contract
+    prompt_decoder: Annotated[
+        dict[TensorName, TensorEntry], Field(exclude_if=lambda entries: not entries)
+    ] = {}
+
+
+class DeltaManifest(Manifest):
+    """The manifest of a delta: ``parent`` is the id of the offer it answers.
+
+    ``method`` may hold others, which hold none: a combination. ``head`` names the tensors of a
+    classifier head, which travels whole; ``labels`` its classes.
+    """
+
+    kind: Literal["delta"] = "delta"
+    parent: Id
+    round: Round = 1
+    method: Annotated[
+        dict[Word, Plain | tuple[Plain, ...] | tuple[Method, ...]], AfterValidator(_named)
+    ]
+    format: Literal["tensors", "peft"]
+    head: tuple[TensorName, ...] = ()
+    labels: Annotated[tuple[Word, ...], Field(max_length=MAX_LABELS)] = ()
+
+
+Kind = TypeVar("Kind", OfferManifest, DeltaManifest)
+
+
+def new_id() -> str:
+    """A random exchange id: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def now() -> datetime:
+    """The present time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that made a folder."""
+    versions = {}
+    for package in ("offsite", "torch", "transformers", "peft", "safetensors"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hash_files(folder: Path) -> dict[str, FileEntry]:
+    """Entries for every file of a folder but the manifest."""
+    return {
+        name: FileEntry(size=size, sha256=sha256_file(folder / name))
+        for name, size in folder_files(folder).items()
+        if name != MANIFEST
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``."""
+    write_file(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def read_manifest(folder: str | Path, kind: type[Kind]) -> Kind:
+    """Check a folder against its manifest and return the manifest; reads no tensor.
+
+    Raises:
+        OffsiteError: not such a folder, another kind or version, an unknown key, a file missing,
+            extra, of another size or with another hash.
+    """
+    folder = Path(folder)
+    sizes = folder_files(folder)
+    if MANIFEST not in sizes:
+        raise OffsiteError(f"'{folder}' has no {MANIFEST}; it is not an offsite folder.")
+    data = read_json(folder / MANIFEST)
+    check_kind(data, kind.model_fields["kind"].default, folder)
+    manifest: Kind = parse(kind, data, folder / MANIFEST)
+    check_names(folder, manifest.files)
+    check_files(folder, sizes, manifest.files)
+    return manifest
+
+
+def check_names(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Refuse file names that could leave the folder or be mistaken for another."""
+    for name in files:
+        if not FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise OffsiteError(
+                f"The manifest of '{folder}' names the file '{shown(name)}'; a name has letters, "
+                "digits, '.', '_' and '-' only, and no folder."
+            )
+    if len({name.lower() for name in files}) < len(files):
+        raise OffsiteError(
+            f"Two file names in '{folder}' differ only in upper and lower case, which is refused."
+        )
+
+
+def copy_verified(folder: Path, files: Mapping[str, FileEntry], target: Path) -> None:
+    """Copy files into ``target`` from single reads whose bytes have the size and hash declared.
+
+    Raises:
+        OffsiteError: more than 256 MiB in all, or a file that changed since the manifest was read.
+    """
+    if sum(entry.size for entry in files.values()) > MAX_SIDE_BYTES:
+        raise OffsiteError(
+            f"The files of '{folder}' beside the weights have more than {MAX_SIDE_BYTES} bytes."
+        )
+    for name, entry in files.items():
+        with open_regular(folder / name) as file:
+            data = file.read(entry.size + 1)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise OffsiteError(f"'{folder / name}' was changed while it was read.")
+        (target / name).write_bytes(data)
+
+
+def check_kind(data: Any, kind: str, folder: Path) -> None:
+    """Refuse another kind of folder or a schema version this package does not know."""
+    found = data.get("kind") if isinstance(data, dict) else None
+    if found != kind:
+        raise OffsiteError(
+            f"'{folder}' is {f'a folder of kind {shown(found)!r}' if found else 'no manifest'}, "
+            f"but {'an offer' if kind == 'offer' else f'a {kind}'} is needed here."
+        )
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION or type(version) is not int:
+        raise OffsiteError(
+            f"'{folder}' has schema version {shown(version)}; this offsite "
+            f"reads version {SCHEMA_VERSION}, so use a matching release."
+        )
+
+
+def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, FileEntry]) -> None:
+    """Compare the files on disk with the manifest: the set, then sizes, then hashes."""
+    present = set(sizes) - {MANIFEST}
+    if odd := sorted(present ^ set(files)):
+        state = "is missing" if odd[0] in files else "is not in the manifest"
+        raise OffsiteError(
+            f"The file '{shown(odd[0])}' of '{folder}' {state}; the folder was changed."
+        )
+    for name, entry in files.items():
+        if sizes[name] != entry.size:
+            raise OffsiteError(
+                f"The file '{name}' of '{folder}' has {sizes[name]} bytes instead of {entry.size}; "
+                "it is truncated or was changed."
+            )
+    for name, entry in files.items():
+        if sha256_file(folder / name) != entry.sha256:
+            raise OffsiteError(
+                f"The file '{name}' of '{folder}' does not have the SHA-256 of the manifest; "
+                "it was changed, so ask for a fresh copy."
+            )

@@ -1,0 +1,292 @@
+"""The offer: adapter, emulator, ends, tokenizer and manifest, as one folder.
+
+When the emulator holds only the family's own blocks, the folder is an ordinary transformers
+checkpoint. Otherwise its weights are named ``offer.safetensors``, so that a plain
+``from_pretrained`` fails loudly instead of filling gaps with random numbers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from accelerate import init_empty_weights
+
+from offsite.errors import OffsiteError
+from offsite.exchange.manifest import (
+    OfferManifest,
+    copy_verified,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+from offsite.exchange.prompt_decoder import DECODER, decoder_tensors, give_decoder
+from offsite.exchange.vetting import (
+    SPECIAL,
+    scrub,
+    vet_contents,
+    vet_decoder,
+    vet_depth,
+    vet_family,
+    vet_files,
+    vet_tensors,
+)
+from offsite.files import new_folder
+from offsite.model import layers
+from offsite.model.blocks import block_path
+from offsite.model.checkpoint import build_skeleton, fill_model, load_config, quiet
+from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
+
+PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
+MAX_SHARD = "4GB"
+
+
+@dataclass
+class Offer:
+    """What the model owner ships.
+
+    Attributes:
+        model: the emulator between its adapter blocks, a transformers model.
+        manifest: what it is; ``manifest.files`` and ``manifest.tensors`` are filled by ``save``.
+        processor: tokenizer or image processor, or None.
+        folder: where it was loaded from or saved to.
+    """
+
+    model: Any
+    manifest: OfferManifest
+    processor: Any = None
+    folder: Path | None = None
+    _side_files: Any = field(default=None, repr=False)  # slow tokenizers copy theirs when saved
+
+    def save(self, folder: str | Path) -> None:
+        """Write the offer; the folder appears complete or not at all.
+
+        Raises:
+            OffsiteError: the folder exists, or something in the model cannot travel.
+        """
+        with new_folder(folder) as partial:
+            self.manifest = write_offer(self, partial)
+        self.folder = Path(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: Any = None,
+        before: Callable[[Any, Any], None] | None = None,
+    ) -> Offer:
+        """Verify and load an offer; nothing in the folder is executed.
+
+        Everything is checked before it is parsed, in a private copy, and compared with the declared
+        tensors before memory is taken for it.
+
+        Args:
+            folder: an offer folder.
+            dtype: dtype to compute in; None for that of the weights.
+            before: called with the processor and the configuration, before weights are read.
+
+        Raises:
+            OffsiteError: not an offer, changed, or anything but a model of a family that
+                transformers has, with layers of the allow-list.
+        """
+        folder = Path(folder)
+        private = tempfile.TemporaryDirectory(prefix="offsite-")
+        inner = Path(private.name)
+        manifest, _, config, weights = vet_offer(folder, inner)
+        auto_class = task_auto_class(manifest.task)
+        processor = read_processor(inner, manifest, folder)
+        if before is not None:
+            before(processor, config)
+        hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
+        tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
+        if manifest.layers or manifest.shared:
+            model = build_special(config, manifest, auto_class, tensors)
+            model = model.to(dtype) if dtype else model
+        else:
+            model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
+        if (inner / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(inner)
+        if manifest.prompt_decoder:
+            decoder = load_tensors([folder / DECODER], manifest.prompt_decoder, hashes)
+            give_decoder(model, decoder)
+        return cls(model, manifest, processor, folder, private)
+
+
+def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[str]]:
+    """Check everything of an offer but the values of its tensors, and copy its small files.
+
+    Args:
+        folder: an offer folder.
+        inner: an empty folder for private copies of the files beside the weights.
+
+    Returns:
+        The manifest; the model on the meta device, layers of the allow-list in place; its
+        configuration; the names of its weight files.
+
+    Raises:
+        OffsiteError: see :meth:`Offer.load`.
+    """
+    manifest = read_manifest(folder, OfferManifest)
+    weights = vet_files(folder, manifest)
+    apart = (*weights, DECODER)
+    side = {name: entry for name, entry in manifest.files.items() if name not in apart}
+    copy_verified(folder, side, inner)
+    vet_contents(inner, manifest, weights)
+    config = load_config(inner, folder)
+    vet_depth(config, manifest)
+    skeleton = build_skeleton(config, task_auto_class(manifest.task))
+    vet_family(skeleton, manifest)
+    layers.rebuild(skeleton, manifest.layers)
+    vet_tensors(skeleton, manifest)
+    vet_decoder(skeleton, manifest)
+    return manifest, skeleton, config, weights
+
+
+def read_offer(folder: str | Path) -> tuple[OfferManifest, Any]:
+    """The manifest of an offer and its model without weights, judged as :meth:`Offer.load` does.
+
+    Raises:
+        OffsiteError: see :meth:`Offer.load`.
+    """
+    with tempfile.TemporaryDirectory(prefix="offsite-") as inner:
+        return vet_offer(Path(folder), Path(inner))[:2]
+
+
+def task_auto_class(task: str) -> str:
+    """The transformers auto class for a task name of the manifest."""
+    return "AutoModelForImageClassification" if task.startswith("image") else "AutoModelForCausalLM"
+
+
+def load_processor(folder: str | Path, task: str) -> Any:
+    """The tokenizer (text) or image processor (images) of a folder or hub name; None if absent."""
+    build = "AutoImageProcessor" if task.startswith("image") else "AutoTokenizer"
+    try:
+        with quiet():
+            return getattr(transformers, build).from_pretrained(
+                str(folder), trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+
+
+def read_processor(inner: Path, manifest: OfferManifest, folder: Path) -> Any:
+    """The tokenizer or image processor of an offer; None where the offer has none.
+
+    Raises:
+        OffsiteError: there is one, and it cannot be read.
+    """
+    name = "preprocessor_config" if manifest.task.startswith("image") else "tokenizer_config"
+    if f"{name}.json" not in manifest.files:
+        return None
+    try:
+        processor = load_processor(inner, manifest.task)
+    except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise OffsiteError(f"The {name}.json of '{folder}' cannot be read.") from error
+    if processor is None:
+        raise OffsiteError(
+            f"The tokenizer or image processor of '{folder}' cannot be read by this transformers; "
+            "it is damaged, or needs a package or a release that is not here."
+        )
+    return processor
+
+
+def write_offer(offer: Offer, folder: Path) -> OfferManifest:
+    """Fill an empty folder and return the finished manifest."""
+    model = offer.model
+    family = build_skeleton(model.config, task_auto_class(offer.manifest.task))
+    specs, shared = layers.find_specs(model, family), layers.find_shared(model)
+    if specs or shared:
+        tensors = unique_tensors(model, shared)
+        save_tensors(tensors, folder / SPECIAL)
+        entries = describe(tensors)
+        model.config.save_pretrained(folder)
+        if getattr(model, "generation_config", None):
+            model.generation_config.save_pretrained(folder)
+    else:
+        with quiet():
+            model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+        entries = {}
+        for path in folder.glob("*.safetensors"):
+            entries |= read_header(path)
+    if offer.processor is not None:
+        offer.processor.save_pretrained(folder)
+        shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    scrub(folder)
+    if decoder := decoder_tensors(model):
+        save_tensors(decoder, folder / DECODER)
+    manifest = offer.manifest.model_copy(
+        update={
+            "layers": specs,
+            "shared": shared,
+            "tensors": dict(sorted(entries.items())),
+            "prompt_decoder": describe(decoder),
+            "files": hash_files(folder),
+        }
+    )
+    vet_contents(folder, manifest, vet_files(folder, manifest))
+    check_processor(offer.processor, folder, manifest)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> None:
+    """Refuse a tokenizer that gives other token ids once it was saved and loaded.
+
+    Raises:
+        OffsiteError: transformers puts another class in its place, or cannot load it.
+    """
+    if not hasattr(processor, "get_vocab"):
+        return
+    loaded = read_processor(folder, manifest, folder)
+    if loaded is None or loaded(PROBE)["input_ids"] != processor(PROBE)["input_ids"]:
+        raise OffsiteError(
+            f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "
+            "saved and loaded; convert it to a tokenizer.json that does, and make the offer again."
+        )
+
+
+def unique_tensors(model: Any, shared: dict[int, int]) -> dict[str, Any]:
+    """The state of a model with tied and shared tensors once, under their first name."""
+    path, seen, tensors = block_path(model), set(), {}
+    prefixes = tuple(f"{path}.{index}." for index in shared)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen and not (prefixes and name.startswith(prefixes)):
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def build_special(
+    config: Any, manifest: OfferManifest, auto_class: str, tensors: dict[str, Any]
+) -> Any:
+    """Build the family's model, put allow-listed layers in, and fill every tensor.
+
+    Parameters exist on the meta device until they are filled, so a layer that is replaced costs
+    nothing.
+
+    Raises:
+        OffsiteError: the tensors do not fill the model exactly.
+    """
+    with quiet(), init_empty_weights(include_buffers=False):
+        model = getattr(transformers, auto_class).from_config(config)
+    layers.rebuild(model, manifest.layers)
+    try:
+        _, extra = model.load_state_dict(tensors, strict=False, assign=True)
+        layers.share(model, manifest.shared)
+    except (RuntimeError, AttributeError) as error:
+        raise OffsiteError("The tensors of the offer do not fit its layers.") from error
+    model.tie_weights()
+    empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
+    if odd := [*empty, *extra]:
+        raise OffsiteError(
+            f"The tensors of the offer do not fill its model; the first odd one is '{odd[0]}'."
+        )
+    return model.eval()

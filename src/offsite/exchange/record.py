@@ -1,0 +1,201 @@
+"""The model owner's private record: what each offer of one model was made of.
+
+It is written beside an offer, never inside it. One file may hold several offers of the same model,
+because two offers with different kept blocks disclose their union. It is also the ledger that
+accepts one delta per offer and round.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from offsite.errors import OffsiteError
+from offsite.exchange.manifest import Contract, Id, Sha256, now
+from offsite.files import locked, read_json, write_file
+from offsite.model.tensors import parse
+
+
+class Accepted(BaseModel):
+    """A delta the owner has plugged: its id and when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    delta: Id
+    round: int
+    at: datetime
+
+
+class OfferRecord(BaseModel):
+    """What the owner must remember of one offer.
+
+    Attributes:
+        adapter: positions of the adapter blocks in the full model, ascending.
+        middle: positions at which the emulator's middle blocks stand.
+        recipe: the compression steps, as JSON.
+        disclosed_tensors: middle tensors of the full model, with how many of their numbers left
+            verbatim.
+        prompt_decoder: SHA-256 of the prompt decoder that the offer ships, if any.
+        round: the round that a delta may answer now.
+        accepted: the deltas plugged so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    offer: Id
+    created: datetime
+    adapter: tuple[int, ...]
+    emulator_adapter: tuple[int, ...]
+    middle: tuple[int, ...]
+    total: int
+    recipe: list[dict[str, Any]]
+    seed: int
+    contract: Contract
+    disclosed_tensors: dict[str, int]
+    prompt_decoder: Sha256 | None = None
+    round: int = 1
+    accepted: tuple[Accepted, ...] = ()
+
+    def adapter_tensors(self, path: str) -> dict[str, int]:
+        """The adapter's tensors by ``position.name`` in the full model, with their sizes."""
+        place = dict(zip(self.emulator_adapter, self.adapter, strict=True))
+        found = {}
+        for name, entry in self.contract.tensors.items():
+            index, _, rest = name.removeprefix(f"{path}.").partition(".")
+            found[f"{place[int(index)]}.{rest}"] = math.prod(entry.shape)
+        return found
+
+    def merge(self, other: OfferRecord) -> OfferRecord:
+        """This record with the ledger of another copy of it too: no acceptance is ever lost.
+
+        Raises:
+            OffsiteError: the two accepted different deltas for one round.
+        """
+        known = {entry.delta for entry in self.accepted}
+        accepted = (*self.accepted, *(e for e in other.accepted if e.delta not in known))
+        if len({entry.round for entry in accepted}) < len(accepted):
+            raise OffsiteError(
+                f"The offer {self.offer[:8]}... was answered meanwhile by another delta; one delta "
+                "per offer and round is accepted, so make a new offer."
+            )
+        latest = max(self, other, key=lambda entry: entry.round)
+        return latest.model_copy(update={"accepted": accepted})
+
+
+def block_of_key(name: str) -> int:
+    """The position that ``position.name`` begins with."""
+    return int(name.partition(".")[0])
+
+
+class Record(BaseModel):
+    """All offers of one model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["record"] = "record"
+    schema_version: Literal[1] = 1
+    fingerprint: Sha256
+    model_name: str
+    auto_class: str
+    block_path: str
+    middle_parameters: int
+    model_bytes: int
+    offers: tuple[OfferRecord, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record.
+
+        Raises:
+            OffsiteError: missing file or another format.
+        """
+        return parse(cls, read_json(path), path)
+
+    def save(self, path: str | Path) -> None:
+        """Write the record; when ``path`` holds offers of the same model, add to them.
+
+        Raises:
+            OffsiteError: ``path`` is the record of another model, or accepted another delta.
+        """
+        with locked(path):
+            offers = {entry.offer: entry for entry in self.offers}
+            if Path(path).exists():
+                old = Record.load(path)
+                if old.fingerprint != self.fingerprint:
+                    raise OffsiteError(
+                        f"The record '{path}' belongs to another model; name another --record file."
+                    )
+                kept = {entry.offer: entry for entry in old.offers}
+                mine = {k: v.merge(kept[k]) if k in kept else v for k, v in offers.items()}
+                offers = kept | mine
+            record = self.model_copy(update={"offers": tuple(offers.values())})
+            write_file(path, record.model_dump_json(indent=1) + "\n", private=True)
+
+    def find(self, offer: str) -> OfferRecord:
+        """The record of one offer.
+
+        Raises:
+            OffsiteError: no offer of that id here: the delta answers somebody else's offer.
+        """
+        for entry in self.offers:
+            if entry.offer == offer:
+                return entry
+        raise OffsiteError(
+            f"The delta answers the offer {offer[:8]}..., which this record does not know; it was "
+            "tuned on another offer, so use the record written with that offer."
+        )
+
+    @property
+    def disclosed(self) -> float:
+        """Share of the middle's parameters that left verbatim, over all offers together (0..1).
+
+        The middle is what is no adapter block in every offer: a block that is one in another offer
+        leaves with it. Of a tensor that left in parts several times the largest part counts.
+        """
+        always = set.intersection(*(set(offer.adapter) for offer in self.offers))
+        last = self.offers[-1].adapter_tensors(self.block_path)
+        total = self.middle_parameters + sum(last.values())
+        total -= sum(n for name, n in last.items() if block_of_key(name) in always)
+        union: dict[str, int] = {}
+        for offer in self.offers:
+            for name, count in {
+                **offer.disclosed_tensors,
+                **offer.adapter_tensors(self.block_path),
+            }.items():
+                if block_of_key(name) not in always:
+                    union[name] = max(union.get(name, 0), count)
+        return sum(union.values()) / total
+
+    def check_fresh(self, offer: str, delta: str, round: int, *, again: bool = False) -> None:
+        """Refuse a delta that was plugged before, or a second one for the same round.
+
+        Raises:
+            OffsiteError: replayed, the round is taken by another delta, or was never opened.
+        """
+        if round != self.find(offer).round:
+            raise OffsiteError(
+                f"The delta answers round {round} of its offer, but round "
+                f"{self.find(offer).round} is open; tune the offer of that round."
+            )
+        for accepted in self.find(offer).accepted:
+            if accepted.delta == delta and not again:
+                raise OffsiteError(
+                    f"The delta {delta[:8]}... was plugged already at {accepted.at.isoformat()}; "
+                    "a replayed delta is refused unless you pass --again."
+                )
+            if accepted.round == round and accepted.delta != delta:
+                raise OffsiteError(
+                    f"Round {round} of this offer was answered by another delta "
+                    f"({accepted.delta[:8]}...); one is accepted per round, so make a new offer."
+                )
+
+    def accept(self, offer: str, delta: str, round: int) -> Record:
+        """This record with the delta entered in the ledger."""
+        entry = self.find(offer)
+        if any(a.delta == delta for a in entry.accepted):
+            return self
+        done = Accepted(delta=delta, round=round, at=now())
+        updated = entry.model_copy(update={"accepted": (*entry.accepted, done)})
+        offers = tuple(updated if e.offer == offer else e for e in self.offers)
+        return self.model_copy(update={"offers": offers})

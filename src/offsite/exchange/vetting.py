@@ -1,0 +1,281 @@
+"""What the files of an offer may be called and may say, judged before any loader sees them.
+
+transformers follows many keys of its JSON files: to code, to other folders, to the hub, or to
+models of any size. An offer has no use for these; its author removes them and its reader refuses
+them, by the same rules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from offsite.errors import OffsiteError
+from offsite.exchange.manifest import MAX_SIDE_BYTES, OfferManifest
+from offsite.exchange.prompt_decoder import DECODER, check_decoder, width_table
+from offsite.files import read_json, shown
+from offsite.model.blocks import block_path
+from offsite.model.heads import head_entries
+from offsite.model.tensors import TensorEntry
+
+SPECIAL, PLAIN, INDEX = "offer.safetensors", "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+TABLES = ("tokenizer.json", "vocab.json")  # large, and read by the tokenizers library alone
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+NAMES = ("id2label", "label2id", "added_tokens_decoder")  # text of any kind stands below these
+SUFFIXES = (".txt", ".model", ".jinja", ".md")
+CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
+PATH_KEYS = ("name_or_path", "_name_or_path", "init_inputs", "cache_dir")
+CLASSES = {
+    "tokenizer_class": re.compile(r"\w*(Tokenizer|TokenizerFast|TokenizersBackend)"),
+    "image_processor_type": re.compile(r"\w*ImageProcessor(Fast|Pil)?"),
+    "feature_extractor_type": re.compile(r"\w*FeatureExtractor"),
+    "processor_class": re.compile(r"\w*Processor"),
+}
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+# parts of configuration keys that count modules or entries made in a loop, with the most allowed
+LIMITS = {"layer": 2048, "depth": 2048, "expert": 4096, "block": 65536, "label": 65536}
+SIDE_BUFFERS = 2**28
+TOO_LARGE = "is larger than any real model's"
+
+
+def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
+    """The weight files of an offer, after refusing every file that it has no use for.
+
+    Raises:
+        OffsiteError: an unknown kind of file, or weights that plain transformers would not read
+            in full.
+    """
+    decoder = [DECODER] if manifest.prompt_decoder else []
+    if decoder and DECODER not in manifest.files:
+        raise OffsiteError(f"'{folder}' lacks the '{DECODER}' that its manifest declares.")
+    every = sorted(name for name in manifest.files if name.endswith(".safetensors"))
+    weights = [name for name in every if name not in decoder]
+    for name in manifest.files:
+        if name.endswith(SUFFIXES) or name in (*every, INDEX, *TABLES, *JSON_FILES):
+            continue
+        raise OffsiteError(
+            f"'{folder}' holds '{name}'; an offer may hold only safetensors, the JSON files of a "
+            f"model and its tokenizer, and {', '.join(SUFFIXES)}."
+        )
+    special = bool(manifest.layers or manifest.shared)
+    sharded = INDEX in manifest.files and all(SHARD.fullmatch(name) for name in weights)
+    single = weights == [SPECIAL if special else PLAIN] and INDEX not in manifest.files
+    if not single and (special or not sharded or not weights):
+        raise OffsiteError(
+            f"The weights of '{folder}' are in files a loader would not all read; they belong in "
+            f"{SPECIAL if special else f'{PLAIN}, or in shards with an index'}."
+        )
+    return weights
+
+
+def vet_contents(folder: Path, manifest: OfferManifest, weights: list[str]) -> None:
+    """Refuse JSON that leads a loader to code, to another folder, or to a model of absurd size.
+
+    Raises:
+        OffsiteError: naming the file and the key, never a value.
+    """
+    if "config.json" not in manifest.files:
+        raise OffsiteError(f"The offer '{folder}' has no config.json, so it holds no model.")
+    for name in manifest.files:
+        if name not in (INDEX, *JSON_FILES):
+            continue
+        content = read_json(folder / name)
+        if not isinstance(content, dict):
+            raise OffsiteError(f"'{name}' of the offer is not a JSON object.")
+        if name == INDEX:
+            where = content.get("weight_map")
+            if not isinstance(where, dict) or where.keys() != manifest.tensors.keys():
+                raise OffsiteError(f"'{name}' of the offer does not list the manifest's tensors.")
+            if sorted({str(file) for file in where.values()}) != weights:
+                raise OffsiteError(f"'{name}' of the offer names files that the offer does not.")
+            continue
+        for key, reason in faults(content, name):
+            raise OffsiteError(f"'{name}' of the offer has the key '{shown(key)}', which {reason}.")
+
+
+def faults(content: Any, name: str, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every key below ``content`` that an offer may not have, with what is wrong about it."""
+    if isinstance(content, Mapping):
+        for inner, value in content.items():
+            if reason := fault(inner, value, name):
+                yield inner, reason
+            elif inner not in NAMES:
+                yield from faults(value, name, inner)
+    elif isinstance(content, list):
+        for value in content:
+            if reason := None if isinstance(value, (dict, list)) else fault(key, value, name):
+                yield key, reason
+            yield from faults(value, name, key)
+
+
+def fault(key: str, value: Any, name: str) -> str | None:
+    """What is wrong with one key of one file, or None."""
+    if value is None or isinstance(value, bool):
+        return "could run code" if key in CODE_KEYS and value else None
+    if key in CODE_KEYS:
+        return "could run code or a loader that is not allowed"
+    if (key in PATH_KEYS or key.endswith("_file")) and value not in ("", []):
+        return "leads to other files"
+    if key in CLASSES and not (isinstance(value, str) and CLASSES[key].fullmatch(value)):
+        return "names a class that is not allowed"
+    if key in ("dtype", "torch_dtype") and value not in FLOATS and not isinstance(value, dict):
+        return "is no floating-point dtype"
+    if name == "config.json" and isinstance(value, str) and re.search(r"[/\\]", value):
+        return "looks like a path or the name of a repository"
+    if name in ("config.json", "preprocessor_config.json") and isinstance(value, int):
+        parts = () if key.endswith("_size") else LIMITS  # a width, and no count
+        limits = [LIMITS[part] for part in parts if part in key.lower()]
+        if abs(value) > min([2**31, *limits]):
+            return TOO_LARGE
+    return None
+
+
+def scrub(folder: Path) -> None:
+    """Remove from the JSON files that transformers wrote what :func:`vet_contents` would refuse.
+
+    Local paths, the addresses of remote code and the like often stand in a checkpoint's files
+    without being needed; they would tell the reader about the owner's machine.
+
+    Raises:
+        OffsiteError: a number that every reader would refuse.
+    """
+    for name in JSON_FILES:
+        if not (folder / name).is_file():
+            continue
+        content = read_json(folder / name)
+        found = list(faults(content, name))
+        if large := [key for key, reason in found if reason == TOO_LARGE]:
+            raise OffsiteError(
+                f"The model's {name} has the key '{shown(large[0])}', which {TOO_LARGE}: no reader "
+                "would take such an offer."
+            )
+        if found:
+            text = json.dumps(_clean(content, name), indent=2, sort_keys=True, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _clean(content: Any, name: str) -> Any:
+    if isinstance(content, dict):
+        kept = {key: value for key, value in content.items() if not fault(key, value, name)}
+        return {k: v if k in NAMES else _clean(v, name) for k, v in kept.items()}
+    return [_clean(value, name) for value in content] if isinstance(content, list) else content
+
+
+def vet_depth(config: Any, manifest: OfferManifest) -> None:
+    """Refuse more blocks than the offer has tensors for, before even an empty model is built.
+
+    Raises:
+        OffsiteError: naming the two counts.
+    """
+    depth = getattr(config, "num_hidden_layers", 0)
+    if depth > len(manifest.tensors) + len(manifest.shared):
+        raise OffsiteError(
+            f"The offer's config.json describes {depth} blocks, more than its "
+            f"{len(manifest.tensors)} tensors can fill; it is damaged, so ask for a fresh copy."
+        )
+
+
+def vet_family(skeleton: nn.Module, manifest: OfferManifest) -> None:
+    """Refuse a configuration that asks for much more memory than the offer's tensors fill.
+
+    ``skeleton`` is the family's model on the meta device; none of it has been allocated.
+
+    Raises:
+        OffsiteError: a tensor larger than all that the offer brings, or large hidden buffers.
+    """
+    largest = max((entry.count for entry in manifest.tensors.values()), default=0)
+    stored = set(skeleton.state_dict())
+    hidden = sum(b.nbytes for name, b in skeleton.named_buffers() if name not in stored)
+    if hidden > SIDE_BUFFERS or any(p.numel() > largest for p in skeleton.parameters()):
+        raise OffsiteError(
+            "The offer's config.json describes a larger model than its tensors fill; it is damaged "
+            "or hostile, so ask for a fresh copy."
+        )
+
+
+def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
+    """Compare a meta model, allow-listed layers in place, with the tensors an offer declares.
+
+    Raises:
+        OffsiteError: more numbers than declared; a declared tensor of another shape or kind of
+            number; adapter blocks that do not exist; a contract for anything but them.
+    """
+    path, declared = block_path(skeleton), manifest.tensors
+    blocks = skeleton.get_submodule(path)
+    total = len(blocks)  # type: ignore[arg-type]
+    if path != manifest.block_path:
+        raise OffsiteError("The offer's block list is not where its manifest says.")
+    if manifest.adapter[-1] >= total or manifest.shared.keys() & set(manifest.adapter):
+        raise OffsiteError(
+            f"The offer's adapter {shown(list(manifest.adapter))} is not among its {total} blocks."
+        )
+    for index, first in manifest.shared.items():
+        if not 0 <= first < index < total or first in manifest.shared:
+            raise OffsiteError(
+                f"The offer shares block {index} with block {first}, which is impossible."
+            )
+    state = skeleton.state_dict(keep_vars=True)
+    away = tuple(f"{path}.{index}." for index in manifest.shared) or ("\0",)
+    needed = {id(t): t.numel() for name, t in state.items() if not name.startswith(away)}
+    if sum(needed.values()) > sum(entry.count for entry in declared.values()):
+        raise OffsiteError(
+            "The offer's config.json describes more numbers than its tensors hold; it is damaged, "
+            "so ask for a fresh copy."
+        )
+    for name in sorted(declared.keys() & state.keys()):
+        if not fits(declared[name], state[name]):
+            raise OffsiteError(
+                f"The offer's tensor '{name}' is not of the shape or kind its model needs."
+            )
+    contract = {
+        f"{path}.{index}.{name}": parameter
+        for index in manifest.adapter
+        for name, parameter in blocks.get_submodule(str(index)).named_parameters()
+    }
+    given, head = manifest.contract.tensors, head_entries(skeleton)
+    if manifest.contract.head.keys() != head.keys() or any(
+        manifest.contract.head[name].shape != entry.shape for name, entry in head.items()
+    ):
+        raise OffsiteError("The offer's return contract does not name exactly its model's head.")
+    if given.keys() != contract.keys() or not all(fits(given[n], contract[n]) for n in given):
+        raise OffsiteError(
+            "The offer's return contract does not name exactly the tensors of its adapter blocks."
+        )
+
+
+def vet_decoder(skeleton: nn.Module, manifest: OfferManifest) -> None:
+    """Hold the prompt decoder an offer declares to the shape that its model can use.
+
+    Raises:
+        OffsiteError: no decoder for this model, or one of more than 256 MiB.
+    """
+    declared = manifest.prompt_decoder
+    if not declared:
+        return
+    check_decoder(declared, width_table(skeleton).shape[1])
+    if sum(entry.bytes for entry in declared.values()) > MAX_SIDE_BYTES:
+        raise OffsiteError(
+            f"The offer's prompt decoder has more than {MAX_SIDE_BYTES} bytes; ask its owner for a "
+            "smaller one."
+        )
+
+
+def fits(entry: TensorEntry, tensor: Any) -> bool:
+    """Whether a declared tensor can fill one of a model: its shape, and float for float."""
+    same = (entry.dtype in ("F64", "F32", "BF16", "F16")) == tensor.is_floating_point()
+    exact = tensor.is_floating_point() or entry == TensorEntry.of(tensor)
+    return entry.shape == tuple(tensor.shape) and same and exact

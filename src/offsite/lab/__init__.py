@@ -1,0 +1,1 @@
+"""The researcher's side: plans, cached cells, rows, and the frontier of a sweep."""

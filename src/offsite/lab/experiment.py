@@ -1,0 +1,230 @@
+"""Experiment files: a grid of models, tasks, recipes, deltas and seeds in one TOML file.
+
+Data paths are relative to the file. Whatever is given once holds for every task::
+
+    models = ["gpt2-xl"]
+    adapter = "ends:2,2"
+    seeds = [0, 1, 2]
+    calibration = "books.txt"
+
+    [options]                     # of tuning: steps, lr, batch_size ...
+    steps = 500
+
+    [recipes]                     # a preset at a budget, or a list of steps
+    uniform = "uniform@0.4"
+    healed = [{kind = "drop", keep = 8}, {kind = "distill", steps = 2000}]
+
+    [deltas]
+    full = "full"
+    lora = "lora:rank=8"
+
+    [[tasks]]
+    task = "text"
+    data = "train.txt"
+    eval_data = "test.txt"
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from offsite.codec import to_json
+from offsite.compress.presets import Shape, make_recipe
+from offsite.deltas import method_json
+from offsite.errors import OffsiteError
+from offsite.lab.checking import choose_data, need_data
+from offsite.lab.plan import Plan, Recipe
+from offsite.model.split import ends, parse_adapter
+from offsite.tasks import load_task
+from offsite.training.train import TrainOptions
+
+UNUSED = {
+    "seed": "write seeds = [0, 1] beside the models",
+    "save_every": "its cells are what it goes on from",
+    "eval_every": "it scores when a run has ended",
+    "patience": "it scores when a run has ended",
+}
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Length = Annotated[int, Field(strict=True, ge=2, lt=2**31)]
+
+
+class TaskEntry(BaseModel):
+    """One task of an experiment; what it leaves out is the experiment's."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str = "text"
+    eval_data: str | None = None
+    data: str | None = None
+    calibration: str | None = None
+    max_length: Length | None = None
+    options: dict[str, Any] = {}
+
+
+class Experiment(BaseModel):
+    """What an experiment file says."""
+
+    model_config = ConfigDict(extra="forbid")
+    models: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[TaskEntry], Field(min_length=1)]
+    recipes: dict[str, Any]
+    deltas: dict[str, Any] = {"full": "full"}
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    adapter: str = "ends:2,2"
+    calibration: str | None = None
+    calibration_task: str | None = None
+    max_length: Length = 256
+    skip_bad: bool = False
+    options: dict[str, Any] = {}
+    full_lr: Finite | None = None
+    baseline: bool = True
+    dtype: str = "float32"
+    prompt_decoder: str | None = None
+
+
+def read_experiment(path: str | Path) -> list[Plan]:
+    """The plans of an experiment file (TOML or JSON), one per model and task.
+
+    Raises:
+        OffsiteError: not such a file; the offending key is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise OffsiteError(f"There is no experiment file '{path}'.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        found = Experiment.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise OffsiteError(f"'{path}': {where}: {first['msg'].lower()}.") from error
+    except ValueError as error:
+        raise OffsiteError(f"'{path}' is no valid TOML or JSON: {error}.") from error
+    return [
+        make_plan(found, model, entry, path.parent)
+        for model in found.models
+        for entry in found.tasks
+    ]
+
+
+def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> Plan:
+    """The plan of one model and one task."""
+    name = str(folder / model) if (folder / model).exists() else model
+
+    def resolve(source: str | None) -> str | None:
+        return None if source is None else str(folder / source)
+
+    def resolve_task(text: str) -> str:
+        return str(folder / text) if text.endswith((".toml", ".json")) else text
+
+    task, public = resolve_task(entry.task), found.calibration_task
+    kind = load_task(task)
+    return Plan(
+        model=name,
+        eval_data=need_data(kind, resolve(entry.eval_data), "test", "eval_data"),
+        data=choose_data(kind, resolve(entry.data), "train"),
+        task=task,
+        max_length=entry.max_length or found.max_length,
+        skip_bad=found.skip_bad,
+        adapter=found.adapter,
+        calibration=resolve(entry.calibration or found.calibration),
+        calibration_task=None if public is None else resolve_task(public),
+        recipes=make_recipes(found.recipes, name, task, found.adapter),
+        deltas={label: method_of(text) for label, text in found.deltas.items()},
+        seeds=tuple(found.seeds),
+        options=options_of({**found.options, **entry.options}),
+        full_lr=found.full_lr,
+        baseline=found.baseline,
+        dtype=found.dtype,
+        prompt_decoder=resolve(found.prompt_decoder),
+    )
+
+
+def options_of(values: Mapping[str, Any]) -> TrainOptions:
+    """Training options from a table.
+
+    Raises:
+        OffsiteError: an unknown option, one that a lab has no use for, or a value of another kind.
+    """
+    known = TrainOptions.__dataclass_fields__.keys() - UNUSED.keys()
+    for name in set(UNUSED) & set(values):
+        raise OffsiteError(f"The training option '{name}' has no effect in a lab; {UNUSED[name]}.")
+    if odd := sorted(set(values) - known):
+        raise OffsiteError(
+            f"There is no training option '{odd[0]}'; there are: {', '.join(sorted(known))}."
+        )
+    numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+    for name, value in numbers.items():
+        low = 0 if name == "weight_decay" else -math.inf
+        if not low <= value < 2**31:
+            raise OffsiteError(
+                f"The training option '{name}' cannot be {value}; choose a usual one."
+            )
+    try:  # as JSON, where a whole number may stand for a float and a list for a tuple
+        return TypeAdapter(TrainOptions).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
+            raise own from None
+        raise OffsiteError(
+            f"The training option '{first['loc'][0]}' cannot take this: {first['msg'].lower()}."
+        ) from error
+
+
+def method_of(text: Any) -> dict[str, Any]:
+    """A delta method from ``"lora:rank=8"`` or its JSON form."""
+    return dict(text) if isinstance(text, Mapping) else method_json(str(text))
+
+
+def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str) -> dict[str, Any]:
+    """Recipes in JSON form; a text is a preset at a budget, such as ``"crash@0.45"``.
+
+    A table ``{adapter = "0,1,22,23", recipe = "crash@0.45"}`` gives a recipe an adapter of its own.
+
+    Raises:
+        OffsiteError: an unknown preset or a budget that is no number.
+    """
+    ready: dict[str, Any] = {}
+    shapes: dict[str, Shape] = {}
+    auto_class = load_task(task).auto_class
+    for name, value in recipes.items():
+        own, recipe = adapter, value
+        if isinstance(value, Mapping) and "recipe" in value:
+            if odd := sorted(set(value) - {"adapter", "recipe"}):
+                raise OffsiteError(
+                    f"The recipe '{name}' cannot have '{odd[0]}'; it has 'recipe' and 'adapter'."
+                )
+            own, recipe = str(value.get("adapter", adapter)), value["recipe"]
+        if isinstance(recipe, str):
+            preset, _, budget = recipe.partition("@")
+            if own not in shapes:
+                count = Recipe((), own).learned_blocks
+                chosen = ends(count, 0) if count else parse_adapter(own)
+                shapes[own] = Shape.of_name(model, chosen, auto_class)
+            try:
+                share = float(budget or 1)
+            except ValueError:
+                raise OffsiteError(
+                    f"'{recipe}' is no recipe; write PRESET@BUDGET, such as crash@0.45."
+                ) from None
+            recipe = [to_json(step) for step in make_recipe(preset, shapes[own], share)]
+        ready[name] = {"adapter": own, "steps": recipe} if own != adapter else recipe
+    return ready
+
+
+def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
+    """The classic recipes: uniform drop, and the same distilled."""
+    drop = [] if keep is None else [{"kind": "drop", "keep": keep}]
+    name = "whole middle" if keep is None else f"uniform {keep}"
+    recipes: dict[str, Any] = {name: drop}
+    if distill_steps is not None:
+        recipes[f"{name} + distil"] = [*drop, {"kind": "distill", "steps": distill_steps}]
+    return recipes

@@ -1,0 +1,281 @@
+"""The researcher's side: both roles and the full fine-tuning baseline in one run.
+
+A plan is a grid of recipes, deltas and seeds on one model and one task. Every cell is cached under
+the hash of everything it depends on, so a plan can be interrupted, extended and run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from offsite.codec import to_json
+from offsite.compress.scaleot.learning import Training, learn
+from offsite.compress.scaleot.step import LayerReplace, most_important
+from offsite.compress.step import Context
+from offsite.deltas import parse_method
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer, load_processor
+from offsite.exchange.record import Record
+from offsite.files import read_json, write_file
+from offsite.lab.cells import digest, finite, identity, known, make_row, method_key, options_key
+from offsite.lab.checking import check_plan
+from offsite.lab.environment import environment
+from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
+from offsite.lab.plan import Plan, Recipe, Row, slug
+from offsite.model.blocks import get_blocks
+from offsite.model.checkpoint import load_model, parse_dtype, pick_device
+from offsite.model.heads import give_head, head_tensors, labels_of, same_classes
+from offsite.model.split import Adapter, Split, parse_adapter
+from offsite.owner.offering import make_offer, plug
+from offsite.tasks.task import Evaluation, Task
+from offsite.training.train import train
+from offsite.tuner.tuning import run_tune
+
+
+class NotCached(Exception):
+    """A cell is missing, and nothing is to be computed."""
+
+
+class Lab:
+    """Runs plans; keeps every finished cell under ``folder``.
+
+    With ``exchange`` the two roles meet only through folders, as in a real deployment: each offer,
+    record and delta is written below it and read back. With ``cached`` nothing is computed and rows
+    that lack a cell are left out.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        device: str | None = None,
+        *,
+        exchange: Path | None = None,
+        cached: bool = False,
+    ) -> None:
+        self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
+        self.task, self.public = plan.tasks()
+        check_plan(plan)
+        self.recipes = {
+            name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
+        }
+        self.methods = {name: parse_method(method) for name, method in plan.deltas.items()}
+        self.device = pick_device(device)
+        self.processor = load_processor(plan.model, self.task.name)
+        self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
+        for recipe in self.recipes.values():
+            recipe.check(len(get_blocks(self.model)))
+        plan.prepare(self.model).to(self.device)
+        self.identity = identity(plan, self.model, self.processor)
+        self.rows: dict[tuple[Any, ...], Any] = {}
+        self.environments: list[dict[str, str]] = []  # what the cells used were computed on
+
+    def run(
+        self, recipes: Collection[str] | None = None, deltas: Collection[str] | None = None
+    ) -> Iterator[Row]:
+        """Every row of the plan (or of some recipes and deltas), cached or computed now."""
+        plan = self.plan
+        try:
+            zero = self.zero_shot()
+        except NotCached:
+            return
+        for seed in plan.seeds:
+            for name, recipe in self.recipes.items():
+                offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
+                for label, method in self.methods.items():
+                    if name not in (recipes or [name]) or label not in (deltas or [label]):
+                        continue
+                    with suppress(NotCached):
+                        full = self.full_tuned(seed) if plan.baseline and plan.data else {}
+                        emulator = self.emulator(recipe, seed, offer)
+                        tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
+                        yield self.row(name, label, seed, zero, full, emulator, tuned)
+
+    def row(
+        self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
+    ) -> Row:
+        steps = [to_json(step) for step in self.recipes[name].steps]
+        parts = {"zero_shot": zero, "full_tuned": full, "emulator_zero_shot": emulator}
+        metric = (self.task.metric, self.task.higher_is_better)
+        extra = {"recipe_steps": steps}
+        cell = (name, label, seed)
+        return make_row(self.plan, self.identity, cell, metric, parts, tuned, extra)
+
+    def emulator(
+        self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
+    ) -> dict[str, Any]:
+        """Make an offer and score its emulator."""
+
+        def compute() -> dict[str, Any]:
+            passes = [self.learned(training, seed) for training in recipe.trainings]
+            with measured(self.device) as cost:
+                offer.append(self.make_offer(recipe, seed))
+            cost["seconds"] += sum(one["seconds"] for one in passes)
+            made, record = offer[0]
+            entry = record.offers[0]
+            return {
+                **self.score(made.model), **cost, "disclosed": record.disclosed,
+                "importance": passes[0]["scores"] if passes else None,
+                "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
+                "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,
+                "bytes_middle": middle_bytes(made) / max(1, middle_bytes_full(self.model, entry)),
+            }  # fmt: skip
+
+        return self.cell({"stage": "offer", **recipe.key(seed)}, compute)
+
+    def tuned(
+        self, recipe: Recipe, method: Any, seed: int, offer: list[tuple[Offer, Record]]
+    ) -> dict[str, Any]:
+        """Tune one delta through the emulator, plug it, and score both."""
+        options = replace(self.plan.options, seed=seed)
+        key = {"stage": "tuned", **recipe.key(seed), **method_key(method, self.model)}
+
+        def compute() -> dict[str, Any]:
+            if not offer:
+                offer.append(self.make_offer(recipe, seed))
+            made, record = offer[0]
+            assert self.plan.data is not None
+            rows = self.load(self.plan.data, made.model, train=True)
+            with measured(self.device) as cost:
+                tuned = run_tune(
+                    made, rows, method, options=options, task=self.task, device=self.device
+                )
+            delta = tuned.delta
+            if self.exchange is not None and finite(tuned.model):
+                name = f"{slug(self.recipes, recipe)}-{slug(self.methods, method)}"
+                delta.save(self.exchange / f"delta-{name}-{seed}")
+                delta = Delta.load(delta.folder)  # type: ignore[arg-type]
+            return {
+                "emulator_tuned": self.score(tuned.model),
+                "plug_in": self.score(plug(self.model, delta, record)),
+                "bytes_delta": tuned.delta.bytes,
+                "trainable": tuned.trainable,
+                "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
+                "history": list(tuned.history.points),
+                **cost,
+            }
+
+        return self.cell({**key, "options": options_key(options, self.model)}, compute)
+
+    def zero_shot(self) -> dict[str, Any]:
+        """The score of the full model as it is."""
+        return self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
+
+    def full_tuned(self, seed: int) -> dict[str, Any]:
+        """The baseline: every parameter of the full model tuned on the private data."""
+        options = replace(self.plan.options, seed=seed, lr=self.plan.full_lr or 1e-3)
+        key = {"stage": "full_tuned", "options": options_key(options, self.model)}
+
+        def compute() -> dict[str, Any]:
+            model = copy.deepcopy(self.model)
+            assert self.plan.data is not None
+            rows = self.load(self.plan.data, model, train=True)
+            give_head(model, getattr(rows, "labels", ()))
+            with measured(self.device) as cost:
+                history = train(
+                    model.requires_grad_(True), rows, loss=self.task.loss, device=self.device,
+                    collate=self.task.collate, options=options, text="full fine-tuning",
+                    rates=[(head_tensors(model).values(), options.head_lr)],
+                )  # fmt: skip
+            return {**self.score(model), "history": list(history.points), **cost}
+
+        return self.cell(key, compute)
+
+    def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
+        """The offer of one recipe and seed."""
+        passes = {training: self.learned(training, seed) for training in recipe.trainings}
+        adapter: Adapter
+        if recipe.learned_blocks is not None:  # by the first pass
+            adapter = most_important(passes[recipe.trainings[0]]["scores"], recipe.learned_blocks)
+        else:
+            adapter = parse_adapter(recipe.adapter)
+        steps = [
+            replace(step, learned=passes[step.training]["folder"])
+            if isinstance(step, LayerReplace) and step.learned is None
+            else step
+            for step in recipe.steps
+        ]
+        made, record = make_offer(
+            self.model, adapter=adapter, recipe=steps, data=self.public_rows(), task=self.public,
+            processor=self.processor, seed=seed, name=Path(self.plan.model).name,
+        )  # fmt: skip
+        if self.exchange is not None:
+            folder = self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}"
+            made.save(folder)
+            record.save(f"{folder}.record.json")
+            made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
+        return made, record
+
+    def learned(self, training: Training, seed: int) -> dict[str, Any]:
+        """One LayerReplace pass per seed, which all ScaleOT recipes that train alike share.
+
+        Its seconds are counted in full for every offer that is made from it.
+        """
+        key = {"stage": "learned", "seed": seed, "training": asdict(training)}
+        folder = self.folder / "learned" / self.name(key)
+        if not folder.exists():  # the outcome without the harmonizers is of no use
+            (self.folder / "cells" / f"{self.name(key)}.json").unlink(missing_ok=True)
+
+        def compute() -> dict[str, Any]:
+            with measured(self.device) as cost:
+                split = Split((0,), len(get_blocks(self.model)))
+                frozen = self.model.requires_grad_(False)
+                context = Context(frozen, split, self.public, self.public_rows(), seed)
+                found = learn(context, training)
+            if not finite(found.harmonizers):
+                raise OffsiteError("LayerReplace diverged; give its step a lower lr or eta.")
+            if not folder.exists():
+                found.save(folder)
+            return {"scores": found.scores, **cost}
+
+        return {**self.cell(key, compute), "folder": str(folder)}
+
+    def public_rows(self) -> Any:
+        """The owner's calibration rows; None where the plan has no such data."""
+        source = self.plan.calibration
+        return source and self.load(source, self.model, train=True, task=self.public)
+
+    def load(self, source: str, model: Any, *, train: bool, task: Task | None = None) -> Any:
+        """Rows of a data set, read once for each set of classes a model may have."""
+        task = task or self.task
+        key = (task.name, source, train, labels_of(model))
+        if key not in self.rows:
+            self.rows[key] = task.load(source, self.processor, model, train=train)
+        return self.rows[key]
+
+    def score(self, model: Any) -> dict[str, Any]:
+        """The task's evaluation of a model, as JSON; a head for other classes starts fresh."""
+        rows = self.load(self.plan.eval_data, model, train=False)
+        labels = getattr(rows, "labels", ())
+        if labels and not same_classes(labels_of(model), labels):
+            model = copy.deepcopy(model)
+            give_head(model, labels)
+        if not finite(model):
+            return {"value": None}
+        result: Evaluation = self.task.evaluate(model.to(self.device), rows)
+        return asdict(result)
+
+    def cell(self, key: Mapping[str, Any], compute: Any) -> dict[str, Any]:
+        """The cached outcome for a key, computed and written on first use."""
+        path = self.folder / "cells" / f"{self.name(key)}.json"
+        if path.exists():
+            found: dict[str, Any] = read_json(path)
+        elif self.cached:
+            raise NotCached
+        else:
+            found = {"key": {**self.identity, **key}, "outcome": known(compute())}
+            found["environment"] = environment()
+            write_file(path, json.dumps(found, default=list, allow_nan=False) + "\n")
+        self.environments.append(found["environment"])
+        return found["outcome"]  # type: ignore[no-any-return]
+
+    def name(self, key: Mapping[str, Any]) -> str:
+        """The hash of everything an outcome depends on."""
+        return digest({**self.identity, **key})

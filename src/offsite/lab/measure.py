@@ -1,0 +1,84 @@
+"""What things cost: seconds, peak memory, bytes that leave."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offsite.exchange.offer import Offer
+from offsite.exchange.prompt_decoder import decoder_tensors
+from offsite.exchange.record import OfferRecord
+from offsite.files import folder_files
+from offsite.model.blocks import get_blocks
+
+
+def offer_bytes(offer: Offer) -> int:
+    """Bytes of an offer's tensors; what is tied or shared counts once."""
+    seen = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for tensor in offer.model.state_dict(keep_vars=True).values()
+    }
+    decoder = decoder_tensors(offer.model).values()
+    return sum(seen.values()) + sum(tensor.nbytes for tensor in decoder)
+
+
+def middle_bytes(offer: Offer) -> int:
+    """Bytes of what stands in the middle of an offer; what is shared counts once."""
+    adapter = offer.manifest.adapter
+    seen = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for index, block in enumerate(get_blocks(offer.model))
+        for tensor in block.state_dict(keep_vars=True).values()
+        if index not in adapter
+    }
+    return sum(seen.values())
+
+
+def middle_bytes_full(model: Any, entry: OfferRecord) -> int:
+    """Bytes of the whole middle of the model."""
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for index, block in enumerate(get_blocks(model))
+        for parameter in block.parameters()
+        if index not in entry.adapter
+    )
+
+
+class measured:
+    """Seconds and peak memory (bytes) of a block, as a dictionary filled at its end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> dict[str, float]:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            reset_peak()
+        self.start, self.cost = time.perf_counter(), {"seconds": 0.0, "memory": 0.0}
+        return self.cost
+
+    def __exit__(self, *args: object) -> None:
+        self.cost["seconds"] = time.perf_counter() - self.start
+        if self.device.type == "cuda":
+            self.cost["memory"] = float(torch.cuda.max_memory_allocated(self.device))
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            self.cost["memory"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def reset_peak() -> None:
+    """Let the process's peak memory count anew from now, where the system can: Linux."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def folder_bytes(folder: str | Path) -> int:
+    """Bytes of a flat folder's files."""
+    return sum(folder_files(folder).values())

@@ -1,0 +1,158 @@
+"""What the lab is asked to run, and what it answers: plans, recipes and rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from offsite.codec import check_seed, to_json
+from offsite.compress import parse_recipe
+from offsite.compress.scaleot.learning import Training
+from offsite.compress.scaleot.step import LayerReplace, learned_count
+from offsite.compress.step import Step
+from offsite.compress.step import plan as positions
+from offsite.errors import OffsiteError
+from offsite.exchange.prompt_decoder import give_decoder
+from offsite.model.split import make_split, parse_adapter
+from offsite.scores.scores import Scores
+from offsite.tasks import load_task, source_identity
+from offsite.tasks.task import Task
+from offsite.training.train import TrainOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One grid: ``recipes`` x ``deltas`` x ``seeds`` on one model and one task.
+
+    Attributes:
+        model: folder or hub name.
+        eval_data, data: the private data, to score on and to tune on; without the second, only the
+            zero-shot scores are computed.
+        calibration: the owner's own data, for recipes that need some; ``calibration_task`` is its
+            kind, by default that of the private data.
+        skip_bad: leave unreadable pictures out.
+        adapter: which blocks are adapter, unless a recipe says otherwise.
+        recipes: name to list of steps in JSON form, or to ``{"adapter": ..., "steps": [...]}``.
+        deltas: name to method in JSON form.
+        options: how to tune; also how the full fine-tuning baseline is trained.
+        full_lr: peak learning rate of that baseline; None for 1e-3.
+        prompt_decoder: file of the decoder that offers ship, for intrinsic prompts.
+        baseline: whether to run it at all (None in ``full_tuned`` otherwise).
+    """
+
+    model: str
+    eval_data: str
+    data: str | None = None
+    task: str = "text"
+    max_length: int = 256
+    skip_bad: bool = False
+    adapter: str = "ends:2,2"
+    calibration: str | None = None
+    calibration_task: str | None = None
+    recipes: Mapping[str, Any] = field(default_factory=dict)
+    deltas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    options: TrainOptions = field(default_factory=TrainOptions)
+    full_lr: float | None = None
+    baseline: bool = True
+    dtype: str = "float32"
+    prompt_decoder: str | None = None
+
+    def __post_init__(self) -> None:
+        for seed in self.seeds:
+            check_seed(seed)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise OffsiteError(
+                f"The seeds {', '.join(map(str, self.seeds))} hold one twice, so that a run would "
+                "count as two; give each once."
+            )
+        if self.full_lr is not None:
+            replace(self.options, lr=self.full_lr)  # refuses what is no learning rate
+
+    def tasks(self) -> tuple[Task, Task]:
+        """The kind of the private data, and of the owner's own."""
+        kind = partial(load_task, max_length=self.max_length, skip_bad=self.skip_bad)
+        return kind(self.task), kind(self.calibration_task or self.task)
+
+    def prepare(self, model: Any) -> Any:
+        """The full model with the plan's prompt decoder beside it, where there is one."""
+        if self.prompt_decoder is not None:
+            give_decoder(model, self.prompt_decoder)
+        return model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe of a plan: its steps, and the adapter it is made for.
+
+    ``adapter`` may be ``learned:COUNT``: the blocks that the recipe's LayerReplace pass finds most
+    important, as ScaleOT chooses them.
+    """
+
+    steps: tuple[Step, ...]
+    adapter: str
+
+    @classmethod
+    def of(cls, value: Any, adapter: str) -> Recipe:
+        """From the plan's form, a list of steps or ``{"adapter", "steps"}``."""
+        if isinstance(value, Mapping):
+            return cls(tuple(parse_recipe(value.get("steps"))), str(value.get("adapter", adapter)))
+        return cls(tuple(parse_recipe(value)), adapter)
+
+    @property
+    def learned_blocks(self) -> int | None:
+        """COUNT of ``learned:COUNT``, else None."""
+        return learned_count(self.adapter)
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """The LayerReplace passes that its steps need, each once, in their order."""
+        own = [s for s in self.steps if isinstance(s, LayerReplace) and s.learned is None]
+        return tuple(dict.fromkeys(step.training for step in own))
+
+    def check(self, blocks: int) -> None:
+        """Refuse an adapter, or a number of blocks to keep, that a model of so many has not."""
+        if self.learned_blocks is None:
+            middle = make_split(parse_adapter(self.adapter), blocks).middle
+            positions(self.steps, middle, 0)
+
+    def key(self, seed: int) -> dict[str, Any]:
+        """What an offer depends on."""
+        steps = [to_json(step) for step in self.steps]
+        for step in steps:
+            if step.get("learned"):  # a folder's path does not say what is in it
+                step["learned"] = source_identity(step["learned"])
+        return {"adapter": self.adapter, "recipe": steps, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the grid, with everything a table may want to show."""
+
+    model: str
+    task: str
+    recipe: str
+    delta: str
+    seed: int
+    scores: Scores
+    extra: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as one flat JSON object around the scores."""
+        names = {"model": self.model, "task": self.task, "recipe": self.recipe}
+        return {
+            **names,
+            "delta": self.delta,
+            "seed": self.seed,
+            **self.scores.to_json(),
+            **self.extra,
+        }
+
+
+def slug(named: Mapping[str, Any], value: Any) -> str:
+    """The name that a recipe or a delta has in a plan, as part of a folder's name."""
+    name = next(name for name, found in named.items() if found == value)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

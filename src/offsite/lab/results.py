@@ -1,0 +1,85 @@
+"""Plans run one after the other, and their rows written in every form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from offsite.errors import OffsiteError
+from offsite.files import write_file
+from offsite.lab.cells import plain
+from offsite.lab.checking import check_plan
+from offsite.lab.environment import merged
+from offsite.lab.lab import Lab
+from offsite.lab.plan import Plan
+from offsite.report import tables
+from offsite.report.summary import summary
+
+
+def run_plans(
+    plans: Sequence[Plan],
+    out: Path,
+    device: str | None,
+    cached: bool = False,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run plans with their cells under ``out``; ``say`` is told of every row that is done.
+
+    Returns:
+        The rows, and the environments that their cells were computed in, as one.
+    """
+    rows, environments = [], []
+    for plan in plans[1:]:  # the lab checks the first; the others are not to fail hours later
+        check_plan(plan)
+    for plan in plans:
+        lab = Lab(plan, out, device, cached=cached)
+        for row in lab.run():
+            rows.append(row.to_json())
+            plug = row.scores.plug_in
+            result = "" if plug is None else f": plug-in {plug:.4f}"
+            say(f"done  {row.task}  {row.recipe}  {row.delta}  seed {row.seed}{result}")
+        environments += lab.environments
+    return rows, merged(environments)
+
+
+def write_results(
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    command: str,
+    made_on: Mapping[str, str],
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write rows in every form under ``out``; returns what ``results.json`` holds.
+
+    Args:
+        command: what was typed to make them.
+        made_on: the environments that their cells were computed in.
+        more: further entries of ``results.json``.
+
+    Raises:
+        OffsiteError: there are no rows.
+    """
+    if not rows:
+        raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
+    result = {
+        "command": command,
+        "environment": made_on,
+        "rows": list(rows),
+        "settings": summary(rows),
+        **(more or {}),
+    }
+    write_file(out / "results.json", json.dumps(result, default=plain) + "\n")
+    write_file(out / "results.md", tables.markdown(rows))
+    write_file(out / "results.tex", tables.latex(rows))
+    write_file(out / "results.csv", tables.table_csv(rows))
+    write_file(out / "intervals.csv", tables.intervals_csv(rows))
+    return result
+
+
+def best_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a single row, where every command puts them."""
+    keys = ("scores", "metric", "higher_is_better", "recovered", "gap", "disclosed", "max_length")
+    return {key: row[key] for key in keys if key in row}

@@ -1,0 +1,218 @@
+"""The frontier: many recipes at many budgets, which of them are worth having, and one picture.
+
+Pure functions over rows as the lab writes them: ``recipe`` (a preset), ``budget``, ``seed``,
+``scores``, ``recovered``, ``gap``, ``disclosed``, ``bytes_offer``, ``bytes_model`` and the like.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from offsite.codec import to_json
+from offsite.compress.presets import Shape, make_recipe
+from offsite.errors import OffsiteError
+from offsite.report.bars import check_picture
+from offsite.scores.scores import TITLES
+
+PURPOSE = "The picture of the frontier"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe to run: a preset at a budget, and its steps as JSON."""
+
+    preset: str
+    budget: float
+    steps: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """A name for tables, such as ``"crash@0.45"``."""
+        return f"{self.preset}@{self.budget:g}"
+
+
+def grid(
+    presets: Sequence[str], budgets: Sequence[float], shape: Shape, learned: str | None = None
+) -> list[Cell]:
+    """Every preset at every budget; a recipe that two budgets share stands once.
+
+    Raises:
+        OffsiteError: an unknown preset, or a budget out of range.
+    """
+    cells: list[Cell] = []
+    for preset in presets:
+        for budget in budgets:
+            recipe = make_recipe(preset, shape, budget, learned=learned)
+            steps = tuple(to_json(step) for step in recipe)
+            if steps not in [cell.steps for cell in cells]:
+                cells.append(Cell(preset, budget, steps))
+    return cells
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recipe on the frontier, the mean over its seeds.
+
+    Attributes:
+        plug_in, emulator_tuned: in the task's metric.
+        recovered, gap: see :class:`offsite.scores.scores.Scores`; ``gap`` in the metric's unit.
+        disclosed: share of the middle's parameters that leave verbatim, 0..1.
+        size: bytes of the offer over bytes of the model.
+        seconds: to make the offer.
+        seeds: how many runs this is the mean of.
+        left_out: how many more there were whose share recovered is unknown.
+    """
+
+    recipe: str
+    budget: float | None
+    plug_in: float
+    emulator_tuned: float
+    recovered: float
+    gap: float
+    disclosed: float
+    size: float
+    seconds: float
+    seeds: int
+    left_out: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The point as a flat JSON object."""
+        return asdict(self)
+
+
+def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """Rows grouped by recipe and budget and averaged, best recovered first.
+
+    Rows without a plug-in score, a tuned-emulator score or a recovered share are left out, and
+    counted.
+    """
+    groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    every: Counter[tuple[str, float | None]] = Counter()
+    for row in rows:
+        every[row["recipe"], row.get("budget")] += 1
+        scores = row["scores"]
+        if {"plug_in", "emulator_tuned"} <= scores.keys() and row.get("recovered") is not None:
+            groups.setdefault((row["recipe"], row.get("budget")), []).append(row)
+    found = []
+    for (recipe, budget), members in groups.items():
+
+        def mean(key: str, members: Sequence[Mapping[str, Any]] = members) -> float:
+            return sum(float(m["scores"].get(key, m.get(key, 0.0))) for m in members) / len(members)
+
+        found.append(
+            Point(
+                recipe,
+                budget,
+                mean("plug_in"),
+                mean("emulator_tuned"),
+                mean("recovered"),
+                mean("gap"),
+                mean("disclosed"),
+                mean("bytes_offer") / mean("bytes_model"),
+                mean("seconds_offer"),
+                len(members),
+                every[recipe, budget] - len(members),
+            )
+        )
+    return sorted(found, key=lambda point: -point.recovered)
+
+
+def left_out(found: Sequence[Point]) -> list[str]:
+    """A sentence for every point that is the mean of some of its seeds only."""
+    return [
+        f"{point.recipe}: the mean of {point.seeds} of {point.seeds + point.left_out} runs; in the "
+        "others full fine-tuning gained nothing, or a run diverged."
+        for point in found
+        if point.left_out
+    ]
+
+
+def front(found: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in recovered share and gap at once, best recovered first."""
+    best: list[Point] = []
+    for point in sorted(found, key=lambda p: (-p.recovered, -p.gap)):
+        if not best or point.gap > best[-1].gap:
+            best.append(point)
+    return best
+
+
+def choose(found: Sequence[Point], recovered: float, size: float = 1.0) -> Point:
+    """An owner's wish: the largest gap with at least ``recovered`` and at most ``size`` bytes.
+
+    Args:
+        found: the candidates.
+        recovered: share of full fine-tuning's gain, such as 0.95.
+        size: bytes of the offer over bytes of the model, such as 0.6.
+
+    Raises:
+        OffsiteError: nothing meets it; the message names what comes nearest.
+    """
+    small = [point for point in found if point.size <= size]
+    good = [point for point in small if point.recovered >= recovered]
+    if good:
+        return max(good, key=lambda point: (point.gap, point.recovered))
+    if not small:
+        least = min((point.size for point in found), default=1.0)
+        raise OffsiteError(
+            f"No recipe of the sweep makes an offer of at most {size:.0%} of the model; the "
+            f"smallest takes {least:.0%}, so allow more bytes or add smaller budgets."
+        )
+    nearest = max(small, key=lambda point: point.recovered)
+    raise OffsiteError(
+        f"No recipe recovers {recovered:.0%} within {size:.0%} of the model's bytes; the nearest "
+        f"is {nearest.recipe} with {nearest.recovered:.1%}, so ask for less or allow more bytes."
+    )
+
+
+def draw(found: Sequence[Point], path: str | Path, *, higher_is_better: bool, metric: str) -> None:
+    """Plug-in score against tuned-emulator score; marker area is the size of the offer.
+
+    Up is better for both sides, left is better for the owner; the dashed diagonal is a gap of zero
+    and the line through the ringed points is the front; its points are named.
+
+    Args:
+        found: what :func:`points` gave; at least one.
+        path: where to write, by its suffix ``.png``, ``.svg`` or ``.pdf``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OffsiteError: no point to draw.
+    """
+    check_picture(path, PURPOSE)
+    from matplotlib.figure import Figure
+
+    if not found:
+        raise OffsiteError("There is no finished run to draw; run the sweep first.")
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for recipe in dict.fromkeys(point.recipe.split("@")[0] for point in found):
+        group = [point for point in found if point.recipe.split("@")[0] == recipe]
+        axes.scatter(
+            [p.emulator_tuned for p in group],
+            [p.plug_in for p in group],
+            s=[30 + 400 * p.size for p in group],
+            alpha=0.65,
+            label=recipe,
+        )
+    best = front(found)
+    x, y = [p.emulator_tuned for p in best], [p.plug_in for p in best]
+    axes.plot(x, y, color="black", linewidth=1, marker="o", markerfacecolor="none", markersize=4)
+    for point in best:
+        at = (point.emulator_tuned, point.plug_in)
+        axes.annotate(
+            point.recipe, at, (-8, 10), textcoords="offset points", fontsize=7, ha="right"
+        )
+    values = [v for p in found for v in (p.emulator_tuned, p.plug_in)]
+    low, high = min(values), max(values)
+    axes.plot([low, high], [low, high], color="grey", linestyle="dashed", linewidth=1)
+    if not higher_is_better:
+        axes.invert_xaxis()
+        axes.invert_yaxis()
+    axes.set_xlabel(f"{TITLES['emulator_tuned']} ({metric})")
+    axes.set_ylabel(f"{TITLES['plug_in']} ({metric})")
+    axes.legend(frameon=False, fontsize=8, markerscale=0.6)
+    figure.savefig(path, dpi=150)

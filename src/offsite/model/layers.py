@@ -1,0 +1,293 @@
+"""The allow-list of layers an emulator may hold beside the family's own.
+
+An offer names them in its manifest by kind and size; the data owner's side rebuilds them from this
+file and from nothing else, so no code ever travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from offsite.errors import OffsiteError
+from offsite.model.blocks import block_path, get_blocks
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class HarmonizerSpec(_Spec):
+    """A whole block replaced by ``x + up(relu(down(x)))``; ``tuple`` for families like BLOOM."""
+
+    kind: Literal["harmonizer"] = "harmonizer"
+    hidden: Size
+    rank: Size
+    tuple: bool = False
+
+
+class LowRankSpec(_Spec):
+    """A linear layer as the product of two thin ones."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    inputs: Size
+    outputs: Size
+    rank: Size
+    bias: bool
+
+
+class LinearSpec(_Spec):
+    """A plain linear layer of another size than the family's configuration says."""
+
+    kind: Literal["linear", "conv1d"] = "linear"
+    inputs: Size
+    outputs: Size
+    bias: bool
+
+
+class QuantisedSpec(_Spec):
+    """A linear layer with weights in 4 or 8 bits and one scale per group of inputs."""
+
+    kind: Literal["quantised"] = "quantised"
+    inputs: Size
+    outputs: Size
+    bits: Literal[4, 8]
+    group: Size
+    bias: bool
+
+
+Spec = Annotated[
+    HarmonizerSpec | LowRankSpec | LinearSpec | QuantisedSpec, Field(discriminator="kind")
+]
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A layer of this file: it can say how to build an empty one of its kind and size."""
+
+    @property
+    def spec(self) -> Any: ...
+
+
+class Harmonizer(GradientCheckpointingLayer):
+    """``x + W_up relu(W_down x)``, ``W_up`` zero at the start (ScaleOT, arXiv 2412.09812).
+
+    Stands in the block list; shapes ``(batch, length, hidden)`` in and out, in any floating dtype:
+    it computes in that of its own weights. It keeps no key/value cache, so it must not be the first
+    block of a model, nor the first of its kind of attention.
+    """
+
+    def __init__(self, hidden: int, rank: int, returns_tuple: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden, rank, bias=False)
+        self.up = nn.Linear(rank, hidden, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.returns_tuple = returns_tuple
+
+    @property
+    def spec(self) -> HarmonizerSpec:
+        return HarmonizerSpec(
+            hidden=self.down.in_features, rank=self.down.out_features, tuple=self.returns_tuple
+        )
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        change = self.up(torch.relu(self.down(hidden_states.to(self.up.weight.dtype))))
+        output = hidden_states + change.to(hidden_states.dtype)
+        return (output, None) if self.returns_tuple else output
+
+
+class LowRankLinear(nn.Module):
+    """``y = up(down(x)) + bias`` with ``up`` of shape (outputs, rank), ``down`` (rank, inputs).
+
+    Either factor may be quantised in its turn; the manifest then names it beside this layer.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.rank = inputs, outputs, rank
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=bias)
+
+    @property
+    def spec(self) -> LowRankSpec:
+        bias = self.up.bias is not None
+        return LowRankSpec(inputs=self.inputs, outputs=self.outputs, rank=self.rank, bias=bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(inputs))
+
+
+class QuantisedLinear(nn.Module):
+    """Weight-only integer linear layer, symmetric round-to-nearest per group of inputs.
+
+    ``codes`` is int8 of shape (outputs, inputs) at 8 bits, or uint8 of (outputs, inputs / 2) at 4
+    bits (even input in the low nibble, stored plus 8); ``scales`` is (outputs, inputs / group).
+    Both are frozen buffers; activations stay in their own dtype.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool) -> None:
+        super().__init__()
+        if inputs % group or (bits == 4 and inputs % 2):
+            raise OffsiteError(
+                f"A group of {group} does not divide {inputs} inputs; choose a divisor."
+            )
+        self.inputs, self.outputs, self.bits, self.group = inputs, outputs, bits, group
+        width, dtype = (inputs, torch.int8) if bits == 8 else (inputs // 2, torch.uint8)
+        self.register_buffer("codes", torch.zeros(outputs, width, dtype=dtype))
+        self.register_buffer("scales", torch.ones(outputs, inputs // group))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    @property
+    def spec(self) -> QuantisedSpec:
+        return QuantisedSpec(
+            inputs=self.inputs,
+            outputs=self.outputs,
+            bits=self.bits,  # type: ignore[arg-type]
+            group=self.group,
+            bias=self.bias is not None,
+        )
+
+    def store(self, weight: torch.Tensor) -> None:
+        """Quantise a float weight of shape (outputs, inputs) into this layer."""
+        top = 2 ** (self.bits - 1) - 1
+        groups = weight.detach().float().view(self.outputs, -1, self.group)
+        scales = groups.abs().amax(-1).clamp_min(1e-12) / top
+        codes = (groups / scales[..., None]).round().clamp(-top, top).view(self.outputs, -1)
+        codes = codes.to(torch.int8)
+        if self.bits == 4:
+            nibbles = (codes + 8).to(torch.uint8)
+            codes = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+        self.codes, self.scales = codes, scales.to(weight.dtype)
+
+    def weight(self) -> torch.Tensor:
+        """The weight it stands for, (outputs, inputs), in the dtype of the scales."""
+        codes = self.codes
+        if self.bits == 4:
+            pair = torch.stack((codes & 15, codes >> 4), dim=-1)
+            codes = pair.view(self.outputs, self.inputs).to(torch.int8) - 8
+        groups = codes.view(self.outputs, -1, self.group).to(self.scales.dtype)
+        return (groups * self.scales[..., None]).view(self.outputs, self.inputs)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.weight().to(inputs.dtype), self.bias)
+
+
+def build(spec: Any) -> nn.Module:
+    """An empty layer of a spec; its tensors are filled by ``load_state_dict``."""
+    if isinstance(spec, HarmonizerSpec):
+        return Harmonizer(spec.hidden, spec.rank, spec.tuple)
+    if isinstance(spec, LowRankSpec):
+        return LowRankLinear(spec.inputs, spec.outputs, spec.rank, spec.bias)
+    if isinstance(spec, QuantisedSpec):
+        return QuantisedLinear(spec.inputs, spec.outputs, spec.bits, spec.group, spec.bias)
+    if spec.kind == "conv1d":
+        return Conv1D(spec.outputs, spec.inputs)
+    return nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
+
+
+def linear_spec(layer: nn.Module) -> LinearSpec | None:
+    """The spec of a plain ``nn.Linear`` or GPT-2 ``Conv1D``, else None."""
+    if isinstance(layer, Conv1D):
+        return LinearSpec(kind="conv1d", inputs=layer.nx, outputs=layer.nf, bias=True)
+    if isinstance(layer, nn.Linear):
+        return LinearSpec(
+            inputs=layer.in_features, outputs=layer.out_features, bias=layer.bias is not None
+        )
+    return None
+
+
+def find_specs(model: nn.Module, family: nn.Module) -> dict[str, Any]:
+    """Which modules of ``model`` differ from the untouched ``family`` model of its configuration.
+
+    Args:
+        model: an emulator with its adapter.
+        family: the (meta) model that the same configuration gives.
+
+    Returns:
+        Module name to spec; empty when the emulator holds only the family's own blocks.
+    """
+    specs: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Described):
+            specs[name] = module.spec
+        elif (spec := linear_spec(module)) and not name.startswith(tuple(f"{n}." for n in specs)):
+            original = linear_spec(same_module(family, name))
+            specs |= {name: spec} if spec != original else {}
+    return specs
+
+
+def same_module(family: nn.Module, name: str) -> nn.Module:
+    """A module of a family by name.
+
+    Raises:
+        OffsiteError: the family builds another kind of block at that place.
+    """
+    try:
+        return family.get_submodule(name)
+    except AttributeError as error:
+        raise OffsiteError(
+            f"'{name}' is no part of the block that this family builds at that place: its blocks "
+            "differ by position and cannot move, so keep the whole middle."
+        ) from error
+
+
+def find_shared(model: nn.Module) -> dict[int, int]:
+    """Blocks that share all tensors of an earlier one: index to index of the first."""
+    first: dict[tuple[int, ...], int] = {}
+    shared = {}
+    for index, block in enumerate(get_blocks(model)):
+        key = tuple(id(tensor) for tensor in (*block.parameters(), *block.buffers()))
+        if key in first:
+            shared[index] = first[key]
+        elif key:
+            first[key] = index
+    return shared
+
+
+def rebuild(model: nn.Module, specs: Mapping[str, Any]) -> None:
+    """Put empty layers of the allow-list where an offer's manifest says, in place.
+
+    They are built on the meta device, so a size in a manifest costs no memory before the offer's
+    tensors are there to fill it.
+
+    Raises:
+        OffsiteError: a name that is not in the model's block list.
+    """
+    path = block_path(model)
+    for name, spec in specs.items():
+        parent, _, leaf = name.rpartition(".")
+        try:
+            model.get_submodule(name)
+        except AttributeError as error:
+            raise OffsiteError(f"The offer replaces '{name}', which its model lacks.") from error
+        if not name.startswith(f"{path}."):
+            raise OffsiteError(f"The offer replaces '{name}', which is not part of a block.")
+        with torch.device("meta"):
+            setattr(model.get_submodule(parent), leaf, build(spec))
+
+
+def share(model: nn.Module, shared: Mapping[int, int]) -> None:
+    """Let blocks use the tensors of earlier blocks by reference, in place (CRaSh's sharing).
+
+    Raises:
+        OffsiteError: indices out of range or not pointing back.
+    """
+    blocks = get_blocks(model)
+    for index, first in shared.items():
+        if not 0 <= first < index < len(blocks):
+            raise OffsiteError(f"The offer shares block {index} with {first}, which is impossible.")
+        for name, tensor in (*blocks[first].named_parameters(), *blocks[first].named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            setattr(blocks[index].get_submodule(owner), leaf, tensor)

@@ -1,0 +1,152 @@
+"""Which blocks are adapter, which are middle; and joining them again.
+
+The *adapter* blocks are tuned and travel; they may be any set. The *middle* is every other block,
+and what stands in its place in an emulator is a :class:`Middle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from offsite.errors import OffsiteError
+from offsite.model.blocks import assemble, get_blocks
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The adapter blocks of a model of ``total`` blocks, as ascending positions."""
+
+    adapter: tuple[int, ...]
+    total: int
+
+    def __post_init__(self) -> None:
+        bad = [i for i in self.adapter if not 0 <= i < self.total]
+        if bad:
+            raise OffsiteError(
+                f"Adapter block {bad[0]} is out of range: the model has {self.total} blocks, "
+                f"so use positions 0 to {self.total - 1}."
+            )
+        if len(set(self.adapter)) < len(self.adapter):
+            raise OffsiteError(f"The adapter names a block twice: {list(self.adapter)}.")
+        if not self.adapter or len(self.adapter) == self.total:
+            raise OffsiteError(
+                f"An adapter of {len(self.adapter)} of {self.total} blocks leaves no "
+                f"{'middle' if self.adapter else 'adapter'}; choose 1 to {self.total - 1}."
+            )
+        object.__setattr__(self, "adapter", tuple(sorted(self.adapter)))
+
+    @property
+    def middle(self) -> tuple[int, ...]:
+        """The positions of the middle blocks, ascending."""
+        return tuple(i for i in range(self.total) if i not in self.adapter)
+
+    @property
+    def segments(self) -> tuple[tuple[int, ...], ...]:
+        """The middle as maximal runs of consecutive positions (one run for a classic adapter)."""
+        runs: list[list[int]] = []
+        for i in self.middle:
+            if runs and runs[-1][-1] == i - 1:
+                runs[-1].append(i)
+            else:
+                runs.append([i])
+        return tuple(tuple(run) for run in runs)
+
+
+@dataclass(frozen=True)
+class ends:
+    """The classic adapter: the first ``first`` and the last ``last`` blocks."""
+
+    first: int
+    last: int
+
+    def __call__(self, total: int) -> Split:
+        if self.first < 0 or self.last < 0:
+            raise OffsiteError(f"ends:{self.first},{self.last} is negative; use two counts from 0.")
+        if self.first + self.last >= total:
+            raise OffsiteError(
+                f"ends:{self.first},{self.last} takes {self.first + self.last} of {total} blocks "
+                f"and leaves no middle; take at most {total - 1} in all."
+            )
+        return Split((*range(self.first), *range(total - self.last, total)), total)
+
+
+Adapter = Callable[[int], Split] | Sequence[int]
+
+
+def make_split(adapter: Adapter, total: int) -> Split:
+    """The split of a model of ``total`` blocks by a rule (``ends(2, 2)``) or explicit positions."""
+    return adapter(total) if callable(adapter) else Split(tuple(adapter), total)
+
+
+def parse_adapter(text: str) -> Adapter:
+    """Read the command line's ``ends:2,2`` or ``0,5,18,23``.
+
+    Raises:
+        OffsiteError: any other form.
+    """
+    kind, _, rest = text.rpartition(":")
+    try:
+        numbers = tuple(int(part) for part in rest.split(","))
+    except ValueError:
+        numbers = ()
+    if kind == "ends" and len(numbers) == 2:
+        return ends(*numbers)
+    if kind == "" and numbers:
+        return numbers
+    raise OffsiteError(
+        f"'{text}' is no adapter; write ends:FIRST,LAST or block positions such as 0,5,23."
+    )
+
+
+@dataclass(frozen=True)
+class Middle:
+    """What stands where the middle was.
+
+    Attributes:
+        blocks: the standing modules, in order, each mapping hidden states to hidden states of the
+            same size. They may share parameters with the full model and with each other; whoever
+            changes a parameter replaces it by a copy first.
+        positions: for each, the position in the full model at which it stands, ascending.
+    """
+
+    blocks: tuple[nn.Module, ...]
+    positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.blocks) == len(self.positions)
+        assert list(self.positions) == sorted(set(self.positions))
+
+    def between(self, segment: Sequence[int]) -> tuple[nn.Module, ...]:
+        """The standing blocks whose positions lie in ``segment``."""
+        return tuple(b for b, p in zip(self.blocks, self.positions, strict=True) if p in segment)
+
+
+def whole_middle(model: nn.Module, split: Split) -> Middle:
+    """The untouched middle of a model."""
+    blocks = get_blocks(model)
+    return Middle(tuple(blocks[i] for i in split.middle), split.middle)
+
+
+def places(split: Split, positions: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Full-model positions in emulator order, and where the adapter blocks fall among them."""
+    order = tuple(sorted((*split.adapter, *positions)))
+    return order, tuple(i for i, position in enumerate(order) if position in split.adapter)
+
+
+def join(model: Module, split: Split, middle: Middle) -> tuple[Module, tuple[int, ...]]:
+    """Put the adapter blocks back around a middle.
+
+    Returns:
+        A model of the same family (sharing tensors with ``model``), and the positions of the
+        adapter blocks in it. With the whole middle its logits are bit-equal to the model's.
+    """
+    order, adapter = places(split, middle.positions)
+    full, standing = get_blocks(model), dict(zip(middle.positions, middle.blocks, strict=True))
+    blocks = [full[p] if p in split.adapter else standing[p] for p in order]
+    return assemble(model, blocks, order), adapter

@@ -1,0 +1,261 @@
+"""The model owner's side: make an offer, plug a delta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.codec import to_json
+from offsite.compress.step import Context, Step, compress, plan
+from offsite.exchange.contract import make_contract
+from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import OfferManifest, check_name, new_id, now, tool_versions
+from offsite.exchange.offer import Offer, load_processor
+from offsite.exchange.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
+from offsite.exchange.record import OfferRecord, Record
+from offsite.model.blocks import block_path, get_blocks
+from offsite.model.checkpoint import (
+    build_skeleton,
+    checkpoint_fingerprint,
+    load_model,
+    model_config,
+    pick_device,
+)
+from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
+from offsite.model.stored import model_fingerprint
+from offsite.owner.disclosure import disclosed_tensors
+from offsite.owner.plugging import attach_delta
+from offsite.tasks import data_identity, source_identity, task_identity
+from offsite.tasks.task import Task
+from offsite.tasks.text.causal import CausalText
+from offsite.training.resume import same_run
+
+
+def make_offer(
+    model: str | Path | nn.Module,
+    *,
+    adapter: Adapter = ends(2, 2),  # noqa: B008 (frozen)
+    recipe: Sequence[Step] = (),
+    data: Any = None,
+    task: Task | None = None,
+    processor: Any = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    name: str | None = None,
+    expires: datetime | None = None,
+    prompt_decoder: Decoder | None = None,
+    work: Path | None = None,
+    resume: bool = False,
+) -> tuple[Offer, Record]:
+    """Cut a model and compress its middle.
+
+    Args:
+        model: folder, hub name, or a transformers model in memory, whose weights stay as they are
+            and are shared with the offer; it is frozen and put in evaluation mode. From a folder, a
+            recipe that only drops blocks reads only the blocks it keeps.
+        adapter: a rule such as ``ends(2, 2)`` or the positions themselves.
+        recipe: compression steps, applied in order to the middle; none ships the middle whole.
+        data: the owner's calibration data (a path, or rows the task made), where a step needs it.
+        task: what kind of data; plain text by default.
+        processor: tokenizer or image processor; read from ``model`` when that is a path.
+        dtype: dtype to compress a checkpoint in; None for float32. A model in memory is compressed
+            in its own. The offer keeps the dtype that the weights came in.
+        name: what the manifest calls the model; by default the last part of its path.
+        work, resume: folder of what a long step needs to be resumed, and whether to.
+        prompt_decoder: what :func:`offsite.learn_decoder` returned, or its file, to ship for
+            intrinsic prompts; by default the one beside the model, if any.
+
+    Returns:
+        The offer, and the private record without which no delta can be plugged.
+
+    Raises:
+        OffsiteError: a split, recipe or data set that cannot work with this model.
+    """
+    task = task or CausalText()
+    check_name(name)
+    source = model if isinstance(model, (str, Path)) else None
+    if source is not None:
+        processor = processor or load_processor(source, task.name)
+        cut = _cut_checkpoint(source, adapter, recipe, seed, task, dtype)
+    else:
+        assert isinstance(model, nn.Module)
+        cut = _cut_module(model, adapter)
+    if cut.rest:
+        target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
+        full = cut.model.to(target).eval()
+        run = {"model": cut.fingerprint, "adapter": cut.split.adapter, "seed": seed}
+        run |= {"recipe": [to_json(step) for step in recipe], "task": task_identity(task)}
+        learned = [path for step in recipe if (path := getattr(step, "learned", None))]
+        run |= {"learned": [source_identity(path) for path in learned], "dtype": str(dtype)}
+        run |= {"data": None if data is None or work is None else data_identity(data)}
+        if data is not None and isinstance(data, (str, Path)):
+            data = task.load(data, processor, full, train=True)
+        context = Context(full, cut.split, task, data, seed, work, resume)
+        with same_run(work, run, resume):
+            middle = compress(recipe, context, cut.middle)
+        full.requires_grad_(False)
+        emulator, positions = join(full, cut.split, middle)
+        disclosed = disclosed_tensors(get_blocks(full), middle, cut.native)
+    else:
+        emulator, middle = cut.model, cut.middle
+        positions = places(cut.split, middle.positions)[1]
+        disclosed = {
+            f"{p}.{name}": tensor.numel()
+            for p, block in zip(middle.positions, middle.blocks, strict=True)
+            for name, tensor in block.named_parameters()
+        }
+    emulator = emulator.to(cut.native)
+    if prompt_decoder is not None:
+        give_decoder(emulator, prompt_decoder)
+    decoder = decoder_tensors(emulator)
+    label = name or (Path(source).resolve().name if source is not None else type(model).__name__)
+    path = block_path(emulator)
+    contract = make_contract(emulator, path, positions)
+    manifest = OfferManifest(
+        id=new_id(),
+        created=now(),
+        expires=expires,
+        model_name=label,
+        task=task.name,
+        block_path=path,
+        adapter=positions,
+        files={},
+        tensors={},
+        tools=tool_versions(),
+        fingerprint=cut.fingerprint,
+        contract=contract,
+    )
+    entry = OfferRecord(
+        offer=manifest.id,
+        created=manifest.created,
+        adapter=cut.split.adapter,
+        emulator_adapter=positions,
+        middle=middle.positions,
+        total=cut.split.total,
+        recipe=[to_json(step) for step in recipe],
+        seed=seed,
+        contract=contract,
+        disclosed_tensors=disclosed,
+        prompt_decoder=decoder_hash(decoder) if decoder else None,
+    )
+    record = Record(
+        fingerprint=cut.fingerprint,
+        model_name=label,
+        auto_class=task.auto_class,
+        block_path=path,
+        middle_parameters=cut.middle_parameters,
+        model_bytes=cut.model_bytes,
+        offers=(entry,),
+    )
+    return Offer(emulator, manifest, processor), record
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A model cut in two, before compression; ``rest`` when steps remain that need the whole."""
+
+    model: Any
+    split: Split
+    middle: Middle
+    rest: bool
+    native: torch.dtype
+    fingerprint: str
+    middle_parameters: int
+    model_bytes: int
+
+
+def _sizes(skeleton: nn.Module, split: Split, native: torch.dtype) -> tuple[int, int]:
+    """Parameters of the middle, and bytes of the whole model."""
+    blocks = get_blocks(skeleton)
+    middle = sum(p.numel() for i in split.middle for p in blocks[i].parameters())
+    return middle, sum(p.numel() for p in skeleton.parameters()) * native.itemsize
+
+
+def _cut_checkpoint(
+    source: str | Path,
+    adapter: Adapter,
+    recipe: Sequence[Step],
+    seed: int,
+    task: Task,
+    dtype: torch.dtype | None,
+) -> _Cut:
+    skeleton = build_skeleton(model_config(source, task.auto_class), task.auto_class)
+    split = make_split(adapter, len(get_blocks(skeleton)))
+    kept = plan(recipe, split.middle, seed)
+    planned = recipe_is_planned(recipe, split.middle, seed)
+    order = places(split, kept)[0]
+    model = load_model(source, task.auto_class, keep=order if planned else None)
+    native = next(model.parameters()).dtype
+    if not planned:
+        model = model.to(dtype or torch.float32)
+    blocks = get_blocks(model)
+    middle = (
+        Middle(tuple(blocks[order.index(p)] for p in kept), kept)
+        if planned
+        else whole_middle(model, split)
+    )
+    print_ = checkpoint_fingerprint(source, task.auto_class)
+    return _Cut(model, split, middle, not planned, native, print_, *_sizes(skeleton, split, native))
+
+
+def recipe_is_planned(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> bool:
+    """Whether every step of a recipe chooses blocks without reading weights."""
+    for step in recipe:
+        chosen = getattr(step, "plan", lambda *_: None)(positions, seed)
+        if chosen is None:
+            return False
+        positions = chosen
+    return True
+
+
+def _cut_module(model: nn.Module, adapter: Adapter) -> _Cut:
+    split = make_split(adapter, len(get_blocks(model)))
+    native = next(model.parameters()).dtype
+    return _Cut(
+        model, split, whole_middle(model, split), True, native, model_fingerprint(model),
+        *_sizes(model, split, native),
+    )  # fmt: skip
+
+
+def _device_of(model: nn.Module, source: object) -> torch.device:
+    return pick_device() if source is not None else next(model.parameters()).device
+
+
+def plug(
+    model: str | Path | nn.Module,
+    delta: Delta,
+    record: Record,
+    *,
+    prompt_decoder: Decoder | None = None,
+) -> Any:
+    """Put a delta into the full model.
+
+    Args:
+        model: the full model: folder, hub name, or in memory. One in memory keeps its weights and
+            shares them, adapter blocks apart; it is frozen and put in evaluation mode.
+        delta: as loaded by :meth:`Delta.load`.
+        record: the private record that was made with the offer.
+        prompt_decoder: the one that was shipped, for an intrinsic prompt.
+
+    Returns:
+        The tuned model, plain where the method merges and with its modules attached where it does
+        not. Merging is done in float32 and rounded to the model's dtype; an untrained delta gives
+        the model back bit for bit.
+
+    Raises:
+        OffsiteError: another model, another offer, or a delta that breaks the return contract; all
+            of that is checked before a tensor of the delta is read, finiteness and norm after.
+    """
+    runner, method, full = attach_delta(model, delta, record, prompt_decoder)
+    plugged = method.merge(runner) if method.merges else runner
+    dtype = next(full.parameters()).dtype
+    for index in record.find(delta.manifest.parent).adapter:
+        get_blocks(plugged)[index].to(dtype)
+    return plugged.eval()

@@ -1,0 +1,238 @@
+"""A delta in its place in the full model: checked against its contract, attached, or kept apart."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from offsite.codec import require, to_json
+from offsite.deltas import IntrinsicPrompt, parse_method
+from offsite.deltas.method import Method
+from offsite.errors import OffsiteError
+from offsite.exchange.contract import (
+    check_contract,
+    check_entries,
+    check_norm,
+    check_prompt_decoder,
+)
+from offsite.exchange.delta import HEAD, PEFT_CONFIG, PEFT_WEIGHTS, Delta
+from offsite.exchange.manifest import Sha256
+from offsite.exchange.prompt_decoder import Decoder, decoder_tensors, give_decoder
+from offsite.exchange.record import Record
+from offsite.files import new_folder, read_json, write_file
+from offsite.model.blocks import assemble, get_blocks, rename_blocks
+from offsite.model.checkpoint import build_skeleton, load_model
+from offsite.model.heads import give_head, head_tensors, set_head
+from offsite.model.stored import model_fingerprint
+from offsite.model.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
+
+MANIFEST, WEIGHTS = "plugged.json", "plugged.safetensors"
+TUNED = "offsite.json"  # beside a model that a delta was merged into: which, and what it changed
+
+
+def attach_delta(
+    model: str | Path | nn.Module,
+    delta: Delta,
+    record: Record,
+    prompt_decoder: Decoder | None = None,
+) -> tuple[nn.Module, Method, nn.Module]:
+    """Check a delta and attach it, unmerged, to a copy of the full model's adapter blocks.
+
+    Returns:
+        The model with the delta attached, the method, and the untouched full model.
+    """
+    entry = record.find(delta.manifest.parent)
+    if isinstance(model, (str, Path)):
+        model = load_model(model, record.auto_class)
+    assert isinstance(model, nn.Module)
+    if model_fingerprint(model) != record.fingerprint:
+        raise OffsiteError(
+            f"This is not the model that the record was made for ('{record.model_name}'); plug the "
+            "delta into exactly the weights the offer was cut from."
+        )
+    check_contract(delta, entry)
+    method = parse_method(delta.manifest.method)
+    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
+    path = record.block_path
+    head = delta.manifest.head
+    rest = {name: e for name, e in delta.manifest.tensors.items() if name not in head}
+    given = rename_blocks(rest, path, mapping)
+    plain = apart(model, entry.adapter)
+    skeleton = build_skeleton(model.config, record.auto_class)
+    if prompt_decoder is not None:
+        give_decoder(plain, prompt_decoder)
+    if isinstance(method, IntrinsicPrompt):
+        check_prompt_decoder(plain, entry)
+        give_decoder(skeleton, decoder_tensors(plain))
+    for place in (skeleton, plain):  # what is too large fails first where it takes no memory
+        give_head(place, delta.manifest.labels)
+        runner = method.attach(place, entry.adapter)
+        check_entries(given, method.expected(runner, given))
+    tensors = delta.values()
+    check_norm(tensors, entry.contract)
+    own = {name: value for name, value in tensors.items() if name not in head}
+    method.load(runner, rename_blocks(own, path, mapping))
+    set_head(head_tensors(plain), {name: tensors[name] for name in head})
+    runner.requires_grad_(False)
+    return runner.eval(), method, model
+
+
+def apart(model: nn.Module, adapter: Sequence[int]) -> nn.Module:
+    """A model over the same tensors but for adapter blocks of its own, in float32."""
+    blocks = [
+        copy.deepcopy(block).float() if index in adapter else block
+        for index, block in enumerate(get_blocks(model))
+    ]
+    return assemble(model, blocks, range(len(blocks)))
+
+
+class PluggedManifest(BaseModel):
+    """What ``plugged.json`` says: which model, which blocks of it, which method, which tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["plugged"] = "plugged"
+    schema_version: Literal[1] = 1
+    fingerprint: Sha256
+    method: dict[str, Any]
+    adapter: tuple[int, ...]
+    tensors: dict[str, TensorEntry]
+    head: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plugged:
+    """A delta in its place in the full model: tensors under the full model's names.
+
+    Attributes:
+        method: how it was tuned.
+        adapter: positions of its blocks in the full model.
+        tensors: its numbers.
+        fingerprint: of the full model.
+        peft_config: the text of ``adapter_config.json`` where peft has the method.
+        head: names of the tensors that are a classifier head; ``labels`` are its classes.
+    """
+
+    method: Method
+    adapter: tuple[int, ...]
+    tensors: dict[str, torch.Tensor]
+    fingerprint: str
+    peft_config: str | None = None
+    head: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> dict[str, torch.Tensor]:
+        """The method's own numbers, without a head."""
+        return {name: value for name, value in self.tensors.items() if name not in self.head}
+
+    @property
+    def head_values(self) -> dict[str, torch.Tensor]:
+        """The classifier head, if one came along.
+
+        Raises:
+            OffsiteError: a name that is not among the tensors.
+        """
+        known = set(self.head) <= set(self.tensors)
+        require(known, "The delta names a head that is not among its tensors; plug it anew.")
+        return {name: self.tensors[name] for name in self.head}
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder for :func:`load_plugged`; where peft has the method, peft opens it too.
+
+        Raises:
+            OffsiteError: the folder exists.
+        """
+        with new_folder(folder) as partial:
+            save_tensors(self.own, partial / (PEFT_WEIGHTS if self.peft_config else WEIGHTS))
+            if self.head:
+                save_tensors(self.head_values, partial / HEAD)
+            if self.peft_config:
+                write_file(partial / PEFT_CONFIG, self.peft_config)
+            manifest = PluggedManifest(
+                fingerprint=self.fingerprint,
+                method=to_json(self.method),
+                adapter=self.adapter,
+                tensors=describe(self.tensors),
+                head=self.head,
+                labels=self.labels,
+            )
+            write_file(partial / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Plugged:
+        """Read a folder that :meth:`save` wrote.
+
+        Raises:
+            OffsiteError: no such folder, or tensors other than it declares.
+        """
+        folder = Path(folder)
+        require(
+            (folder / MANIFEST).is_file(),
+            f"'{folder}' has no {MANIFEST}; make one with: offsite plug --as-adapter.",
+        )
+        path = folder / MANIFEST
+        manifest: PluggedManifest = parse(PluggedManifest, read_json(path), path)
+        tensors = load_tensors(sorted(folder.glob("*.safetensors")), manifest.tensors)
+        config = folder / PEFT_CONFIG
+        return cls(
+            parse_method(manifest.method),
+            manifest.adapter,
+            tensors,
+            manifest.fingerprint,
+            config.read_text(encoding="utf-8") if config.is_file() else None,
+            manifest.head,
+            manifest.labels,
+        )
+
+
+def place(
+    model: str | Path | nn.Module,
+    delta: Delta,
+    record: Record,
+    *,
+    prompt_decoder: Decoder | None = None,
+) -> Plugged:
+    """Check a delta like :func:`offsite.owner.offering.plug` and keep it apart from the model.
+
+    An intrinsic prompt is kept as the plain prompt it decodes to, so serving needs no decoder.
+
+    Raises:
+        OffsiteError: see :func:`offsite.owner.offering.plug`.
+    """
+    runner, method, _ = attach_delta(model, delta, record, prompt_decoder)
+    entry, manifest = record.find(delta.manifest.parent), delta.manifest
+    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
+    tensors = rename_blocks(delta.values(), record.block_path, mapping)
+    if isinstance(method, IntrinsicPrompt):
+        method, tensors = method.decoded(runner)
+    return Plugged(
+        method, entry.adapter, tensors, record.fingerprint, method.peft_config(runner),
+        manifest.head, manifest.labels,
+    )  # fmt: skip
+
+
+def write_note(folder: Path, delta: str, before: nn.Module, after: nn.Module) -> None:
+    """Say beside a merged model which delta it holds, and which parameters that changed."""
+    note = {"kind": "tuned", "delta": delta, "tuned": sorted(tuned_names(before, after))}
+    write_file(folder / TUNED, json.dumps(note, indent=1) + "\n")
+
+
+def tuned_names(before: nn.Module, after: nn.Module) -> set[str]:
+    """Names of the parameters of ``after`` that ``before`` lacks or has with other values."""
+    old = dict(before.named_parameters())
+    return {
+        name
+        for name, value in after.named_parameters()
+        if name not in old
+        or old[name].shape != value.shape
+        or not (old[name] is value or torch.equal(old[name].detach(), value.detach()))
+    }

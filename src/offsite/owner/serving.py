@@ -1,0 +1,251 @@
+"""Deltas on the full model: kept as folders, attached, switched and added without reloading it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from offsite.codec import require, to_json
+from offsite.deltas import Full, parse_method
+from offsite.deltas.combined import Combined, combine, divide
+from offsite.deltas.method import Attached, Method
+from offsite.errors import OffsiteError
+from offsite.exchange.contract import check_entries
+from offsite.exchange.delta import Delta, new_delta
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import block_path, get_blocks
+from offsite.model.heads import (
+    check_head,
+    give_head,
+    head_entries,
+    head_path,
+    head_tensors,
+    labels_of,
+    name_classes,
+    set_head,
+)
+from offsite.model.stored import model_fingerprint
+from offsite.model.tensors import describe
+from offsite.owner.plugging import Plugged, apart
+
+
+def load_plugged(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Attach a saved delta to the full model it was made for, in place, and return what to run.
+
+    Where the method merges, its numbers are folded into the weights.
+
+    Raises:
+        OffsiteError: another model, or tensors that do not fit it.
+    """
+    served = Served(model)
+    served.add("delta", folder)
+    return served.switch("delta")
+
+
+def merged_tensors(
+    model: nn.Module, method: Method, adapter: Sequence[int], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What a merging delta makes of a model: new values (float32) of the parameters it changes.
+
+    ``model`` stays as it is.
+
+    Raises:
+        OffsiteError: a method that does not merge, or tensors that do not fit.
+    """
+    original = get_blocks(model)
+    runner = method.attach(apart(model, adapter), adapter).eval()
+    given = describe(tensors)
+    check_entries(given, method.expected(runner, given))
+    method.load(runner, tensors)
+    merged, path = get_blocks(method.merge(runner)), block_path(model)
+    return {
+        f"{path}.{index}.{name}": value.detach()
+        for index in adapter
+        for name, value in merged[index].named_parameters()
+        if not torch.equal(value, original[index].get_parameter(name).float())
+    }
+
+
+def divided(model: nn.Module, delta: Plugged) -> list[tuple[Method, dict[str, torch.Tensor]]]:
+    """The methods of a delta, each with its tensors; ``model`` stays as it is.
+
+    Raises:
+        OffsiteError: tensors that the methods would not take in their place.
+    """
+    shell, method, given = apart(model, delta.adapter), delta.method, describe(delta.own)
+    runner = method.attach(shell, delta.adapter)
+    check_entries(given, method.expected(runner, given))
+    if isinstance(method, Combined):
+        return [(part.method, tensors) for part, tensors in divide(runner, delta.own)]
+    return [(method, delta.own)]
+
+
+def to_tensors(delta: Delta, offer: Offer) -> Delta:
+    """The same change as a plain delta of method ``full``: new values of the tensors it changes.
+
+    Raises:
+        OffsiteError: another offer, or a method that does not merge.
+    """
+    require(
+        delta.manifest.parent == offer.manifest.id,
+        "The delta answers another offer; give the offer that it was tuned on.",
+    )
+    method, adapter = parse_method(delta.manifest.method), offer.manifest.adapter
+    tensors, head = delta.values(), delta.manifest.head
+    changes = {name: value for name, value in tensors.items() if name not in head}
+    values = merged_tensors(offer.model, method, adapter, changes)
+    own = dict(offer.model.named_parameters())
+    plain = {name: value.to(own[name].dtype) for name, value in values.items()}
+    plain |= {name: tensors[name] for name in head}
+    labels = delta.manifest.labels
+    return new_delta(offer.manifest, plain, to_json(Full()), head=head, labels=labels)
+
+
+class Served:
+    """One full model in memory and any number of deltas to run on it.
+
+    Merging deltas may be added up with weights: ``base + sum of weight * (tuned - base)``, computed
+    in float32. Methods that stay attached stack with them and with each other, one of each kind and
+    at weight 1; of a combination, what merges is added up and the rest attached. Of deltas that
+    bring a classifier head, one may be active, at weight 1; the model then has its classes.
+    Switching changes the model in place and costs a copy of the adapter blocks; with nothing active
+    the weights are bit-equal to the original. Not safe while a forward runs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.fingerprint = model_fingerprint(model)
+        self.deltas: dict[str, Plugged] = {}
+        self.values: dict[str, dict[str, torch.Tensor]] = {}
+        self.modules: dict[str, list[tuple[Attached, dict[str, torch.Tensor]]]] = {}
+        self.base: dict[str, torch.Tensor] = {}
+        self.active: dict[str, float] = {}
+        self.head_path, self.labels = head_path(model), labels_of(model)
+        self.head = model.get_submodule(self.head_path) if self.head_path else None
+
+    def add(self, name: str, delta: Plugged | str | Path) -> None:
+        """Make a delta available under ``name``; nothing is switched.
+
+        Args:
+            delta: as placed in this model, or the folder of ``offsite plug --as-adapter``.
+
+        Raises:
+            OffsiteError: a name in use, another model, or tensors that do not fit.
+        """
+        require(name not in self.deltas, f"There is a delta '{name}' already; remove it first.")
+        delta = delta if isinstance(delta, Plugged) else Plugged.load(delta)
+        require(
+            delta.fingerprint == self.fingerprint,
+            f"The delta '{name}' was plugged into other weights than this model's; plug it anew.",
+        )
+        total = len(get_blocks(self.model))
+        fits = all(0 <= position < total for position in delta.adapter)
+        require(fits, f"The delta '{name}' tunes blocks that a model of {total} does not have.")
+        active = self.active
+        self.switch()
+        try:
+            head = describe(delta.head_values)
+            check_entries(head, check_head(head, delta.labels, head_entries(self.model)))
+            parts = divided(self.model, delta)
+            if folded := [method for method, _ in parts if method.merges]:
+                own = {n: t for m, tensors in parts if m.merges for n, t in tensors.items()}
+                values = merged_tensors(self.model, combine(folded), delta.adapter, own)
+                for key in values.keys() - self.base.keys():
+                    self.base[key] = self.model.get_parameter(key).detach().clone()
+                self.values[name] = values
+            self.modules[name] = [(cast(Attached, m), own) for m, own in parts if not m.merges]
+            self.deltas[name] = delta
+        finally:
+            self.switch(**active)
+
+    def remove(self, name: str) -> None:
+        """Forget a delta, switching it off first.
+
+        Raises:
+            OffsiteError: no such delta.
+        """
+        self.check({name: 1.0})
+        self.switch(**{key: weight for key, weight in self.active.items() if key != name})
+        del self.deltas[name], self.modules[name]
+        self.values.pop(name, None)
+        needed = {key for values in self.values.values() for key in values}
+        self.base = {key: value for key, value in self.base.items() if key in needed}
+
+    def switch(self, /, *names: str, **weights: float) -> nn.Module:
+        """Run exactly these deltas from now on: names at weight 1, others as ``name=weight``.
+
+        Raises:
+            OffsiteError: an unknown name, two deltas that cannot stack, or a weight that a method
+                cannot have. The model is then as it was.
+        """
+        wanted = {**dict.fromkeys(names, 1.0), **weights}
+        self.check(wanted)
+        for name in self.active:
+            for method, _ in self.modules[name]:
+                method.detach(self.model)
+        with torch.no_grad():
+            for key in self.base:
+                self.model.get_parameter(key).copy_(self.combined(key, wanted))
+        for name in wanted:
+            for method, tensors in self.modules[name]:
+                method.attach(self.model, self.deltas[name].adapter)
+                method.load(self.model, tensors)
+        self.show_head([self.deltas[name] for name in wanted if self.deltas[name].head])
+        self.model.requires_grad_(False)
+        self.active = wanted
+        return self.model
+
+    def show_head(self, bearers: Sequence[Plugged]) -> None:
+        """Give the model the classifier head of the one delta that brings one, else its own."""
+        if self.head_path is None or self.head is None:
+            return
+        self.model.set_submodule(self.head_path, self.head)
+        name_classes(self.model, self.labels)
+        for delta in bearers:
+            give_head(self.model, delta.labels)
+            set_head(head_tensors(self.model), delta.head_values)
+
+    def combined(self, key: str, wanted: Mapping[str, float]) -> torch.Tensor:
+        """The value of one parameter under some deltas; exact for one delta at weight 1."""
+        parts = [
+            (w, self.values[n][key]) for n, w in wanted.items() if key in self.values.get(n, {})
+        ]
+        base = self.base[key]
+        if len(parts) == 1 and parts[0][0] == 1:
+            return parts[0][1].to(base.dtype)
+        total = base.float()
+        for weight, value in parts:
+            total = total + weight * (value - base.float())
+        return total.to(base.dtype)
+
+    def check(self, wanted: Mapping[str, float]) -> None:
+        """Refuse unknown names and combinations that cannot stack."""
+        places: dict[str, str] = {}
+        for name, weight in wanted.items():
+            if name not in self.deltas:
+                known = ", ".join(sorted(self.deltas)) or "none so far"
+                raise OffsiteError(f"There is no delta '{name}' here; there are: {known}.")
+            delta = self.deltas[name]
+            require(
+                isinstance(weight, (int, float)) and math.isfinite(weight),
+                f"The weight of the delta '{name}' must be a finite number, such as 0.5.",
+            )
+            needs = ["classifier head"] if delta.head else []
+            needs += [method.place for method, _ in self.modules[name]]
+            require(
+                weight == 1 or not needs,
+                f"The delta '{name}' ({delta.method.kind}) brings a {' and a '.join(needs)}, which "
+                f"takes no weight but 1, not {weight}; only what merges can be weighted.",
+            )
+            for place in needs:
+                if place in places:
+                    raise OffsiteError(
+                        f"The deltas '{places[place]}' and '{name}' both need the model's "
+                        f"{place}, so they cannot be active together; switch to one of them."
+                    )
+                places[place] = name

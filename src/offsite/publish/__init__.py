@@ -1,0 +1,1 @@
+"""Model cards, and pushing and pulling offers and deltas by hub name."""

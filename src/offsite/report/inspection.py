@@ -1,0 +1,192 @@
+"""An offer, a delta, a record or a model, as a person wants to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.table import Table
+from rich.text import Text
+
+from offsite.codec import require, to_json
+from offsite.deltas import method_text
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import MANIFEST, OfferManifest
+from offsite.exchange.offer import read_offer, task_auto_class
+from offsite.exchange.record import Record
+from offsite.files import read_json, shown
+from offsite.model.checkpoint import build_skeleton, load_config, model_config
+from offsite.owner.plugging import MANIFEST as PLUGGED
+from offsite.owner.plugging import TUNED, Plugged
+from offsite.report.structure import delta_tree, model_tree, spell
+
+Shown = tuple[dict[str, Any], list[Any]]
+
+
+def inspect_path(path: Path, base: str | None = None) -> Shown:
+    """What to show of a path: data for ``--json``, and lines for people.
+
+    Args:
+        base: the offer a delta answers, or the full model it was plugged into: its tensors are then
+            shown in their places there.
+
+    Raises:
+        OffsiteError: nothing that offsite knows, or a base for what stands alone.
+    """
+    if path.is_dir() and (path / PLUGGED).is_file():
+        return inspect_plugged(path, base)
+    if path.is_dir() and (path / MANIFEST).is_file():
+        kind = read_json(path / MANIFEST)
+        if not (isinstance(kind, dict) and kind.get("kind") == "offer"):
+            return inspect_delta(path, base)
+    require(base is None, f"'{path}' is no delta; --base says where the tensors of one belong.")
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return inspect_offer(path)
+    if path.is_dir() and (path / "config.json").is_file():
+        return inspect_model(path)
+    if path.is_file() and path.suffix == ".json":
+        return inspect_record(path)
+    raise OffsiteError(
+        f"'{path}' is no offer, delta, plugged delta, record (.json) or model folder."
+    )
+
+
+def skeleton_of(model: str | Path, auto_class: str) -> Any:
+    """A model without weights, from its folder or its hub name."""
+    return build_skeleton(model_config(model, auto_class), auto_class)
+
+
+def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
+    """Two columns without lines; brackets and colons from somebody else are no markup here."""
+    heading = Text(title, style="table.title")
+    table = Table(title=heading, title_justify="left", show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(shown(value)))
+    return table
+
+
+def inspect_offer(path: Path) -> Shown:
+    """An offer: what it is, its blocks, what it accepts in return."""
+    manifest, skeleton = read_offer(path)
+    size = sum(entry.bytes for entry in manifest.tensors.values())
+    special = sorted({spec.kind for spec in manifest.layers.values()})
+    rows: list[tuple[str, object]] = [
+        ("model", manifest.model_name),
+        ("id", manifest.id),
+        ("created", manifest.created),
+        ("expires", manifest.expires or "never"),
+        ("task", manifest.task),
+        ("adapter blocks", ", ".join(map(str, manifest.adapter))),
+        ("tensors", f"{len(manifest.tensors)}, {size:,} bytes"),
+        ("other layers", ", ".join(special) or "none: plain transformers can load it"),
+        ("shared blocks", len(manifest.shared) or "none"),
+        ("prompt decoder", decoder_facts(manifest)),
+        ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
+    ]
+    prefix = tuple(f"{manifest.block_path}.{index}." for index in manifest.adapter)
+    tuned = {name for name, _ in skeleton.named_parameters() if name.startswith(prefix)}
+    data = manifest.model_dump(mode="json", exclude={"tensors", "contract"})
+    return {**data, "bytes": size}, [facts(f"offer {path}", rows), model_tree(skeleton, tuned)]
+
+
+def decoder_facts(manifest: OfferManifest) -> str:
+    """What an offer's prompt decoder makes of how many numbers."""
+    shapes = {name: entry.shape for name, entry in manifest.prompt_decoder.items()}
+    if not shapes:
+        return "none: no intrinsic prompts"
+    return f"{shapes['inner'][1]} numbers to {shapes['outer'][0]} vectors"
+
+
+def inspect_delta(path: Path, base: str | None) -> Shown:
+    """A delta: what it answers, what travels, and with its offer, where that goes."""
+    delta = Delta.load(path)
+    manifest = delta.manifest
+    rows: list[tuple[str, object]] = [
+        ("model", manifest.model_name),
+        ("id", manifest.id),
+        ("answers offer", manifest.parent),
+        ("created", manifest.created),
+        ("method", method_text(manifest.method)),
+        ("format", "peft adapter" if manifest.format == "peft" else "tensors"),
+        ("travels", f"{len(manifest.tensors)} tensors, {delta.bytes:,} bytes"),
+    ]
+    if manifest.labels:
+        rows.append(("labels", ", ".join(manifest.labels)))
+    data = manifest.model_dump(mode="json", exclude={"tensors"})
+    skeleton = None
+    if base is not None:
+        offer, skeleton = read_offer(base)
+        require(offer.id == manifest.parent, f"The delta '{path}' does not answer '{base}'.")
+    shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
+    title = f"{method_text(manifest.method)} delta"
+    if base is not None:
+        title = f"{manifest.model_name} with a {title}"
+    tree = delta_tree(title, shapes, skeleton)
+    return {**data, "bytes": delta.bytes}, [facts(f"delta {path}", rows), tree]
+
+
+def inspect_plugged(path: Path, base: str | None) -> Shown:
+    """A delta kept apart from the full model: its method, and where its tensors go."""
+    plugged = Plugged.load(path)
+    method, tensors = to_json(plugged.method), plugged.tensors
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    rows: list[tuple[str, object]] = [
+        ("method", method_text(method)),
+        ("blocks", spell(plugged.adapter)),
+        ("model", f"fingerprint {plugged.fingerprint[:16]}"),
+        ("format", "peft adapter" if plugged.peft_config else "for offsite.load_plugged"),
+        ("tensors", f"{len(tensors)}, {size:,} bytes"),
+    ]
+    skeleton = None
+    if base is not None:
+        kind = "image" if plugged.head or reads_images(load_config(base)) else "text"
+        skeleton = skeleton_of(base, task_auto_class(kind))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    title = f"{method_text(method)} delta"
+    if base is not None:
+        title = f"{Path(base).name} with a {title}"
+    data = {"kind": "plugged", "method": method, "adapter": plugged.adapter, "bytes": size}
+    tree = delta_tree(title, shapes, skeleton)
+    return data, [facts(f"plugged delta {path}", rows), tree]
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a configuration is that of an image model, bare or with a classifier."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    return any(getattr(config, key, None) is not None for key in ("vision_config", "image_size"))
+
+
+def inspect_record(path: Path) -> Shown:
+    """A record: the offers of one model, and what they disclose together."""
+    record = Record.load(path)
+    table = Table("offer", "adapter", "middle", "recipe", "deltas accepted")
+    for offer in record.offers:
+        steps = " > ".join(shown(step["kind"]) for step in offer.recipe) or "whole middle"
+        places = ",".join(map(str, offer.middle))
+        accepted = ", ".join(a.delta[:8] for a in offer.accepted) or "none"
+        cells = (offer.offer[:8], ",".join(map(str, offer.adapter)), places, steps, accepted)
+        table.add_row(*map(Text, cells))
+    rows: list[tuple[str, object]] = [
+        ("model", record.model_name),
+        ("fingerprint", record.fingerprint[:16]),
+        ("disclosed", f"{record.disclosed:.1%} of the middle, all offers together"),
+    ]
+    data = record.model_dump(mode="json", exclude={"offers": {"__all__": {"contract"}}})
+    return {**data, "disclosed": record.disclosed}, [facts(f"record {path}", rows), table]
+
+
+def inspect_model(path: Path) -> Shown:
+    """A model folder: its structure, and in a tuned model what tuning changed."""
+    config = load_config(path)
+    names = getattr(config, "architectures", None) or [""]
+    auto_class = task_auto_class("image" if reads_images(config) else "text")
+    skeleton = skeleton_of(path, auto_class)
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    note = read_json(path / TUNED) if (path / TUNED).is_file() else {}
+    tuned = {str(name) for name in note.get("tuned", ())} if isinstance(note, dict) else set()
+    data = {"kind": "model", "architecture": names[0], "parameters": count, "tuned": sorted(tuned)}
+    return data, [model_tree(skeleton, tuned)]

@@ -1,0 +1,1 @@
+"""Tasks that read text: plain text, chats, multiple choice and open questions."""

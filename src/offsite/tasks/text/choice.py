@@ -1,0 +1,119 @@
+"""Multiple choice, and classification as text: trained on the right answer, scored by likelihood.
+
+The scores are those of EleutherAI's lm-eval: accuracy of the choice with the highest log-likelihood
+after the prompt, and ``accuracy_norm``, where it is divided by the choice's length in characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from offsite.errors import OffsiteError
+from offsite.tasks.file import TaskFile
+from offsite.tasks.task import Evaluation, mean_of
+from offsite.tasks.template import render
+from offsite.tasks.text.asked import Questions, asked, encode_after, prompt_of
+from offsite.tasks.text.likelihood import Question, choice_scores
+from offsite.tasks.text.rows import Row, read_rows
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One question as text: the choices without the separator, and the number of the right one."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoice(Questions):
+    """A multiple-choice task as its file describes it."""
+
+    @property
+    def metric(self) -> str:
+        """``"accuracy"`` or ``"accuracy_norm"``."""
+        return self.file.metric or "accuracy"
+
+    def read(self, source: str | Path) -> list[Choices]:
+        """The questions of a data file, as text.
+
+        Raises:
+            OffsiteError: missing columns, an unknown label, an empty choice, or a right choice that
+                stands there twice (public sets do double wrong ones); file and line are named.
+        """
+        return [read_choices(self.file, row) for row in read_rows(source, self.file.columns)]
+
+    def encode(
+        self, question: Choices, processor: Any, length: int
+    ) -> tuple[Question, list[int], list[int]]:
+        """Token ids of prompt and choices, cut where lm-eval cuts them.
+
+        Raises:
+            OffsiteError: a prompt with a choice over ``length`` tokens, or a choice without tokens.
+        """
+        endings = [self.file.separator + choice for choice in question.choices]
+        prompt, tails = encode_after(question.prompt, endings, processor, length, question.where)
+        lengths = tuple(len(choice) for choice in question.choices)
+        encoded = Question(prompt, tails, question.answer, lengths)
+        return encoded, prompt, tails[question.answer]
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
+        """Accuracy with its standard error; both accuracies are in ``extra``."""
+        questions = asked(data, self.name).questions
+        right: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": []}
+        for question, scores in zip(
+            questions, choice_scores(model, questions, batch_size), strict=True
+        ):
+            per_length = [s / n for s, n in zip(scores, question.lengths, strict=True)]
+            for metric, values in (("accuracy", scores), ("accuracy_norm", per_length)):
+                right[metric].append(float(values.index(max(values)) == question.answer))
+        means = {metric: mean_of(metric, values) for metric, values in right.items()}
+        extra = {metric: mean.value for metric, mean in means.items()}
+        extra |= {f"{metric}_stderr": mean.stderr or 0.0 for metric, mean in means.items()}
+        return mean_of(self.metric, right[self.metric], **extra)
+
+
+def read_choices(file: TaskFile, row: Row) -> Choices:
+    """One question from one row."""
+    if isinstance(file.choices, tuple):
+        choices = tuple(render(template, row) for template in file.choices)
+    else:
+        column = file.choices or ""
+        listed = row[column]
+        if not isinstance(listed, list) or not all(isinstance(c, str) for c in listed):
+            raise OffsiteError(f"{row.where} needs a list of texts in its column '{column}'.")
+        choices = tuple(listed)
+    if len(choices) < 2 or not all(choices):
+        raise OffsiteError(f"{row.where} needs at least two choices, none of them empty.")
+    answer = find_answer(file, choices, row)
+    if choices.count(choices[answer]) > 1:
+        raise OffsiteError(f"{row.where} has its right choice twice; make its choices differ.")
+    return Choices(prompt_of(file, row), choices, answer, row.where)
+
+
+def find_answer(file: TaskFile, choices: Sequence[str], row: Row) -> int:
+    """The 0-based number of the right choice: from a number, a label or a choice's text."""
+    value = row[file.answer]
+    names = file.labels[: len(choices)] or choices
+    if isinstance(value, str) and value in names:
+        return list(names).index(value)
+    if not file.labels and not isinstance(value, bool):
+        digits = isinstance(value, str) and value.isdecimal() and len(value) < 10
+        number = int(value) if digits else value
+        if isinstance(number, int) and 0 <= number < len(choices):
+            return number
+    known = f"one of {', '.join(names)}" if file.labels else f"0 to {len(choices) - 1}"
+    raise OffsiteError(
+        f"{row.where} has an unknown label in its column '{file.answer}'; it must be {known}"
+        f"{'' if file.labels else ', or the text of a choice'}."
+    )

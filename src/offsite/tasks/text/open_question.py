@@ -1,0 +1,145 @@
+"""Open questions: trained on the first accepted answer, scored by exact match.
+
+The answer is generated greedily, up to the end of its line.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from offsite.errors import OffsiteError
+from offsite.model.replay import forward
+from offsite.tasks.file import TaskFile
+from offsite.tasks.task import Evaluation, mean_of
+from offsite.tasks.text.asked import Questions, asked, encode_after, prompt_of
+from offsite.tasks.text.causal import window
+from offsite.tasks.text.likelihood import continues, same_length
+from offsite.tasks.text.rows import Row, read_rows
+from offsite.training.progress import track
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """One question as text, its accepted answers, and the prompt's token ids once encoded."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    where: str
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenQuestions(Questions):
+    """Open questions as their task file describes them."""
+
+    @property
+    def metric(self) -> str:
+        """``"exact_match"``."""
+        return "exact_match"
+
+    def read(self, source: str | Path) -> list[OpenQuestion]:
+        """The questions of a data file, as text.
+
+        Raises:
+            OffsiteError: missing columns or no answer; file and line are named.
+        """
+        return [read_question(self.file, row) for row in read_rows(source, self.file.columns)]
+
+    def encode(
+        self, question: OpenQuestion, processor: Any, length: int
+    ) -> tuple[OpenQuestion, list[int], list[int]]:
+        """The question with its prompt's token ids, and those of its first accepted answer."""
+        first = self.file.separator + question.answers[0]
+        prompt, tails = encode_after(question.prompt, [first], processor, length, question.where)
+        return replace(question, ids=tuple(prompt)), prompt, tails[0]
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
+        """Share of questions whose generated answer is an accepted one, with its standard error.
+
+        Case, punctuation and surrounding spaces do not count; an answer ends at its line's end.
+        """
+        loaded = asked(data, self.name)
+        prompts = [list(question.ids) for question in loaded.questions]
+        found = generate(model, prompts, loaded.processor, self.file.new_tokens, batch_size)
+        right = [
+            float(normal(text) in {normal(answer) for answer in question.answers})
+            for text, question in zip(found, loaded.questions, strict=True)
+        ]
+        return mean_of(self.metric, right)
+
+
+def read_question(file: TaskFile, row: Row) -> OpenQuestion:
+    """One question from one row."""
+    value = row[file.answer]
+    answers = value if isinstance(value, list) else [value]
+    if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise OffsiteError(
+            f"{row.where} needs a text, or a list of texts, in its column '{file.answer}'."
+        )
+    return OpenQuestion(prompt_of(file, row), tuple(answers), row.where)
+
+
+def normal(text: str) -> str:
+    """A text without case, ASCII punctuation and surrounding or doubled spaces."""
+    return " ".join(text.lower().translate(PUNCTUATION).split())
+
+
+def generate(
+    model: nn.Module, prompts: Sequence[list[int]], processor: Any, new_tokens: int, batch_size: int
+) -> list[str]:
+    """What the model says after each prompt, greedily, up to the end of the line.
+
+    Args:
+        prompts: token ids.
+        new_tokens: longest answer, in tokens.
+    """
+    model.eval()
+    cached = continues(model, prompts[0] * 2)
+    texts = [""] * len(prompts)
+    for part in track(list(same_length(prompts, batch_size)), "answering"):
+        ids = torch.tensor([prompts[i] for i in part], device=next(model.parameters()).device)
+        found = _generate(ids, model, processor, new_tokens, cached)
+        for index, text in zip(part, found, strict=True):
+            texts[index] = text
+    return texts
+
+
+def _generate(
+    ids: torch.Tensor, model: nn.Module, processor: Any, new_tokens: int, cached: bool
+) -> list[str]:
+    """Answers to prompts (batch, length) of one length."""
+    length, limit = ids.shape[1], window(10**9, getattr(model, "config", None))
+    read, cache, texts = ids, None, [""] * len(ids)
+    for _ in range(min(new_tokens, limit - length)):
+        if cached:
+            output = model(input_ids=read, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+        else:
+            output = forward(model, {"input_ids": read})
+        new = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+        ids = torch.cat([ids, new], dim=1)
+        read = new if cached else ids
+        texts = [_answer(row, processor) for row in ids[:, length:].tolist()]
+        if all(text.endswith("\n") for text in texts):
+            break
+    return [text.rstrip("\n") for text in texts]
+
+
+def _answer(ids: list[int], processor: Any) -> str:
+    """The text of an answer; it ends with a newline if and only if it is complete."""
+    stop = processor.eos_token_id
+    ended = stop in ids
+    text = processor.decode(ids[: ids.index(stop)] if ended else ids, skip_special_tokens=True)
+    lines = text.lstrip("\n").split("\n")
+    return str(lines[0]) + ("\n" if ended or len(lines) > 1 else "")

@@ -1,0 +1,300 @@
+"""The one training path: tuning, distilling and the full fine-tuning baseline all run here.
+
+It is ``transformers.Trainer`` around whatever parameters require gradients, so mixed precision,
+accumulation, checkpointing, torchrun, trackers, early stopping and resuming are the ecosystem's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    SchedulerType,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from offsite.errors import OffsiteError
+from offsite.model.checkpoint import accelerator
+from offsite.training.resume import Interrupted
+from offsite.training.watch import Watch
+
+Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long and how to train.
+
+    Attributes:
+        steps: optimiser steps; None to count by ``epochs``.
+        epochs: passes over the data when ``steps`` is None.
+        lr: peak learning rate of AdamW; None for the default of the method that is tuned.
+        head_lr: that of a classifier head, which starts from zeros and has far to go where the
+            blocks have not.
+        batch_size: rows per step and process.
+        accumulate: batches per optimiser step.
+        warmup: share of the steps with a rising learning rate; then it follows ``schedule``.
+        precision: ``"float32"``, or autocast in ``"bfloat16"`` or ``"float16"``.
+        patience: stop after so many evaluations without a lower loss (needs evaluation data).
+        save_every: steps between resumable checkpoints when a work folder is given.
+        eval_every: steps between evaluations; None for ten over the run.
+        report_to: trackers such as ``("tensorboard",)`` or ``("wandb",)``.
+    """
+
+    steps: int | None = None
+    epochs: float = 1.0
+    lr: float | None = None
+    head_lr: float = 1e-2
+    batch_size: int = 8
+    accumulate: int = 1
+    warmup: float = 0.06
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    patience: int | None = None
+    save_every: int = 100
+    eval_every: int | None = None
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            (self.steps is not None and self.steps < 1)
+            or not 0 < self.epochs < math.inf
+            or self.batch_size < 1
+        ):
+            raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
+        counts = (self.accumulate, self.save_every, self.eval_every, self.patience)
+        if any(count is not None and count < 1 for count in counts):
+            raise OffsiteError(
+                "Steps to accumulate, to save, to evaluate and to be patient for are 1 or more."
+            )
+        if not 0 <= self.warmup < 1:
+            raise OffsiteError(f"A warmup of {self.warmup} is no share of the steps; use 0 to 1.")
+        if self.schedule not in (known := [kind.value for kind in SchedulerType]):
+            raise OffsiteError(
+                f"'{self.schedule}' is no schedule; choose one of: {', '.join(known)}."
+            )
+        if not 0 <= self.weight_decay < 100 or not 0 < self.max_grad_norm < math.inf:
+            raise OffsiteError("Weight decay is 0 or more, and a gradient's largest norm above 0.")
+        for lr in (self.lr, self.head_lr):
+            if lr is not None and not 0 < lr < 100:
+                raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise OffsiteError(
+                f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
+            )
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training run did: steps and points, and of its last sitting seconds and mean loss."""
+
+    steps: int
+    seconds: float
+    loss: float
+    points: tuple[dict[str, float], ...]
+
+
+class _Tunable(nn.Module):
+    """Only the trainable tensors of a model are state; so checkpoints are small and may share."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.config = getattr(model, "config", None)
+
+    def forward(self, return_loss: bool = True, **batch: Any) -> dict[str, torch.Tensor]:
+        # the Trainer evaluates a model without label names only if its forward names return_loss
+        items = batch.pop("num_items_in_batch", None)
+        return {"loss": self.loss(self.model, batch, items)}
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: p.detach().clone() for name, p in self.named_trainable().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        own = self.named_trainable()
+        if own.keys() != state_dict.keys():
+            raise OffsiteError(
+                "The saved checkpoint trains other tensors than this run; resume with the same "
+                "offer, method and options, or start afresh without --resume."
+            )
+        with torch.no_grad():
+            for name, value in state_dict.items():
+                own[name].copy_(value)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+        if hasattr(self.model, "enable_input_require_grads"):
+            self.model.enable_input_require_grads()  # type: ignore[operator]
+
+
+def train(
+    model: nn.Module,
+    data: Dataset[Any],
+    *,
+    loss: Loss,
+    collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+    options: TrainOptions,
+    device: torch.device,
+    rates: Sequence[tuple[Iterable[nn.Parameter], float]] = (),
+    eval_data: Dataset[Any] | None = None,
+    work: Path | None = None,
+    resume: bool = False,
+    text: str = "tuning",
+) -> History:
+    """Train the parameters of ``model`` that require gradients, in place.
+
+    Args:
+        model: any module; it is moved to ``device`` and left there in evaluation mode.
+        loss: ``(model, batch, number of targets or None) -> scalar``.
+        rates: parameters that learn at another rate than ``options.lr``, and which.
+        eval_data: evaluated now and then with ``loss`` (for curves and early stopping).
+        work: folder for resumable checkpoints and tracker logs; None keeps nothing.
+        resume: continue from the last checkpoint in ``work``; on CPU the final weights are then
+            bit-equal to those of an uninterrupted run.
+
+    Raises:
+        OffsiteError: nothing to train, or nothing to resume.
+        Interrupted: Ctrl-C; a checkpoint is in ``work``.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise OffsiteError("There is nothing to train: no parameter requires gradients.")
+    if options.patience and eval_data is None:
+        raise OffsiteError("Early stopping needs evaluation data; give it with --eval-data.")
+    checkpoint = get_last_checkpoint(str(work)) if work and resume and work.is_dir() else None
+    if resume and checkpoint is None:
+        raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
+    batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    each = math.ceil(math.ceil(len(data) / batch) / options.accumulate)  # type: ignore[arg-type]
+    total = options.steps or max(1, math.ceil(each * options.epochs))
+    with tempfile.TemporaryDirectory() as scratch, accelerator(device):
+        trainer = Trainer(
+            model=_Tunable(model.to(device), loss),
+            args=_arguments(
+                options, str(work or scratch), total, device, eval_data, work is not None
+            ),
+            train_dataset=data,
+            eval_dataset=eval_data,
+            data_collator=collate,
+            callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
+        )
+        trainer.remove_callback(PrinterCallback)
+        for parameters, lr in rates:
+            _own_rate(trainer, list(parameters), lr)
+        watch = Watch(text, work is not None)
+        trainer.add_callback(watch)
+        level = logging.getLogger("transformers").level
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            logging.getLogger("transformers").setLevel(level)
+            watch.close()
+    model.eval()
+    if watch.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"Interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            "run the same command with --resume to go on."
+        )
+    points = tuple(
+        {key: float(value) for key, value in point.items() if key in ("step", "loss", "eval_loss")}
+        for point in trainer.state.log_history
+        if "loss" in point or "eval_loss" in point
+    )
+    return History(
+        trainer.state.global_step, result.metrics["train_runtime"], result.training_loss, points
+    )
+
+
+def _own_rate(trainer: Trainer, parameters: list[nn.Parameter], lr: float) -> None:
+    """Move parameters into groups of their own in the optimiser, with another learning rate."""
+    if not parameters:
+        return
+    optimizer = trainer.create_optimizer()
+    moved = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):  # one has weight decay, the other none
+        own = [p for p in group["params"] if id(p) in moved]
+        group["params"] = [p for p in group["params"] if id(p) not in moved]
+        if own:
+            optimizer.add_param_group({**group, "params": own, "lr": lr})
+
+
+def _arguments(
+    options: TrainOptions,
+    folder: str,
+    total: int,
+    device: torch.device,
+    eval_data: Dataset[Any] | None,
+    save: bool,
+) -> TrainingArguments:
+    every = options.eval_every or max(1, total // 10)
+    missing = set(options.report_to) - set(known := get_available_reporting_integrations())
+    if missing:
+        raise OffsiteError(
+            f"There is no tracker '{min(missing)}' here; those installed are: "
+            f"{', '.join(sorted(known)) or 'none'}."
+        )
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=options.steps or -1,
+        num_train_epochs=options.epochs,
+        learning_rate=options.lr or 1e-4,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        warmup_steps=round(options.warmup * total),
+        lr_scheduler_type=options.schedule,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=options.precision == "bfloat16",
+        fp16=options.precision == "float16",
+        **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
+        logging_steps=max(1, total // 50),
+        eval_strategy="steps" if eval_data is not None else "no",
+        eval_steps=every,
+        save_strategy="steps" if save or options.patience else "no",
+        save_steps=every if options.patience else options.save_every,
+        save_total_limit=2,
+        load_best_model_at_end=bool(options.patience),
+        metric_for_best_model="loss" if options.patience else None,
+        greater_is_better=False if options.patience else None,
+        report_to=list(options.report_to) or "none",
+        seed=options.seed,
+        data_seed=options.seed,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        prediction_loss_only=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type != "cpu",
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs of one host: torchrun, not threads
+    return arguments
+
+
+def with_lr(options: TrainOptions, lr: float) -> TrainOptions:
+    """The options with ``lr`` filled in where the caller left it open."""
+    return options if options.lr is not None else replace(options, lr=lr)

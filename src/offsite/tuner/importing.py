@@ -1,0 +1,106 @@
+"""LoRA adapters of peft that were trained on an offer with other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offsite.codec import to_json
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta, new_delta
+from offsite.exchange.offer import Offer
+from offsite.files import read_json, shown
+from offsite.model.blocks import block_of
+from offsite.model.tensors import load_tensors
+from offsite.tuner.tuning import private_copy
+
+READ = ("r", "lora_alpha", "use_dora", "use_rslora", "peft_type", "bias", "init_lora_weights")
+IDLE = (  # say where an adapter sits, how it was trained or who made it, not what it computes
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying"),
+    *("eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern"),
+    *("layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "peft_version"),
+    *("qalora_group_size", "revision", "target_modules", "task_type"),
+)
+KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")  # beginnings that leave the weights alone
+
+
+def import_peft(offer: Offer, folder: str | Path) -> Delta:
+    """A delta from a peft LoRA adapter that was trained on an offer.
+
+    Layers of the adapter blocks that it leaves alone get an update of zero.
+
+    Args:
+        offer: the offer it was trained on.
+        folder: ``adapter_config.json`` and ``adapter_model.safetensors``, as peft writes them.
+
+    Raises:
+        OffsiteError: no LoRA adapter, options that cannot be plugged, or tensors outside the
+            offer's adapter blocks.
+    """
+    folder = Path(folder)
+    config = read_json(folder / PEFT_CONFIG)
+    if not (folder / PEFT_WEIGHTS).is_file():
+        raise OffsiteError(f"'{folder}' has no {PEFT_WEIGHTS}; save the adapter as safetensors.")
+    tensors = load_tensors([folder / PEFT_WEIGHTS])
+    allowed, path = offer.manifest.adapter, offer.manifest.block_path
+    for name in tensors:
+        if block_of(name, path) not in allowed:
+            raise OffsiteError(
+                f"'{folder}' tunes '{name}', which is outside the offer's adapter blocks "
+                f"{list(allowed)}; train again with layers_to_transform={list(allowed)}."
+            )
+    method = method_of(config, tensors, folder)
+    runner = method.attach(private_copy(offer, torch.float32), allowed)
+    own = method.tensors(runner)
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise OffsiteError(
+                f"'{folder}' has a tensor '{name}' that does not fit the offer's adapter blocks."
+            )
+    if method.dora and own.keys() - tensors.keys():
+        raise OffsiteError("A DoRA adapter must tune the same layers in every adapter block.")
+    whole = {name: tensors.get(name, torch.zeros_like(own[name])) for name in own}
+    return new_delta(offer.manifest, whole, to_json(method), peft_config=method.peft_config(runner))
+
+
+def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> LoRA:
+    """The method that a peft configuration and its tensors describe.
+
+    Raises:
+        OffsiteError: another method than LoRA, or an option that a delta cannot carry.
+    """
+    kind = config.get("peft_type") if isinstance(config, Mapping) else None
+    if kind != "LORA":
+        raise OffsiteError(
+            f"'{folder}' is a peft adapter of type '{shown(kind)}'; only LORA adapters can be "
+            "imported, so tune other methods with 'offsite tune'."
+        )
+    odd = sorted(key for key in config.keys() - {*READ, *IDLE} if config[key])
+    if odd or config.get("bias", "none") != "none":
+        raise OffsiteError(
+            f"'{folder}' sets '{shown(odd[0]) if odd else 'bias'}', which a delta cannot carry; "
+            "train plain LoRA on the adapter blocks only."
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start not in KEEP_BASE:
+        raise OffsiteError(
+            f"'{folder}' began as '{shown(start)}', which changes the weights beside the adapter; "
+            "save it with peft's path_initial_model_for_weight_conversion, or train plain LoRA."
+        )
+    leaves = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
+    try:
+        return LoRA(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dora=bool(config.get("use_dora")),
+            rslora=bool(config.get("use_rslora")),
+            targets=",".join(leaves),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OffsiteError):
+            raise
+        raise OffsiteError(f"The {PEFT_CONFIG} of '{folder}' lacks 'r' or 'lora_alpha'.") from error

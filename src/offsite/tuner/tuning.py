@@ -1,0 +1,217 @@
+"""The data owner's side: tune the adapter of an offer on private data.
+
+This path needs nothing but the offer: it never imports the compressors or the owner's side.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.codec import to_json
+from offsite.deltas.combined import Combined
+from offsite.deltas.method import Method
+from offsite.deltas.specification.full import Full
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta, check_labels, check_options, new_delta
+from offsite.exchange.manifest import now
+from offsite.exchange.offer import Offer, task_auto_class
+from offsite.model.blocks import assemble, get_blocks
+from offsite.model.checkpoint import pick_device
+from offsite.model.heads import give_head, head_tensors, labels_of, set_head
+from offsite.model.tensors import DTYPES, describe
+from offsite.tasks import data_identity, task_identity
+from offsite.tasks.task import Evaluation, Task
+from offsite.tasks.text.causal import CausalText
+from offsite.training.resume import same_run
+from offsite.training.train import History, TrainOptions, train, with_lr
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of tuning: the delta, the tuned emulator, how training went, its score.
+
+    ``trainable`` counts the numbers that were tuned.
+    """
+
+    delta: Delta
+    model: nn.Module
+    history: History
+    evaluation: Evaluation | None
+    trainable: int
+
+
+def tune(
+    offer: Offer,
+    data: Any,
+    method: Method | None = None,
+    *,
+    options: TrainOptions | None = None,
+    eval_data: Any = None,
+    task: Task | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    work: Path | None = None,
+    resume: bool = False,
+) -> Delta:
+    """Tune the adapter of ``offer`` on ``data`` and return the delta; see :func:`run_tune`."""
+    return run_tune(
+        offer, data, method, options=options, eval_data=eval_data, task=task, device=device,
+        dtype=dtype, work=work, resume=resume,
+    ).delta  # fmt: skip
+
+
+def run_tune(
+    offer: Offer,
+    data: Any,
+    method: Method | None = None,
+    *,
+    options: TrainOptions | None = None,
+    eval_data: Any = None,
+    task: Task | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    work: Path | None = None,
+    resume: bool = False,
+) -> Tuned:
+    """Tune the adapter of an offer on private data.
+
+    Args:
+        offer: a loaded offer; its model is not changed, and the tuned one ends where it is.
+        data: a path, or rows the task made.
+        method: what is tuned in the adapter blocks; all of them by default.
+        eval_data: like ``data``; scored after tuning, and during it for curves and early stopping.
+        task: the kind of data; by default the offer's.
+        dtype: dtype of the weights while tuning.
+        work, resume: see :func:`offsite.training.train.train`.
+
+    Raises:
+        OffsiteError: an expired offer, unusable data, or a method that does not fit the blocks.
+    """
+    method, task = method or Full(), task or CausalText()
+    check_usable(offer, task)
+    asked = options or TrainOptions()
+    options = with_lr(asked, method.lr)
+    device = pick_device(None if device is None else str(device))
+    model = private_copy(offer, dtype)
+    rows = _rows(task, data, offer, model, train=True)
+    check_labels(labels := getattr(rows, "labels", ()))
+    give_head(model, labels)
+    eval_rows = _rows(task, eval_data, offer, model, train=False)
+    torch.manual_seed(options.seed)
+    runner = method.attach(model, offer.manifest.adapter)
+    head = head_tensors(model)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    rates: list[tuple[Iterable[nn.Parameter], float]] = [(head.values(), options.head_lr)]
+    if isinstance(method, Combined) and asked.lr is None:
+        rates += method.rates(runner)
+    fits_contract(method, runner, offer)
+    run: dict[str, Any] = {
+        "offer": offer.manifest.id,
+        "method": to_json(method),
+        "data": data_identity(data),
+        "eval_data": None if eval_data is None else data_identity(eval_data),
+        "task": task_identity(task),
+        "dtype": str(dtype),
+    }
+    trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
+    origin = next(offer.model.parameters()).device
+    try:
+        with same_run(work, run | asdict(options), resume):
+            history = train(
+                runner, rows, loss=task.loss, collate=task.collate, options=options, rates=rates,
+                device=device, eval_data=eval_rows, work=work, resume=resume,
+            )  # fmt: skip
+        for parameter in head.values():
+            parameter.requires_grad_(False)  # it is no part of the method's own tensors
+        tensors = rounded(method.tensors(runner), offer)
+        method.load(runner, tensors)  # score what travels, not what was more precise
+        new = rounded(head, offer)
+        set_head(head, new)
+        changed = drop_unchanged(tensors, offer) | new
+        evaluation = None if eval_rows is None else task.evaluate(runner, eval_rows)
+    finally:
+        runner.to(origin)  # its frozen blocks are the offer's own
+    delta = new_delta(
+        offer.manifest,
+        changed,
+        to_json(method),
+        peft_config=method.peft_config(runner),
+        head=tuple(new),
+        labels=labels_of(model) if new else (),
+    )
+    return Tuned(delta, runner, history, evaluation, trainable)
+
+
+def fits_contract(method: Method, runner: nn.Module, offer: Offer) -> None:
+    """Refuse, before any training, what the offer's owner would refuse after it.
+
+    Raises:
+        OffsiteError: more bytes than the offer lets return, or options that are out of all measure.
+    """
+    entries = describe(method.tensors(runner))
+    size, limit = sum(e.bytes for e in entries.values()), offer.manifest.contract.max_bytes
+    if size > limit:
+        raise OffsiteError(
+            f"The delta would have {size} bytes of tensors, but the offer lets {limit} return; use "
+            "a lower rank, size or length."
+        )
+    check_options(to_json(method), entries)
+
+
+def check_usable(offer: Offer, task: Task) -> None:
+    """Refuse an expired offer, or one for another kind of data."""
+    expires = offer.manifest.expires
+    if expires is not None and expires < now():
+        raise OffsiteError(
+            f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
+        )
+    if task.auto_class != task_auto_class(offer.manifest.task):
+        raise OffsiteError(
+            f"The offer is for the task '{offer.manifest.task}', which data for '{task.name}' does "
+            "not fit."
+        )
+
+
+def private_copy(offer: Offer, dtype: torch.dtype) -> nn.Module:
+    """The offer's model with adapter blocks of its own, so that tuning leaves the offer alone."""
+    model = offer.model
+    if any(p.dtype != dtype for p in model.parameters() if p.is_floating_point()):
+        return copy.deepcopy(model).to(dtype)
+    adapter = offer.manifest.adapter
+    blocks = [copy.deepcopy(b) if i in adapter else b for i, b in enumerate(get_blocks(model))]
+    return assemble(model, blocks, range(len(blocks)))
+
+
+def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+    """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
+    contract = offer.manifest.contract
+    wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    return {
+        name: (t.to(dtypes[wanted[name]]) if name in wanted else t).detach().cpu().clone()
+        for name, t in tensors.items()
+    }
+
+
+def drop_unchanged(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+    """Only what changed travels: tensors equal to the offer's own are left out."""
+    own = dict(offer.model.named_parameters())
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in own or not torch.equal(own[name].detach().cpu().to(tensor.dtype), tensor)
+    }
+
+
+def _rows(task: Task, data: Any, offer: Offer, model: nn.Module, *, train: bool) -> Any:
+    if isinstance(data, (str, Path)):
+        return task.load(data, offer.processor, model, train=train)
+    return data
