@@ -14,8 +14,8 @@ from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.owner.offering import make_offer
 from offsite.tasks import check_data, load_task
+from offsite.tasks.chat.conversations import encode_chat
 from offsite.tasks.text.causal import IGNORE
-from offsite.tasks.text.chat import encode_chat
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
 

@@ -16,9 +16,9 @@ from offsite.exchange.offer import load_processor
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks import check_data, default_data, load_task, task_names
+from offsite.tasks.questions.likelihood import continues, scores_with_cache, scores_without_cache
+from offsite.tasks.questions.open_question import normal
 from offsite.tasks.text.causal import IGNORE
-from offsite.tasks.text.likelihood import continues, scores_with_cache, scores_without_cache
-from offsite.tasks.text.open_question import normal
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
 

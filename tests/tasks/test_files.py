@@ -11,9 +11,9 @@ import pytest
 import offsite.tasks
 from offsite.errors import OffsiteError
 from offsite.tasks import default_data, load_task
-from offsite.tasks.file import parse_task
-from offsite.tasks.template import render
-from offsite.tasks.text.rows import Row, read_rows
+from offsite.tasks.questions.file import parse_task
+from offsite.tasks.questions.template import render
+from offsite.tasks.rows import Row, read_rows
 
 GOOD = """\
 name = "mine"

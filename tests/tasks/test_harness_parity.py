@@ -17,8 +17,8 @@ import pytest
 from conftest import language_model
 from offsite.scores.harness import METRICS
 from offsite.tasks import load_task
-from offsite.tasks.file import builtin_names
-from offsite.tasks.text.choice import MultipleChoice
+from offsite.tasks.questions.choice import MultipleChoice
+from offsite.tasks.questions.file import builtin_names
 
 COUNT = 10
 

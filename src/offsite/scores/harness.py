@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offsite.errors import MissingExtraError, OffsiteError
+from offsite.tasks.questions.choice import MultipleChoice
+from offsite.tasks.questions.open_question import OpenQuestions
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText, read_documents
-from offsite.tasks.text.choice import MultipleChoice
-from offsite.tasks.text.open_question import OpenQuestions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

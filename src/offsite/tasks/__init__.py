@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def task_names() -> tuple[str, ...]:
     """Every name :func:`load_task` knows; a path of a task file will do as well."""
-    from offsite.tasks.file import builtin_names
+    from offsite.tasks.questions.file import builtin_names
 
     return ("text", "chat", "image-classification", *builtin_names())
 
@@ -49,7 +49,7 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
 
         return CausalText(max_length)
     if str(name) == "chat":
-        from offsite.tasks.text.chat import Chat
+        from offsite.tasks.chat.conversations import Chat
 
         return Chat(max_length)
     if kind == "image-classification":
@@ -57,9 +57,9 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
         from offsite.tasks.image.classification import ImageClassification
 
         return ImageClassification(kinds_of(choice), skip_bad)
-    from offsite.tasks.file import read_task_file
-    from offsite.tasks.text.choice import MultipleChoice
-    from offsite.tasks.text.open_question import OpenQuestions
+    from offsite.tasks.questions.choice import MultipleChoice
+    from offsite.tasks.questions.file import read_task_file
+    from offsite.tasks.questions.open_question import OpenQuestions
 
     file, folder = read_task_file(name)
     questions = MultipleChoice if file.kind == "multiple-choice" else OpenQuestions

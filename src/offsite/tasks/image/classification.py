@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from offsite.errors import OffsiteError
 from offsite.model.heads import labels_of, same_classes
 from offsite.model.replay import forward
-from offsite.tasks.fitting import check_shapes, check_size
 from offsite.tasks.image.augment import ALL, augment, check_kinds
+from offsite.tasks.image.fitting import check_shapes, check_size
 from offsite.tasks.image.pictures import Pictures, pillow, read_pictures, shown_names
 from offsite.tasks.task import Evaluation, mean_of
 from offsite.training.progress import track

@@ -1,1 +1,3 @@
-"""Tasks that read text: plain text, chats, multiple choice and open questions."""
+"""Language modelling of plain text and of prompts with completions."""
+
+from offsite.tasks.text.causal import CausalText as CausalText

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE, forward
+from offsite.tasks.rows import parse_line
 from offsite.tasks.task import Evaluation
-from offsite.tasks.text.rows import parse_line
 from offsite.training.progress import track
 
 TABLES = (".csv", ".tsv", ".ndjson", ".parquet")

@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import forward
-from offsite.tasks.file import TaskFile
+from offsite.tasks.questions.asked import Questions, asked, encode_after, prompt_of
+from offsite.tasks.questions.file import TaskFile
+from offsite.tasks.questions.likelihood import continues, same_length
+from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, mean_of
-from offsite.tasks.text.asked import Questions, asked, encode_after, prompt_of
 from offsite.tasks.text.causal import window
-from offsite.tasks.text.likelihood import continues, same_length
-from offsite.tasks.text.rows import Row, read_rows
 from offsite.training.progress import track
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)

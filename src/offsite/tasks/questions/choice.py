@@ -16,12 +16,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
-from offsite.tasks.file import TaskFile
+from offsite.tasks.questions.asked import Questions, asked, encode_after, prompt_of
+from offsite.tasks.questions.file import TaskFile
+from offsite.tasks.questions.likelihood import Question, choice_scores
+from offsite.tasks.questions.template import render
+from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, mean_of
-from offsite.tasks.template import render
-from offsite.tasks.text.asked import Questions, asked, encode_after, prompt_of
-from offsite.tasks.text.likelihood import Question, choice_scores
-from offsite.tasks.text.rows import Row, read_rows
 
 
 @dataclass(frozen=True)

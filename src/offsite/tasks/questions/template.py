@@ -10,7 +10,7 @@ import re
 import string
 
 from offsite.errors import OffsiteError
-from offsite.tasks.text.rows import Row
+from offsite.tasks.rows import Row
 
 PLACEHOLDER = re.compile(r"([^\W\d]\w*)(?:\[(\d{1,4})\])?")
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from offsite.errors import OffsiteError
-from offsite.tasks.template import parse_template
+from offsite.tasks.questions.template import parse_template
 
 Template = Annotated[str, Field(min_length=1, max_length=20_000)]
 METRICS = {"multiple-choice": ("accuracy", "accuracy_norm"), "open": ("exact_match",)}

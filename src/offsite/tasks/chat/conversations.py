@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
+from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.text.causal import CausalText, pack_ids, restarts, window
-from offsite.tasks.text.rows import Row, read_rows
 
 ROLES = ("system", "user", "assistant")
 

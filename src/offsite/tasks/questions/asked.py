@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
-from offsite.tasks.file import TaskFile
-from offsite.tasks.template import render
+from offsite.tasks.questions.file import TaskFile
+from offsite.tasks.questions.template import render
+from offsite.tasks.rows import Row
 from offsite.tasks.text.causal import CausalText, labelled, pack_ids, restarts, window
-from offsite.tasks.text.rows import Row
 
 
 class Asked(Dataset[Any]):

@@ -1,0 +1,1 @@
+"""Multiple choice and open questions, each described by one small task file."""
