@@ -16,6 +16,7 @@ from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE, forward
 from offsite.tasks.rows import parse_line
 from offsite.tasks.task import Evaluation
+from offsite.tasks.text.cross_entropy import token_losses
 from offsite.training.progress import track
 
 TABLES = (".csv", ".tsv", ".ndjson", ".parquet")
@@ -136,14 +137,6 @@ def restarts(model: Any) -> bool:
             module.training = training
     noise = max(1e-5, 2 * torch.finfo(logits.dtype).eps) * logits.abs().max()
     return bool((logits[0] - logits[1]).abs().max() <= noise)
-
-
-def token_losses(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Cross entropy of every target token of a batch, flat, in float32."""
-    logits = forward(model, batch).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    chosen = labels != IGNORE
-    return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
 
 
 def read_documents(path: Path) -> list[str] | list[tuple[str, str]]:

@@ -1,0 +1,151 @@
+"""Cross entropy over a vocabulary without ever holding all logits.
+
+The logits of a batch are the largest tensor of a language model: 8 rows of 512 tokens over a
+vocabulary of 262,144 take 4 GiB in float32, three times over with their copy and gradient. Here a
+few hundred rows of logits exist at a time, and their gradient is taken while they exist (Hsu et
+al., Liger Kernel, arXiv 2410.10989, section 3.2; plain PyTorch here, so it runs on any device).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from offsite.model.replay import IGNORE, forward
+
+CHUNK = 2**25  # logits held at a time
+CHANGED: WeakSet[nn.Module] = WeakSet()  # heads whose logits the model changes (caps, scales)
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Cross entropy of every target token of a batch, flat, in float32, in nats."""
+    labels = batch["labels"][:, 1:]
+    chosen = (labels != IGNORE).flatten().nonzero().squeeze(1)  # waits for the device: do it first
+    targets = labels.flatten()[chosen]
+    head = linear_head(model)
+    if head is not None and head not in CHANGED:
+        with passing(head) as passed:
+            states = forward(model, batch).logits
+        if untouched(states, passed):
+            states = states[:, :-1].flatten(0, 1).index_select(0, chosen)
+            return head_losses(states, head, targets)
+        CHANGED.add(head)
+    logits = forward(model, batch).logits[:, :-1].flatten(0, 1).index_select(0, chosen)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def linear_head(model: nn.Module) -> nn.Linear | None:
+    """The linear layer that turns states into logits, where the model has a plain one."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if type(head) is nn.Linear else None
+
+
+@contextmanager
+def passing(head: nn.Linear) -> Iterator[list[tuple[torch.Tensor, int]]]:
+    """Let the head return the states it is given; yields them, each with its version."""
+    passed: list[tuple[torch.Tensor, int]] = []
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        passed.append((states, states._version))
+        return states
+
+    before = vars(head).get("forward")
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield passed
+    finally:
+        del head.forward
+        if before is not None:
+            head.forward = before  # type: ignore[method-assign, assignment]
+
+
+def untouched(states: torch.Tensor, passed: list[tuple[torch.Tensor, int]]) -> bool:
+    """Whether what a model returned as logits is what its head was given, or a part of it."""
+    if len(passed) != 1:
+        return False
+    given, version = passed[0]
+    same = states.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+    return same and states.dtype == given.dtype and states._version == version
+
+
+def head_losses(
+    states: torch.Tensor, head: nn.Linear, targets: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
+    """Cross entropy of targets under ``head(states)``, a few logits at a time.
+
+    Args:
+        states: (tokens, hidden).
+        head: (hidden -> vocabulary); frozen or trained.
+        targets: (tokens,) token ids.
+        chunk: how many logits; None for ``CHUNK``.
+
+    Returns:
+        (tokens,) float32, in nats. Under autocast the logits are computed in its dtype.
+    """
+    rows = max(1, (chunk or CHUNK) // head.out_features)
+    rows = rows // 128 * 128 or rows  # whole tiles of a GPU's matrix product
+    weight: torch.Tensor = head.weight
+    bias: torch.Tensor | None = head.bias
+    kind = states.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    states = states.to(weight.dtype)
+    with torch.autocast(kind, enabled=False):
+        if any(parameter.requires_grad for parameter in head.parameters()):
+            pairs = zip(states.split(rows), targets.split(rows), strict=True)
+            losses = [
+                checkpoint(_losses, s, weight, bias, t, use_reentrant=False) for s, t in pairs
+            ]
+            return torch.cat(losses)
+        found: torch.Tensor = _FrozenHead.apply(states, weight, bias, targets, rows)  # type: ignore
+        return found
+
+
+def _losses(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    logits = nn.functional.linear(states, weight, bias)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Losses of a head that does not train: the states' gradient is made with the losses."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        rows: int,
+    ) -> torch.Tensor:
+        losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(states), rows):
+            part = slice(start, start + rows)
+            logits = nn.functional.linear(states[part], weight, bias)
+            scores = nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+            del logits
+            chosen = targets[part, None]
+            losses[part] = -scores.gather(1, chosen).squeeze(1)
+            if slopes is not None:  # of each loss by its state: (softmax - one-hot) W
+                scores.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=scores.dtype))
+                torch.mm(scores.to(weight.dtype), weight, out=slopes[part])
+            del scores
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *slope: torch.Tensor) -> Any:
+        (slopes,) = ctx.saved_tensors
+        return slope[0].to(slopes.dtype)[:, None] * slopes, None, None, None, None

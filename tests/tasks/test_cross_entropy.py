@@ -1,0 +1,91 @@
+"""The loss that never holds all logits is the plain one: values, gradients, all kinds of head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import LANGUAGE, VOCAB, language_model
+from offsite.deltas import LoRA, Prompt
+from offsite.model.replay import IGNORE, forward
+from offsite.tasks.text import cross_entropy
+from offsite.tasks.text.cross_entropy import head_losses, token_losses
+
+CAPPED = ("gemma2",)  # their logits are not what the head gave
+
+
+def batch_of(rows: int = 3, length: int = 12) -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[0, :5] = labels[1, 9:] = IGNORE
+    return {"input_ids": ids, "labels": labels}
+
+
+def plain(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits, labels = forward(model, batch).logits[:, :-1], batch["labels"][:, 1:]
+    chosen = labels != IGNORE
+    return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+
+
+def gradients(model: nn.Module, losses: torch.Tensor) -> list[torch.Tensor]:
+    tuned = [p for p in model.parameters() if p.requires_grad]
+    weights = torch.linspace(0.5, 2, len(losses))  # tokens need not count alike
+    return list(torch.autograd.grad((losses * weights).sum(), tuned, allow_unused=True))
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+@pytest.mark.parametrize("trained", ["lora", "everything"])
+def test_losses_and_gradients_are_the_plain_ones(
+    family: str, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK", 7 * VOCAB)
+    model: Any = language_model(family).requires_grad_(trained == "everything")
+    runner = LoRA(rank=2).attach(model, [0, 5]) if trained == "lora" else model
+    batch = batch_of()
+    expected, found = plain(runner, batch), token_losses(runner, batch)
+    torch.testing.assert_close(found, expected)
+    for one, two in zip(gradients(runner, found), gradients(runner, expected), strict=True):
+        torch.testing.assert_close(one, two)
+    assert (model.get_output_embeddings() in cross_entropy.CHANGED) == (family in CAPPED)
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+def test_a_prompt_is_cut_off_before_the_head() -> None:
+    runner: Any = Prompt(length=4).attach(language_model("llama"), [])
+    batch = batch_of()
+    torch.testing.assert_close(token_losses(runner, batch), plain(runner, batch))
+
+
+def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    linear = nn.functional.linear
+    monkeypatch.setattr(
+        nn.functional, "linear", lambda *a: (made.append((y := linear(*a)).numel()), y)[1]
+    )
+    states = torch.randn(40, 16, requires_grad=True)
+    head = nn.Linear(16, 1000).requires_grad_(False)
+    head_losses(states, head, torch.arange(40), chunk=5000).sum().backward()
+    assert max(made) <= 5000 and sum(made) == 40 * 1000
+
+
+def test_autocast_computes_the_logits_in_its_dtype() -> None:
+    torch.manual_seed(0)
+    states, head = torch.randn(9, 16), nn.Linear(16, 50).requires_grad_(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = head_losses(states, head, torch.arange(9))
+        logits = head(states)
+    expected = nn.functional.cross_entropy(logits.float(), torch.arange(9), reduction="none")
+    assert logits.dtype == torch.bfloat16 and losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)
+
+
+def test_a_batch_without_targets_has_no_losses() -> None:
+    batch = batch_of()
+    batch["labels"] = torch.full_like(batch["labels"], IGNORE)
+    model = language_model("gpt2").requires_grad_(True)
+    losses = token_losses(model, batch)
+    assert losses.shape == (0,)
+    losses.sum().backward()  # a batch of nothing but prompts is no reason to stop
