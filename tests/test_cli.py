@@ -160,7 +160,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sweep": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--adapter", "ends:1,1",
                "--out", "{d}/x"], "'influence@0.6' needs calibration data"),
     "target": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--target",
-                "recovered=0.9,byte=0.1"], "is no target"),
+                "recovered=0.9,byte=0.1"], "is not a target"),
     "picture": (["importance", "{m}", "--data", "{t}", "--out", "{d}/p.xyz"], "is no picture"),
     "distil alone": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5",
                       "--distill-steps", "2"], "needs --keep"),

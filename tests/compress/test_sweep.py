@@ -21,11 +21,12 @@ SHAPE = Shape(20, 320, 1_070_000, ((320, 320), (64, 320), (64, 320), (320, 320))
 
 
 def row(recipe: str, seed: int, plug: float, tuned: float, size: float = 0.5) -> dict[str, Any]:
+    scores = {"zero_shot": 5.0, "full_tuned": 3.0, "plug_in": plug, "emulator_tuned": tuned}
+    scores["healed"] = tuned - 0.1
     return {
         "recipe": recipe, "budget": 0.5, "seed": seed, "recovered": (5 - plug) / 2,
-        "scores": {"zero_shot": 5.0, "full_tuned": 3.0, "plug_in": plug, "emulator_tuned": tuned},
-        "gap": tuned - plug, "disclosed": 0.1, "bytes_offer": 100 * size, "bytes_model": 100,
-        "seconds_offer": 2.0,
+        "scores": scores, "gap": tuned - plug, "margin": scores["healed"] - plug,
+        "disclosed": 0.1, "bytes_offer": 100 * size, "bytes_model": 100, "seconds_offer": 2.0,
     }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def test_points_are_means_over_seeds() -> None:
     assert [sentence[:22] for sentence in left_out([a, b])] == ["b: the mean of 1 of 2 "]
     assert (a.recipe, b.recipe, a.seeds, b.seeds) == ("a", "b", 2, 1)
     assert a.plug_in == pytest.approx(3.6) and a.gap == pytest.approx(0.2)
+    assert a.healed == pytest.approx(3.7) and a.margin == pytest.approx(0.1)
     assert a.recovered == pytest.approx(0.7) and a.size == 0.5 and a.to_json()["seeds"] == 2
 
 
@@ -63,7 +65,7 @@ def test_the_front_is_what_nothing_dominates() -> None:
     expected = [
         p for p in found
         if not any(
-            q.recovered >= p.recovered and q.gap >= p.gap and q != p for q in found
+            q.recovered >= p.recovered and q.margin >= p.margin and q != p for q in found
         )
     ]  # fmt: skip
     assert front(found) == sorted(expected, key=lambda p: -p.recovered)
@@ -72,20 +74,22 @@ def test_the_front_is_what_nothing_dominates() -> None:
 
 def test_the_wish_is_the_best_of_all_that_meet_it() -> None:
     found = some(60)
-    chosen = choose(found, 0.7, 0.6)
-    assert chosen.gap == max(p.gap for p in found if p.recovered >= 0.7 and p.size <= 0.6)
+    chosen = choose(found, 0.7, bytes=0.6)
+    assert chosen.margin == max(p.margin for p in found if p.recovered >= 0.7 and p.size <= 0.6)
     with pytest.raises(OffsiteError, match="the nearest is"):
         choose(found, 1.5)
+    with pytest.raises(OffsiteError, match="has a margin of 9; the nearest is"):
+        choose(found, 0.5, margin=9)
     with pytest.raises(OffsiteError, match="smallest takes"):
-        choose(found, 0.5, 0.0)
+        choose(found, 0.5, bytes=0.0)
 
 
 def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "a.svg"):
-        draw(some(9), tmp_path / name, higher_is_better=False, metric="loss")
+        draw(some(9), tmp_path / name, metric="loss")
         assert (tmp_path / name).stat().st_size > 1000
     with pytest.raises(OffsiteError, match="run the sweep first"):
-        draw([], tmp_path / "b.png", higher_is_better=True, metric="accuracy")
+        draw([], tmp_path / "b.png", metric="accuracy")
     real = builtins.__import__
 
     def fail(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +99,7 @@ def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", fail)
     with pytest.raises(MissingExtraError, match=r"offsite\[plot\]"):
-        draw(some(3), tmp_path / "c.png", higher_is_better=False, metric="loss")
+        draw(some(3), tmp_path / "c.png", metric="loss")
 
 
 def test_without_matplotlib_a_sweep_stops_before_it_runs(

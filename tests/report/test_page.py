@@ -26,6 +26,7 @@ SCORES = {
     "full_tuned": 0.9,
     "emulator_zero_shot": 0.4,
     "emulator_tuned": 0.6,
+    "healed": 0.7,
     "plug_in": 0.8,
 }
 VOID = {"meta", "line", "rect", "circle", "polyline"}
@@ -38,6 +39,7 @@ def row(recipe: str = "drop", seed: int = 0, shift: float = 0.0, **changes: Any)
         "model": "/home/me/bookling", "task": "sst2", "recipe": recipe, "delta": "lora",
         "seed": seed, "scores": scores, "metric": "accuracy", "higher_is_better": True,
         "recovered": 0.75, "gap": scores.get("plug_in", 0) - scores.get("emulator_tuned", 0),
+        "margin": scores.get("plug_in", 0) - scores.get("healed", 0),
         "disclosed": 0.4, "bytes_offer": 4e6, "bytes_model": 1e7, "bytes_delta": 1e5,
         "history": [{"step": s, "loss": 3 / s} for s in (1, 2, 3)] + [{"step": 3, "eval_loss": 1}],
         "details": {key: {"items": value, "stderr": 0.1} for key, value in items.items()},
@@ -140,13 +142,22 @@ def test_offer_folders_are_listed(tokenizer: Any, tmp_path: Path) -> None:
             {"plug_in": 0.55},
             "5.0 points better than the plug-in: whoever holds it needs no plug-in",
         ),
+        (
+            {},
+            "weight of the offer reaches 70.0%, 10.0 points worse than the plug-in: the margin",
+        ),
+        (
+            {"healed": 0.8},
+            "as good as the plug-in. The margin is not above zero: the tuner does not",
+        ),
+        ({"healed": 0.85}, "5.0 points better than the plug-in. The margin is not above zero"),
         ({"emulator_tuned": 0.95}, "Unusual: the tuned emulator beats full fine-tuning"),
         ({"emulator_zero_shot": 0.55}, "Unusual: the untuned emulator beats the full model"),
     ],
 )
 def test_the_verdict_follows_from_the_numbers(scores: dict[str, float], said: str) -> None:
     text = " ".join(verdict(group([row(scores=scores)])))
-    assert said in text and "It is no bound" in text
+    assert said in text and "They are not bounds" in text
     assert not re.search(r"\b(private|privacy|safe|secure)\b", text, re.IGNORECASE)
 
 
@@ -159,12 +170,14 @@ def test_directions_are_turned_so_that_better_is_right(tmp_path: Path) -> None:
     good = group([row()])[0]
     assert places(good) == [len(LADDER) - 1, 0]
     turned = {key: -value for key, value in SCORES.items()}
-    assert places(group([row(scores=turned, metric="loss", higher_is_better=False)])[0]) == [4, 0]
-    assert places(group([row(scores={"plug_in": 0.55})])[0]) == [4, 1]
+    assert places(group([row(scores=turned, metric="loss", higher_is_better=False)])[0]) == [5, 0]
+    assert places(group([row(scores={"plug_in": 0.55})])[0]) == [5, 1]
 
 
 def test_the_best_setting_and_the_frontier() -> None:
-    settings = group([row("a"), row("b", scores={"plug_in": 0.85}, gap=0.1), row("c", gap=0.05)])
+    settings = group(
+        [row("a"), row("b", scores={"plug_in": 0.85}, margin=0.1), row("c", margin=0.05)]
+    )
     assert best(settings).recipe == "b"
     drawn = frontier(settings)
     assert drawn.count('class="plug"') == 2 and drawn.count('class="model hollow"') == 1

@@ -137,7 +137,8 @@ def test_zero_has_no_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "lost"), [("--full-lr", {"full_tuned"}), ("--lr", {"emulator_tuned", "plug_in"})]
+    ("option", "lost"),
+    [("--full-lr", {"full_tuned", "healed"}), ("--lr", {"emulator_tuned", "plug_in"})],
 )
 def test_a_run_that_diverges_is_unknown_and_kills_no_later_one(
     option: str, lost: set[str], run: Run, model_folder: Any, text_file: Path, tmp_path: Path

@@ -49,7 +49,7 @@ def score(
     from offsite.lab.environment import environment
     from offsite.model.checkpoint import parse_dtype, pick_device
     from offsite.scores.harness import find_tasks, harness_scores
-    from offsite.scores.scores import KEYS, TITLES, Scores, check_same, settings_of
+    from offsite.scores.scores import DERIVED, KEYS, TITLES, Scores, check_same, settings_of
     from offsite.scores.scoring import load_scored
     from offsite.tasks import check_data, load_task
 
@@ -109,7 +109,7 @@ def score(
         details = {**(theirs.get("details") or {}), **details}
     story = total.to_json()
     lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in story["scores"].items() if k not in scored]
-    lines += [f"{k:20} {story[k]:.4f}" for k in ("recovered", "gap", "disclosed") if k in story]
+    lines += [f"{k:20} {story[k]:.4f}" for k in DERIVED if k in story]
     more = {"environment": environment(), "details": details}
     o.emit({**story, **facts, **more}, json, lines)
 
@@ -139,8 +139,9 @@ def lab(
     epochs: o.Epochs = 1.0,
     lr: o.Lr = None,
     head_lr: o.HeadLr = 1e-2,
-    full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
+    full_lr: o.FullLr = "1e-4,3e-4,1e-3",
     baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
+    healed: Annotated[bool, typer.Option(help="Tune every weight of each offer too.")] = True,
     cached: Annotated[
         bool, typer.Option("--cached", help="Compute nothing: show what --out holds.")
     ] = False,
@@ -203,8 +204,9 @@ def lab(
                 deltas={name: method_json(name) for name in names},
                 seeds=o.whole_seeds(seeds),
                 options=options,
-                full_lr=full_lr,
+                full_lr=o.numbers(full_lr, "learning rates"),
                 baseline=baseline,
+                healed=healed,
                 dtype=dtype or "float32",
                 prompt_decoder=str(prompt_decoder) if prompt_decoder else None,
             )

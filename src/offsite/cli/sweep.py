@@ -24,7 +24,8 @@ def sweep(
     ] = "uniform,influence,crash,gradot,int4",
     budgets: Annotated[str, typer.Option(help="Shares of the middle's bytes.")] = "0.6,0.45,0.3",
     target: Annotated[
-        str | None, typer.Option(help="What to choose for, such as recovered=0.95,bytes=0.6.")
+        str | None,
+        typer.Option(help="What to choose for: recovered=0.85,margin=0.25,bytes=0.5."),
     ] = None,
     delta: Annotated[str, typer.Option(help="Method to tune with.")] = "full",
     learned: Annotated[str | None, typer.Option(help="Folder of a LayerReplace pass.")] = None,
@@ -36,7 +37,7 @@ def sweep(
     epochs: o.Epochs = 1.0,
     lr: o.Lr = None,
     head_lr: o.HeadLr = 1e-2,
-    full_lr: Annotated[float | None, typer.Option(help="Learning rate of the baseline.")] = None,
+    full_lr: o.FullLr = "1e-4,3e-4,1e-3",
     batch_size: o.BatchSize = 8,
     task: o.Task = "text",
     max_length: o.MaxLength = 256,
@@ -45,7 +46,7 @@ def sweep(
     device: o.Device = None,
     json: o.Json = False,
 ) -> None:
-    """Run recipes over a grid of budgets and draw the frontier of plug-in against emulator."""
+    """Run recipes over a grid of budgets and draw the frontier of recovered against margin."""
     from offsite.compress.presets import Shape
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.deltas import method_json
@@ -79,7 +80,7 @@ def sweep(
         options=TrainOptions(
             steps=steps, epochs=epochs, lr=lr, head_lr=head_lr, batch_size=batch_size
         ),
-        full_lr=full_lr,
+        full_lr=o.numbers(full_lr, "learning rates"),
         dtype=dtype or "float32",
     )
     rows, made_on = run_plans([plan], out, device, say=o.note)
@@ -99,20 +100,18 @@ def sweep(
     unmet = None
     if wish:
         try:
-            more["chosen"] = frontier.choose(points, *wish).recipe
+            more["chosen"] = frontier.choose(points, **wish).recipe
             lines.append(f"chosen for {target}: [bold]{more['chosen']}[/]")
         except OffsiteError as error:
             unmet = error  # the results are shown all the same
     show_rows(rows, out, json, made_on, more, lines)
-    frontier.draw(
-        points, picture, higher_is_better=first["higher_is_better"], metric=first["metric"]
-    )
+    frontier.draw(points, picture, metric=first["metric"])
     if unmet is not None:
         raise unmet
 
 
-def read_target(text: str | None) -> tuple[float, float] | None:
-    """An owner's wish: ``recovered=0.95,bytes=0.6``.
+def read_target(text: str | None) -> dict[str, float] | None:
+    """An owner's wish: ``recovered=0.85,margin=0.25,bytes=0.5``; all but the first may be left out.
 
     Raises:
         OffsiteError: another form.
@@ -120,16 +119,14 @@ def read_target(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
     pairs = [part.partition("=")[::2] for part in text.split(",")]
-    shares = {"bytes": 1.0}
     try:
-        shares |= {key.strip(): float(value) for key, value in pairs}
-        if set(shares) > {"recovered", "bytes"} or len(dict(pairs)) < len(pairs):
-            raise ValueError
-        if not all(math.isfinite(share) for share in shares.values()):
-            raise ValueError
-        return shares["recovered"], shares["bytes"]
-    except (KeyError, ValueError):
+        wish = {key.strip(): float(value) for key, value in pairs}
+    except ValueError:
+        wish = {}
+    known = {"recovered"} <= set(wish) <= {"recovered", "margin", "bytes"}
+    if not known or len(wish) < len(pairs) or not all(map(math.isfinite, wish.values())):
         raise OffsiteError(
-            f"'{text}' is no target; write recovered=SHARE,bytes=SHARE, such as "
-            "recovered=0.95,bytes=0.6."
-        ) from None
+            f"'{text}' is not a target; write recovered=SHARE,margin=NUMBER,bytes=SHARE, such as "
+            "recovered=0.85,margin=0.25,bytes=0.5 (margin in the metric's own unit)."
+        )
+    return wish

@@ -14,7 +14,8 @@ from offsite.lab.plan import Plan
 from offsite.training.train import TrainOptions
 
 MODEL = Path(__file__).parent / "model"
-LR = 5e-4  # of the adapter; full fine-tuning takes the lab's 1e-3
+LR = 5e-4  # of the adapter
+FULL_LR = (5e-4, 1e-3)  # of every weight
 
 
 def make_plan(out: Path, steps: int, seed: int) -> Plan:
@@ -37,6 +38,7 @@ def make_plan(out: Path, steps: int, seed: int) -> Plan:
         deltas={"full": {"kind": "full"}},
         seeds=(seed,),
         options=TrainOptions(steps=steps, lr=LR),
+        full_lr=FULL_LR,
     )
 
 

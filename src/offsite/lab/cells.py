@@ -123,7 +123,7 @@ def flatten(
     """
     keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
     more = ("bytes_delta", "trainable", "seconds_per_step", "history")
-    details = ("value", "stderr", "count", "extra", "items", "weights")
+    details = ("value", "stderr", "count", "extra", "items", "weights", "lr", "rates")
     diverged = [name for name, part in parts.items() if part and part["value"] is None]
     return {
         **{key: emulator[key] for key in keys},
@@ -159,7 +159,7 @@ def make_row(
     Args:
         known_by: the plan's :func:`identity`.
         metric: its name, and whether more is better.
-        parts: the outcomes of the three stages before tuning, by the score they give.
+        parts: the outcomes of the stages beside tuning, by the score they give.
         tuned: the outcome of tuning; empty where there was none.
         extra: what else the row is to say.
     """

@@ -40,7 +40,7 @@ from offsite.compress.presets import Shape, make_recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
 from offsite.lab.checking import choose_data, need_data
-from offsite.lab.plan import Plan, Recipe
+from offsite.lab.plan import FULL_LR, Plan, Recipe
 from offsite.model.split import ends, parse_adapter
 from offsite.tasks import load_task
 from offsite.training.train import TrainOptions
@@ -83,8 +83,9 @@ class Experiment(BaseModel):
     max_length: Length = 256
     skip_bad: bool = False
     options: dict[str, Any] = {}
-    full_lr: Finite | None = None
+    full_lr: Finite | Annotated[list[Finite], Field(min_length=1)] = list(FULL_LR)
     baseline: bool = True
+    healed: bool = True
     dtype: str = "float32"
     prompt_decoder: str | None = None
 
@@ -141,8 +142,9 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         deltas={label: method_of(text) for label, text in found.deltas.items()},
         seeds=tuple(found.seeds),
         options=options_of({**found.options, **entry.options}),
-        full_lr=found.full_lr,
+        full_lr=tuple(found.full_lr) if isinstance(found.full_lr, list) else (found.full_lr,),
         baseline=found.baseline,
+        healed=found.healed,
         dtype=found.dtype,
         prompt_decoder=resolve(found.prompt_decoder),
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer, load_processor
 from offsite.exchange.record import Record
 from offsite.files import read_json, write_file
+from offsite.lab.baselines import best_rate, trainable, tune_all
 from offsite.lab.cells import digest, finite, identity, known, make_row, method_key, options_key
 from offsite.lab.checking import check_plan
 from offsite.lab.environment import environment
@@ -31,11 +33,11 @@ from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer
 from offsite.lab.plan import Plan, Recipe, Row, slug
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import load_model, parse_dtype, pick_device
-from offsite.model.heads import give_head, head_tensors, labels_of, same_classes
+from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.model.split import Adapter, Split, parse_adapter
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks.task import Evaluation, Task
-from offsite.training.train import train
+from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
 
 
@@ -81,7 +83,7 @@ class Lab:
         self, recipes: Collection[str] | None = None, deltas: Collection[str] | None = None
     ) -> Iterator[Row]:
         """Every row of the plan (or of some recipes and deltas), cached or computed now."""
-        plan = self.plan
+        plan, metric = self.plan, (self.task.metric, self.task.higher_is_better)
         try:
             zero = self.zero_shot()
         except NotCached:
@@ -89,24 +91,20 @@ class Lab:
         for seed in plan.seeds:
             for name, recipe in self.recipes.items():
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
+                steps = [to_json(step) for step in recipe.steps]
                 for label, method in self.methods.items():
                     if name not in (recipes or [name]) or label not in (deltas or [label]):
                         continue
                     with suppress(NotCached):
                         full = self.full_tuned(seed) if plan.baseline and plan.data else {}
-                        emulator = self.emulator(recipe, seed, offer)
+                        parts = {"zero_shot": zero, "full_tuned": full}
+                        parts["emulator_zero_shot"] = self.emulator(recipe, seed, offer)
                         tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
-                        yield self.row(name, label, seed, zero, full, emulator, tuned)
-
-    def row(
-        self, name: str, label: str, seed: int, zero: Any, full: Any, emulator: Any, tuned: Any
-    ) -> Row:
-        steps = [to_json(step) for step in self.recipes[name].steps]
-        parts = {"zero_shot": zero, "full_tuned": full, "emulator_zero_shot": emulator}
-        metric = (self.task.metric, self.task.higher_is_better)
-        extra = {"recipe_steps": steps}
-        cell = (name, label, seed)
-        return make_row(self.plan, self.identity, cell, metric, parts, tuned, extra)
+                        if plan.healed and plan.data:
+                            parts["healed"] = self.healed(recipe, seed, offer)
+                        cell = (name, label, seed)
+                        extra = {"recipe_steps": steps}
+                        yield make_row(plan, self.identity, cell, metric, parts, tuned, extra)
 
     def emulator(
         self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
@@ -169,24 +167,42 @@ class Lab:
         return self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
 
     def full_tuned(self, seed: int) -> dict[str, Any]:
-        """The baseline: every parameter of the full model tuned on the private data."""
-        options = replace(self.plan.options, seed=seed, lr=self.plan.full_lr or 1e-3)
-        key = {"stage": "full_tuned", "options": options_key(options, self.model)}
+        """The baseline: every weight of the full model tuned on the private data."""
+        return self.every_weight({"stage": "full_tuned"}, seed, lambda: self.model)
 
-        def compute() -> dict[str, Any]:
-            model = copy.deepcopy(self.model)
+    def healed(
+        self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
+    ) -> dict[str, Any]:
+        """Every weight of an offer tuned on the private data, by a tuner who keeps it."""
+
+        def emulator() -> Any:
+            if not offer:
+                offer.append(self.make_offer(recipe, seed))
+            return offer[0][0].model
+
+        return self.every_weight({"stage": "healed", **recipe.key(seed)}, seed, emulator)
+
+    def every_weight(
+        self, key: Mapping[str, Any], seed: int, model: Callable[[], Any]
+    ) -> dict[str, Any]:
+        """Tune every weight of a model at each rate of the plan; the outcome of the best one."""
+
+        def run(options: TrainOptions) -> dict[str, Any]:
             assert self.plan.data is not None
-            rows = self.load(self.plan.data, model, train=True)
-            give_head(model, getattr(rows, "labels", ()))
+            copied = trainable(model())
+            rows = self.load(self.plan.data, copied, train=True)
             with measured(self.device) as cost:
-                history = train(
-                    model.requires_grad_(True), rows, loss=self.task.loss, device=self.device,
-                    collate=self.task.collate, options=options, text="full fine-tuning",
-                    rates=[(head_tensors(model).values(), options.head_lr)],
-                )  # fmt: skip
-            return {**self.score(model), "history": list(history.points), **cost}
+                history = tune_all(
+                    copied, rows, self.task, options, self.device, f"{key['stage']}, {options.lr:g}"
+                )
+            return {**self.score(copied), "history": list(history.points), **cost}
 
-        return self.cell(key, compute)
+        tried = {}
+        for lr in self.plan.full_lr:
+            options = replace(self.plan.options, seed=seed, lr=lr)
+            named = {**key, "options": options_key(options, self.model)}
+            tried[lr] = self.cell(named, partial(run, options))
+        return best_rate(tried, self.task.higher_is_better)
 
     def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
         """The offer of one recipe and seed."""

@@ -22,6 +22,8 @@ from offsite.tasks import load_task, source_identity
 from offsite.tasks.task import Task
 from offsite.training.train import TrainOptions
 
+FULL_LR = (1e-4, 3e-4, 1e-3)  # one of these is near the best from 4M to 500M parameters
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,7 +40,9 @@ class Plan:
         recipes: name to list of steps in JSON form, or to ``{"adapter": ..., "steps": [...]}``.
         deltas: name to method in JSON form.
         options: how to tune; also how the full fine-tuning baseline is trained.
-        full_lr: peak learning rate of that baseline; None for 1e-3.
+        full_lr: peak learning rates at which every weight is tuned, of the full model (the
+            baseline) and of the offer (healed); the best of them counts.
+        healed: whether to tune every weight of each offer (None in ``healed`` otherwise).
         prompt_decoder: file of the decoder that offers ship, for intrinsic prompts.
         baseline: whether to run it at all (None in ``full_tuned`` otherwise).
     """
@@ -56,8 +60,9 @@ class Plan:
     deltas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     options: TrainOptions = field(default_factory=TrainOptions)
-    full_lr: float | None = None
+    full_lr: tuple[float, ...] = FULL_LR
     baseline: bool = True
+    healed: bool = True
     dtype: str = "float32"
     prompt_decoder: str | None = None
 
@@ -69,8 +74,10 @@ class Plan:
                 f"The seeds {', '.join(map(str, self.seeds))} hold one twice, so that a run would "
                 "count as two; give each once."
             )
-        if self.full_lr is not None:
-            replace(self.options, lr=self.full_lr)  # refuses what is no learning rate
+        if not self.full_lr:
+            raise OffsiteError("Tuning every weight needs a learning rate; give at least one.")
+        for lr in self.full_lr:
+            replace(self.options, lr=lr)  # raises for a rate that cannot be used
 
     def tasks(self) -> tuple[Task, Task]:
         """The kind of the private data, and of the owner's own."""

@@ -16,6 +16,7 @@ from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
 from offsite.report import tables
 from offsite.report.summary import summary
+from offsite.scores.scores import DERIVED
 
 
 def run_plans(
@@ -81,5 +82,5 @@ def write_results(
 
 def best_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of a single row, where every command puts them."""
-    keys = ("scores", "metric", "higher_is_better", "recovered", "gap", "disclosed", "max_length")
+    keys = ("scores", "metric", "higher_is_better", *DERIVED, "max_length")
     return {key: row[key] for key in keys if key in row}

@@ -1,7 +1,8 @@
 """The frontier: many recipes at many budgets, which of them are worth having, and one picture.
 
 Pure functions over rows as the lab writes them: ``recipe`` (a preset), ``budget``, ``seed``,
-``scores``, ``recovered``, ``gap``, ``disclosed``, ``bytes_offer``, ``bytes_model`` and the like.
+``scores``, ``recovered``, ``gap``, ``margin``, ``disclosed``, ``bytes_offer``, ``bytes_model`` and
+the like.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from offsite.codec import to_json
 from offsite.compress.presets import Shape, make_recipe
 from offsite.errors import OffsiteError
 from offsite.report.bars import check_picture
-from offsite.scores.scores import TITLES
 
 PURPOSE = "The picture of the frontier"
 
@@ -58,21 +58,24 @@ class Point:
     """One recipe on the frontier, the mean over its seeds.
 
     Attributes:
-        plug_in, emulator_tuned: in the task's metric.
-        recovered, gap: see :class:`offsite.scores.scores.Scores`; ``gap`` in the metric's unit.
+        plug_in, emulator_tuned, healed: in the task's metric.
+        recovered, gap, margin: see :class:`offsite.scores.scores.Scores`; the last two in the
+            metric's unit.
         disclosed: share of the middle's parameters that leave verbatim, 0..1.
         size: bytes of the offer over bytes of the model.
         seconds: to make the offer.
         seeds: how many runs this is the mean of.
-        left_out: how many more there were whose share recovered is unknown.
+        left_out: how many more there were whose recovered share or margin is unknown.
     """
 
     recipe: str
     budget: float | None
     plug_in: float
     emulator_tuned: float
+    healed: float
     recovered: float
     gap: float
+    margin: float
     disclosed: float
     size: float
     seconds: float
@@ -87,15 +90,15 @@ class Point:
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Rows grouped by recipe and budget and averaged, best recovered first.
 
-    Rows without a plug-in score, a tuned-emulator score or a recovered share are left out, and
-    counted.
+    Rows without a tuned emulator, a margin or a recovered share are left out, and counted.
     """
     groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
     every: Counter[tuple[str, float | None]] = Counter()
     for row in rows:
         every[row["recipe"], row.get("budget")] += 1
         scores = row["scores"]
-        if {"plug_in", "emulator_tuned"} <= scores.keys() and row.get("recovered") is not None:
+        known = row.get("recovered") is not None and row.get("margin") is not None
+        if known and {"plug_in", "emulator_tuned", "healed"} <= scores.keys():
             groups.setdefault((row["recipe"], row.get("budget")), []).append(row)
     found = []
     for (recipe, budget), members in groups.items():
@@ -109,8 +112,10 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
                 budget,
                 mean("plug_in"),
                 mean("emulator_tuned"),
+                mean("healed"),
                 mean("recovered"),
                 mean("gap"),
+                mean("margin"),
                 mean("disclosed"),
                 mean("bytes_offer") / mean("bytes_model"),
                 mean("seconds_offer"),
@@ -132,51 +137,62 @@ def left_out(found: Sequence[Point]) -> list[str]:
 
 
 def front(found: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in recovered share and gap at once, best recovered first."""
+    """The points that no other beats in recovered and margin at once, best recovered first."""
     best: list[Point] = []
-    for point in sorted(found, key=lambda p: (-p.recovered, -p.gap)):
-        if not best or point.gap > best[-1].gap:
+    for point in sorted(found, key=lambda p: (-p.recovered, -p.margin)):
+        if not best or point.margin > best[-1].margin:
             best.append(point)
     return best
 
 
-def choose(found: Sequence[Point], recovered: float, size: float = 1.0) -> Point:
-    """An owner's wish: the largest gap with at least ``recovered`` and at most ``size`` bytes.
+def choose(
+    found: Sequence[Point], recovered: float, margin: float | None = None, bytes: float = 1.0
+) -> Point:
+    """An owner's wish: the largest margin among the points that meet it.
 
     Args:
         found: the candidates.
-        recovered: share of full fine-tuning's gain, such as 0.95.
-        size: bytes of the offer over bytes of the model, such as 0.6.
+        recovered: at least this share of full fine-tuning's gain, such as 0.85.
+        margin: at least this margin, in the metric's unit; None asks for none.
+        bytes: at most this share of the model's bytes, such as 0.5.
 
     Raises:
         OffsiteError: nothing meets it; the message names what comes nearest.
     """
-    small = [point for point in found if point.size <= size]
-    good = [point for point in small if point.recovered >= recovered]
-    if good:
-        return max(good, key=lambda point: (point.gap, point.recovered))
+    small = [point for point in found if point.size <= bytes]
     if not small:
         least = min((point.size for point in found), default=1.0)
         raise OffsiteError(
-            f"No recipe of the sweep makes an offer of at most {size:.0%} of the model; the "
+            f"No recipe of the sweep makes an offer of at most {bytes:.0%} of the model; the "
             f"smallest takes {least:.0%}, so allow more bytes or add smaller budgets."
         )
-    nearest = max(small, key=lambda point: point.recovered)
-    raise OffsiteError(
-        f"No recipe recovers {recovered:.0%} within {size:.0%} of the model's bytes; the nearest "
-        f"is {nearest.recipe} with {nearest.recovered:.1%}, so ask for less or allow more bytes."
-    )
+    good = [point for point in small if point.recovered >= recovered]
+    if not good:
+        nearest = max(small, key=lambda point: point.recovered)
+        raise OffsiteError(
+            f"No recipe recovers {recovered:.0%} within {bytes:.0%} of the model's bytes; the "
+            f"nearest is {nearest.recipe} with {nearest.recovered:.1%}, so ask for less or allow "
+            "more bytes."
+        )
+    chosen = max(good, key=lambda point: (point.margin, point.recovered))
+    if margin is not None and chosen.margin < margin:
+        raise OffsiteError(
+            f"No recipe that recovers {recovered:.0%} has a margin of {margin:g}; the nearest is "
+            f"{chosen.recipe} with {chosen.margin:.3f}, so ask for less of one of the two."
+        )
+    return chosen
 
 
-def draw(found: Sequence[Point], path: str | Path, *, higher_is_better: bool, metric: str) -> None:
-    """Plug-in score against tuned-emulator score; marker area is the size of the offer.
+def draw(found: Sequence[Point], path: str | Path, *, metric: str) -> None:
+    """Recovered share against margin; marker area is the size of the offer.
 
-    Up is better for both sides, left is better for the owner; the dashed diagonal is a gap of zero
-    and the line through the ringed points is the front; its points are named.
+    Up is better for both sides, right is better for the owner. Left of the dashed line the tuner
+    does not need the owner. The line through the ringed points is the front; its points are named.
 
     Args:
         found: what :func:`points` gave; at least one.
         path: where to write, by its suffix ``.png``, ``.svg`` or ``.pdf``.
+        metric: the unit of the margin.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -192,27 +208,23 @@ def draw(found: Sequence[Point], path: str | Path, *, higher_is_better: bool, me
     for recipe in dict.fromkeys(point.recipe.split("@")[0] for point in found):
         group = [point for point in found if point.recipe.split("@")[0] == recipe]
         axes.scatter(
-            [p.emulator_tuned for p in group],
-            [p.plug_in for p in group],
+            [p.margin for p in group],
+            [100 * p.recovered for p in group],
             s=[30 + 400 * p.size for p in group],
             alpha=0.65,
             label=recipe,
         )
     best = front(found)
-    x, y = [p.emulator_tuned for p in best], [p.plug_in for p in best]
+    x, y = [p.margin for p in best], [100 * p.recovered for p in best]
     axes.plot(x, y, color="black", linewidth=1, marker="o", markerfacecolor="none", markersize=4)
     for point in best:
-        at = (point.emulator_tuned, point.plug_in)
+        at = (point.margin, 100 * point.recovered)
         axes.annotate(
             point.recipe, at, (-8, 10), textcoords="offset points", fontsize=7, ha="right"
         )
-    values = [v for p in found for v in (p.emulator_tuned, p.plug_in)]
-    low, high = min(values), max(values)
-    axes.plot([low, high], [low, high], color="grey", linestyle="dashed", linewidth=1)
-    if not higher_is_better:
-        axes.invert_xaxis()
-        axes.invert_yaxis()
-    axes.set_xlabel(f"{TITLES['emulator_tuned']} ({metric})")
-    axes.set_ylabel(f"{TITLES['plug_in']} ({metric})")
+    axes.axvline(0, color="grey", linestyle="dashed", linewidth=1)
+    unit = "nats" if metric == "loss" else metric
+    axes.set_xlabel(f"margin: plug-in over healed emulator ({unit})")
+    axes.set_ylabel("recovered (% of full fine-tuning's gain)")
     axes.legend(frameon=False, fontsize=8, markerscale=0.6)
     figure.savefig(path, dpi=150)

@@ -27,7 +27,7 @@ from offsite.exchange.manifest import (
     write_manifest,
 )
 from offsite.files import folder_files, new_folder, read_json, write_file
-from offsite.scores.scores import TITLES, Scores
+from offsite.scores.scores import DERIVED, TITLES, Scores
 
 README = "README.md"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,60}")
@@ -51,8 +51,9 @@ offsite plug MODEL {name} --record offer.record.json --out adapted/
 """,
 }
 LIMITS = """\
-The scores are measurements on one data set. The distance between a tuned emulator and the plugged
-model is no bound on what an emulator can be trained to do.
+The scores are measurements on one data set. *Gap* is the plugged model against the tuned emulator,
+*margin* is the plugged model against the emulator with every weight of the offer tuned. Neither is
+a bound on what an emulator can be trained to do.
 """
 
 
@@ -188,8 +189,9 @@ def _contents(manifest: Manifest) -> str:
 
 
 def _table(scores: Scores, dataset: str) -> str:
-    known = scores.to_json()["scores"]
-    rows = [f"| {TITLES[key]} | {value:.4g} |" for key, value in known.items()]
+    found = scores.to_json()
+    rows = [f"| {TITLES[key]} | {value:.4g} |" for key, value in found["scores"].items()]
+    rows += [f"| {key} | {found[key]:.4g} |" for key in DERIVED if key in found]
     head = f"| {_plain(scores.metric)} on {_plain(dataset)} | |\n|---|---|"
     return "\n".join(["## Scores", "", head, *rows, ""])
 

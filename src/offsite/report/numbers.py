@@ -12,7 +12,7 @@ from offsite.scores.statistics import Interval
 
 
 def scores(settings: Sequence[Setting]) -> str:
-    """The five scores and the figures derived from them, for every setting."""
+    """The scores and the figures derived from them, for every setting."""
     lines = []
     for setting in settings:
         cells = [escape(setting.label)]
@@ -23,14 +23,16 @@ def scores(settings: Sequence[Setting]) -> str:
             cells.append(show(setting.mean(key), setting.metric) + around)
         recovered = setting.mean("recovered")
         cells.append("-" if recovered is None else f"{recovered:.0%}")
-        cells.append(show(setting.mean("gap"), setting.metric, signed=True))
+        for key in ("gap", "margin"):
+            cells.append(show(setting.mean(key), setting.metric, signed=True))
         cells.append(str(len(setting.rows)))
         lines.append((setting, cells))
-    head = ["setting", *(TITLES[key] for key in KEYS), "recovered", "gap", "seeds"]
+    head = ["setting", *(TITLES[key] for key in KEYS), "recovered", "gap", "margin", "seeds"]
     return listing(head, lines) + (
         '<p class="soft">± is the sample deviation over seeds. Recovered: the share of full '
-        "fine-tuning's gain that the plug-in keeps. Gap: plug-in against tuned emulator, positive "
-        "where the plug-in is better.</p>"
+        "fine-tuning's gain that the plug-in keeps. Gap: plug-in against tuned emulator. "
+        "Margin: plug-in against the emulator healed by tuning every weight of the offer. Both are "
+        "positive where the plug-in is better.</p>"
     )
 
 
@@ -46,6 +48,7 @@ def intervals(settings: Sequence[Setting]) -> str:
         return ""
     names = {
         "plug_in - emulator_tuned": "plug-in against tuned emulator",
+        "plug_in - healed": "plug-in against healed emulator",
         "plug_in - full_tuned": "plug-in against full fine-tuned",
     }
     names = {key: words for key, words in names.items() if any(key in has for _, has in found)}

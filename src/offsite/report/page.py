@@ -55,7 +55,7 @@ def section(names: tuple[str, str, str], settings: Sequence[Setting], shared: st
             "Loss in nats; dashed: evaluation." + (f" The best {MANY}." if order[MANY:] else ""),
         ),
         figure(
-            "Plug-in against gap", pictures.frontier(settings),
+            f"Plug-in against {pictures.protection(settings)}", pictures.frontier(settings),
             "Up and right is better. A dotted line joins the settings no other beats in both.",
         ),
     ]  # fmt: skip

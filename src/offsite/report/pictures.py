@@ -1,4 +1,4 @@
-"""The pictures of a report: the five scores, curves, frontier, importance, blocks.
+"""The pictures of a report: the scores, curves, frontier, importance, blocks.
 
 Each is drawn 360 units wide, so that its words stay readable on a phone. Better is always to the
 right or up, whatever the direction of the metric.
@@ -25,17 +25,19 @@ from offsite.report.svg import (
 )
 
 WIDTH, NUMBERED = 360, 8
+OVER = {"margin": "margin (over healed emulator)", "gap": "gap (over tuned emulator)"}
 LADDER = (
     ("emulator_zero_shot", "emulator, untuned", "square", "emulator hollow"),
     ("zero_shot", "model, untuned", "circle", "model hollow"),
     ("emulator_tuned", "emulator, tuned", "square", "emulator"),
+    ("healed", "emulator, healed", "square", "emulator"),
     ("plug_in", "plug-in", "diamond", "plug"),
     ("full_tuned", "model, fully tuned", "circle", "model"),
 )
 
 
 def ladder(setting: Setting, limits: tuple[float, float]) -> str:
-    """The five scores of one setting, one under another; a rising staircase is what one hopes for.
+    """The scores of one setting, one under another; a rising staircase is what one hopes for.
 
     Small dots are seeds, whiskers the deviation over seeds (for one seed the standard error). A
     step backwards is drawn in the colour of a warning.
@@ -164,14 +166,22 @@ def _mean_curve(
     return [(float(t), sum(s[t] for s in series) / len(series)) for t in steps]
 
 
+def protection(settings: Sequence[Setting]) -> str:
+    """``"margin"`` where a healed emulator is known, else ``"gap"``."""
+    return "margin" if any(s.mean("margin") is not None for s in settings) else "gap"
+
+
 def frontier(settings: Sequence[Setting]) -> str:
-    """Plug-in score against gap, with the line of settings that none other beats in both.
+    """Plug-in score against margin, with the line of settings that none other beats in both.
+
+    Results without a healed emulator are drawn against their gap.
 
     Of many settings only those on the line are numbered; the others say their name when pointed at.
     """
     found: list[tuple[float, float, int]] = []
+    figure = protection(settings)
     for index, setting in enumerate(settings):
-        gap, plug = setting.mean("gap"), setting.mean("plug_in")
+        gap, plug = setting.mean(figure), setting.mean("plug_in")
         if gap is not None and plug is not None:
             found.append((gap, plug, index))
     if len(found) < 2:
@@ -194,13 +204,13 @@ def frontier(settings: Sequence[Setting]) -> str:
             below = 15 if len(listed) % 2 else -5  # neighbours on the line keep apart
             parts.append(text(across(gap) + 7, up(plug) + below, index + 1, "label"))
             listed.append(index)
-    parts.append(text(right, bottom + 26, "gap (plug-in over tuned emulator) →", "small", "end"))
+    parts.append(text(right, bottom + 26, f"{OVER[figure]} →", "small", "end"))
     parts.append(text(left, bottom + 26, "↑ plug-in", "small"))
     for row, index in enumerate(listed):
         parts.append(
             text(8, bottom + 46 + 15 * row, f"{index + 1}  {settings[index].label}", "label")
         )
-    return picture(WIDTH, bottom + 40 + 15 * len(listed), parts, "Plug-in score against gap")
+    return picture(WIDTH, bottom + 40 + 15 * len(listed), parts, f"Plug-in score against {figure}")
 
 
 def _beats(one: tuple[float, float, int], other: tuple[float, float, int], sign: int) -> bool:

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from offsite.report.runs import Setting, group
-from offsite.scores.scores import KEYS, TITLES
+from offsite.scores.scores import DERIVED, KEYS, TITLES
 from offsite.scores.statistics import COMPARISONS, Interval, Spread, spread
 
 ABOUT = ("eval_data", "eval_name", "max_length", "setup")
-FIGURES = ("recovered", "gap", "disclosed", "bytes_offer", "bytes_delta", "seconds_offer")
+FIGURES = (*DERIVED, "bytes_offer", "bytes_delta", "seconds_offer")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Difference:
 
 
 def differences(setting: Setting) -> dict[str, Difference]:
-    """Plug-in against tuned emulator and against full fine-tuning, where both are known."""
+    """Plug-in against each other score of :data:`COMPARISONS`, where both are known."""
     intervals, sign = setting.intervals(), 1 if setting.higher else -1
     found = {}
     for name, (one, other) in COMPARISONS.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from offsite.report.runs import Setting, group, show_bytes
 from offsite.report.summary import differences, said
-from offsite.scores.scores import KEYS, TITLES
+from offsite.scores.scores import DERIVED, KEYS, TITLES
 from offsite.scores.statistics import COMPARISONS
 
 
@@ -78,6 +78,7 @@ SCORES: tuple[Column, ...] = (
     *((TITLES[key], score(key)) for key in KEYS),
     ("recovered", figure("recovered", percent, spread=True)),
     ("gap", figure("gap", lambda v: f"{v:.3f}", spread=True)),
+    ("margin", figure("margin", lambda v: f"{v:.3f}", spread=True)),
     ("disclosed", figure("disclosed", percent)),
     ("offer", size),
 )
@@ -94,6 +95,7 @@ COSTS: tuple[Column, ...] = (
 
 DIFFERENCES = {
     "plug_in - emulator_tuned": "plug-in - emulator fine-tuned",
+    "plug_in - healed": "plug-in - emulator healed",
     "plug_in - full_tuned": "plug-in - full fine-tuned",
 }
 LATEX = str.maketrans(
@@ -185,7 +187,7 @@ def latex(rows: Sequence[Mapping[str, Any]]) -> str:
 def table_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per row (seed), plain numbers."""
     names = ("model", "task", "recipe", "delta", "seed")
-    figures = ("recovered", "gap", "disclosed", "bytes_offer", "bytes_model", "bytes_delta")
+    figures = (*DERIVED, "bytes_offer", "bytes_model", "bytes_delta")
     costs = ("trainable", "seconds_offer", "seconds_tune", "seconds_per_step", "memory_offer")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

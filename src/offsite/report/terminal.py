@@ -26,6 +26,7 @@ SHORT: dict[str, tables.Column] = {
     "plug": ("\nplug-in", tables.score("plug_in")),
     "recovered": ("\nrecovered", tables.figure("recovered", tables.percent, spread=True)),
     "gap": ("\ngap", tables.figure("gap", lambda v: f"{v:.3f}", spread=True)),
+    "margin": ("\nmargin", tables.figure("margin", lambda v: f"{v:.3f}", spread=True)),
     "disclosed": ("dis-\nclosed", tables.figure("disclosed", lambda v: f"{v:.0%}")),
     "offer": ("\noffer", lambda s: tables.size(s).partition("(")[2].rstrip(")") or "-"),
 }
@@ -33,9 +34,10 @@ NEEDED = ("trained", "delta bytes", "s to tune", "s per step", "tune memory")
 TAKES = [column for column in tables.COSTS if column[0] in NEEDED]
 LAYOUTS = (
     tuple(SHORT),
-    ("emulator", "tuned", "plug", "recovered", "gap", "offer"),
-    ("tuned", "plug", "recovered", "gap", "disclosed"),
-    ("tuned", "plug", "recovered", "gap"),
+    ("emulator", "tuned", "plug", "recovered", "gap", "margin", "offer"),
+    ("tuned", "plug", "recovered", "gap", "margin", "disclosed"),
+    ("tuned", "plug", "recovered", "gap", "margin"),
+    ("tuned", "plug", "recovered", "margin"),
     ("emulator", "tuned", "plug", "recovered"),
     ("tuned", "plug", "recovered"),
 )
@@ -57,14 +59,14 @@ class Fitting:
 
 
 def terminal(rows: Sequence[Mapping[str, Any]], title: str = "") -> Group:
-    """The scores as tables, one for each task; losses are shown as perplexity, the gap in nats.
+    """The scores as tables, one for each task; losses as perplexity, gap and margin in nats.
 
     A few settings stand side by side where there is room, many below each other with what all
     share in the title.
     """
     shown: list[Fitting] = []
     for (model, task, metric), settings in by_task(group(rows)).items():
-        unit = "perplexity; recovered and gap in nats" if metric == "loss" else metric
+        unit = "perplexity; gap and margin in nats" if metric == "loss" else metric
         head = title or f"{' on '.join(part for part in (model, task) if part)}: {unit}"
         forms = [standing(settings, head)] if len(settings) <= FEW else [whole(settings, head)]
         forms += [listed(settings, head, layout) for layout in LAYOUTS]
@@ -137,7 +139,7 @@ def pairs(
     metric: str,
     deviation: bool,
 ) -> Table:
-    """One line per setting with its two differences."""
+    """One line per setting with its differences."""
     names = [n for n in tables.DIFFERENCES if any(n in some for _, some in found)]
     head = ["setting", "seeds", *(tables.DIFFERENCES[n].partition(" - ")[2] for n in names)]
     body = [
@@ -169,7 +171,7 @@ def lines(title: str, head: Line, body: Sequence[Line], narrow: bool = False) ->
 
 
 def score_bars(row: Mapping[str, Any]) -> Table:
-    """The five scores of a row as bars: how far each lies from full zero-shot."""
+    """The scores of a row as bars: how far each lies from full zero-shot."""
     table = Table(
         box=None, show_header=False, title=f"perplexity: {row['recipe']}", title_justify="left"
     )

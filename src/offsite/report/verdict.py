@@ -9,8 +9,8 @@ from offsite.report.runs import Setting, best, sends_all, show
 from offsite.report.summary import diverged
 
 CAUTION = (
-    "The gap says what this tuned emulator lacked on this data. It is no bound: whoever holds the "
-    "offer can go on training it, also on data of their own."
+    "Gap and margin say what this tuned or healed emulator lacked on this data. They are not "
+    "bounds: whoever holds the offer can go on training it, also on other data."
 )
 
 
@@ -25,7 +25,7 @@ def verdict(settings: Sequence[Setting]) -> list[str]:
             f"Of {len(settings)} settings{aside if 0 < all_sent < len(settings) else ''}, "
             f"'{chosen.label}' has the best plug-in score."
         )
-    said += [*gain(chosen), *distance(chosen), *order(chosen), *sent(chosen)]
+    said += [*gain(chosen), *distance(chosen), *need(chosen), *order(chosen), *sent(chosen)]
     said += diverged([row for setting in settings for row in setting.rows])
     if chosen.mean("gap") is not None:
         said.append(CAUTION)
@@ -76,12 +76,35 @@ def distance(setting: Setting) -> list[str]:
         )
     else:
         said = f"The tuned emulator alone reaches {tuned}, exactly the plug-in's score"
-    interval = setting.intervals().get("plug_in - emulator_tuned")
+    return [f"{said}{_interval(setting, 'plug_in - emulator_tuned')}."]
+
+
+def need(setting: Setting) -> list[str]:
+    """Whether a tuner who tunes every weight of the offer still needs the owner."""
+    margin, healed = setting.mean("margin"), setting.mean("healed")
+    if margin is None:
+        return []
+    size = show(abs(margin), setting.metric, signed=True).removeprefix("+")
+    said = f"A tuner who tunes every weight of the offer reaches {show(healed, setting.metric)}"
+    around = _interval(setting, "plug_in - healed")
+    if margin > 0:
+        return [f"{said}, {size} worse than the plug-in: the margin{around}."]
+    than = f"{size} better than" if margin < 0 else "as good as"
+    return [
+        f"{said}, {than} the plug-in{around}.",
+        "The margin is not above zero: the tuner does not need the owner. Compress further, align "
+        "longer, or ship fewer bytes.",
+    ]
+
+
+def _interval(setting: Setting, name: str) -> str:
+    """The interval over items of one comparison, as the end of a sentence."""
+    interval = setting.intervals().get(name)
     if interval is None or interval.low == interval.high:
-        return [said + "."]
+        return ""
     low, high = (show(v, setting.metric, signed=True) for v in (interval.low, interval.high))
     clear = "does not include zero" if interval.clear else "includes zero, so it may be chance"
-    return [f"{said}; the {interval.level:.0%} interval over items is {low} to {high} and {clear}."]
+    return f"; the {interval.level:.0%} interval over items is {low} to {high} and {clear}"
 
 
 def order(setting: Setting) -> list[str]:
@@ -89,6 +112,7 @@ def order(setting: Setting) -> list[str]:
     sign = 1 if setting.higher else -1
     hoped = (
         ("emulator_tuned", "full_tuned", "the tuned emulator beats full fine-tuning"),
+        ("healed", "full_tuned", "the healed emulator beats full fine-tuning"),
         ("emulator_zero_shot", "zero_shot", "the untuned emulator beats the full model"),
         ("plug_in", "full_tuned", "the plug-in beats full fine-tuning"),
     )

@@ -1,4 +1,4 @@
-"""The five numbers everybody reports, and the figures derived from them."""
+"""The six scores of a setting, and the figures derived from them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from offsite.errors import OffsiteError
 from offsite.files import sha256_file, shown
 from offsite.tasks import data_path, source_identity
 
-KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")
+KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "healed", "plug_in")
+DERIVED = ("recovered", "gap", "margin", "disclosed")
 TITLES = {
     "zero_shot": "full zero-shot",
     "full_tuned": "full fine-tuned",
     "emulator_zero_shot": "emulator zero-shot",
     "emulator_tuned": "emulator fine-tuned",
+    "healed": "emulator healed",
     "plug_in": "plug-in",
 }
 
@@ -39,13 +41,16 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Scores:
-    """Any subset of the five scores of one setting; None where unknown.
+    """Any subset of the six scores of one setting; None where unknown.
 
-    No party can compute all five in a real deployment, so partial scores merge.
+    No party can compute all six in a real deployment, so partial scores merge.
 
     Attributes:
         metric: what the numbers are: ``"loss"`` in nats per token, ``"accuracy"`` ...
         higher_is_better: direction of the metric.
+        healed: the emulator when every weight of the offer is tuned on the private data, for the
+            same steps and at the best of several learning rates. It is what a tuner gets who
+            keeps the offer and does not need the owner.
         disclosed: share of the model's middle parameters that leave verbatim, 0..1.
     """
 
@@ -55,6 +60,7 @@ class Scores:
     full_tuned: float | None = None
     emulator_zero_shot: float | None = None
     emulator_tuned: float | None = None
+    healed: float | None = None
     plug_in: float | None = None
     disclosed: float | None = None
 
@@ -74,10 +80,22 @@ class Scores:
     @property
     def gap(self) -> float | None:
         """Plug-in against tuned emulator, signed so that larger is better for the owner."""
-        if self.plug_in is None or self.emulator_tuned is None:
+        return self._over(self.emulator_tuned)
+
+    @property
+    def margin(self) -> float | None:
+        """Plug-in against healed emulator, signed so that larger is better for the owner.
+
+        A tuner who holds an offer need not confine the tuning to the adapter, so this is the
+        number that protects: what the plugged model is worth to a tuner who keeps everything.
+        """
+        return self._over(self.healed)
+
+    def _over(self, other: float | None) -> float | None:
+        """How much better the plug-in is than another score."""
+        if self.plug_in is None or other is None:
             return None
-        sign = 1 if self.higher_is_better else -1
-        return sign * (self.plug_in - self.emulator_tuned)
+        return (1 if self.higher_is_better else -1) * (self.plug_in - other)
 
     def merge(self, other: Scores) -> Scores:
         """Both together; a number known to both must be the same.
@@ -103,11 +121,7 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """The scores under ``scores``, unknown ones absent, and the derived figures beside them."""
         known = {key: getattr(self, key) for key in KEYS if getattr(self, key) is not None}
-        derived = {
-            key: getattr(self, key)
-            for key in ("recovered", "gap", "disclosed")
-            if getattr(self, key) is not None
-        }
+        derived = {key: getattr(self, key) for key in DERIVED if getattr(self, key) is not None}
         return {
             "scores": known,
             "metric": self.metric,

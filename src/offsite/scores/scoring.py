@@ -1,4 +1,4 @@
-"""Which of the five scores a path stands for, and the model to score."""
+"""Which of the six scores a path stands for, and the model to score."""
 
 from __future__ import annotations
 

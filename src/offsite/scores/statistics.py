@@ -19,6 +19,7 @@ from offsite.errors import OffsiteError
 
 COMPARISONS = {
     "plug_in - emulator_tuned": ("plug_in", "emulator_tuned"),
+    "plug_in - healed": ("plug_in", "healed"),
     "plug_in - full_tuned": ("plug_in", "full_tuned"),
 }
 
@@ -140,7 +141,7 @@ def _bounds(
 def compare(
     details: Mapping[str, Mapping[str, Any]], higher_is_better: bool, **options: Any
 ) -> dict[str, Interval]:
-    """Intervals of ``plug_in - emulator_tuned`` and ``plug_in - full_tuned`` of one run.
+    """The intervals of one run for every comparison in :data:`COMPARISONS`.
 
     Args:
         details: for each score its ``items`` and perhaps ``weights``, as the lab writes them; a
