@@ -1,4 +1,4 @@
-"""Tiny random models of every family, and a tokenizer trained on the spot: no network, no files."""
+"""Fixtures that every test may use: a tokenizer, a model folder, a text file, a command line."""
 
 from __future__ import annotations
 
@@ -17,90 +17,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.support import Run
+from tests.support.models import TEXT, VOCAB, language_model
+
 torch.accelerator.current_accelerator = lambda *_, **__: None
 
-Run = Callable[..., tuple[int, str, str]]
-
 SHARED = Path(__file__).parents[2] / "shared"
-TEXT = "the cat sat on the mat and the dog sat on the log while a bird sang in a tree. " * 40
-VOCAB = 300
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-_WIDTH: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 128,
-}
-_VISION: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 16,
-    "patch_size": 4,
-}
-_HEADS: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 8}
-LANGUAGE = {
-    "gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 6, "n_head": 2, "n_positions": 128}),
-    "opt": ("OPTConfig", dict(_WIDTH, ffn_dim=32, word_embed_proj_dim=16)),
-    "bloom": ("BloomConfig", {"hidden_size": 16, "n_layer": 6, "n_head": 2}),
-    "llama": ("LlamaConfig", dict(_WIDTH, num_key_value_heads=1, attention_bias=True)),
-    "mistral": ("MistralConfig", dict(_WIDTH, num_key_value_heads=1, sliding_window=8)),
-    "qwen2": ("Qwen2Config", dict(_WIDTH, num_key_value_heads=1, tie_word_embeddings=True)),
-    "qwen3": ("Qwen3Config", dict(_WIDTH, **_HEADS)),
-    "gemma2": ("Gemma2Config", dict(_WIDTH, **_HEADS, sliding_window=8)),
-    "gemma3": ("Gemma3TextConfig", dict(_WIDTH, **_HEADS, sliding_window=8)),
-    "gpt_neox": ("GPTNeoXConfig", dict(_WIDTH)),
-}
-VISION = {
-    "vit": ("ViTConfig", "AutoModelForImageClassification", _VISION),
-    "beit": ("BeitConfig", "AutoModelForImageClassification", _VISION),
-    "dinov2": ("Dinov2Config", "AutoModelForImageClassification", _VISION),
-    "clip": ("CLIPVisionConfig", "CLIPVisionModel", _VISION),
-}
-
-
-def language_model(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A tiny random causal language model of a family, in evaluation mode."""
-    name, options = LANGUAGE[family]
-    torch.manual_seed(seed)
-    config = getattr(transformers, name)(**{**_COMMON, **options, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # zero biases and unit norms hide mistakes
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def vision_model(family: str, seed: int = 0) -> Any:
-    """A tiny random image model of a family, in evaluation mode."""
-    name, build, options = VISION[family]
-    torch.manual_seed(seed)
-    config = getattr(transformers, name)(**options)
-    if build.startswith("Auto"):
-        return getattr(transformers, build).from_config(config).eval()
-    return getattr(transformers, build)(config).eval()
-
-
-def inputs_for(model: Any) -> dict[str, torch.Tensor]:
-    """A small fixed batch for a language or vision model."""
-    generator = torch.Generator().manual_seed(1)
-    if model.main_input_name == "pixel_values":
-        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
-    return {"input_ids": torch.randint(1, VOCAB, (2, 12), generator=generator)}
-
-
-def output_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits, or the last hidden state of a backbone."""
-    with torch.no_grad():
-        output = model(**batch)
-    return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
 @pytest.fixture(scope="session")

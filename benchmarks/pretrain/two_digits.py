@@ -22,9 +22,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmarks.two_digits import OWNERS, SIDE, Digits, draw
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from benchmarks.two_digits import OWNERS, SIDE, Digits, draw
 
 MEAN, DEVIATION = 0.15, 0.3
 PEAK_RATE = 1e-3

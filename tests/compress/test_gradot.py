@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.world import logits, world
 from offsite.compress.gradot.kfac import Statistics, collect
 from offsite.compress.gradot.step import channel_terms, combine, fewer_channels, value_terms
 from offsite.compress.linears import linears, matrix
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
+from tests.support.context import logits, world
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from world import rows, world
 
 from offsite.compress.crash import pooled_states
 from offsite.compress.distill import Distill
@@ -15,6 +14,7 @@ from offsite.compress.gradot.kfac import measure
 from offsite.compress.importance import angle, influence
 from offsite.model.replay import observe, relative_error
 from offsite.model.split import whole_middle
+from tests.support.context import rows, world
 
 SHORT, LONG = rows(1, 7), rows(2, 20)[1:]
 

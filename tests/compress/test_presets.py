@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from compress.world import world
 from offsite.codec import to_json
-from offsite.compress import crash, importance, kfac, parse_recipe
+from offsite.compress import crash, importance, parse_recipe
+from offsite.compress.gradot import kfac
 from offsite.compress.presets import PRESETS, Shape, make_recipe
 from offsite.compress.scaleot.learning import Training, learn
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.model.split import whole_middle
+from tests.support.context import world
 
 
 def stored(middle: Any) -> int:

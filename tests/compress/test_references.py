@@ -12,8 +12,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.world import emulator, generate, logits, world
-from conftest import LANGUAGE
 from offsite.compress.crash import Share, cluster, linear_cka, pooled_states
 from offsite.compress.drop import Drop
 from offsite.compress.importance import angle, bypass, candidate_runs, importance, weakest_run
@@ -28,6 +26,8 @@ from offsite.model.blocks import get_blocks
 from offsite.model.layers import LowRankLinear
 from offsite.model.replay import observe
 from offsite.model.split import ends
+from tests.support.context import emulator, generate, logits, world
+from tests.support.models import LANGUAGE
 
 
 def test_linear_cka_is_its_definition() -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.world import FAMILIES, emulator, generate, logits, world
-from offsite.compress import layer_replace
 from offsite.compress.rank import Rank
+from offsite.compress.scaleot import learning as layer_replace
 from offsite.compress.scaleot.learned import Learned
 from offsite.compress.scaleot.learning import Training, hold_out, learn, rewards, sample, update
 from offsite.compress.scaleot.step import LayerReplace, replaceable, resolve_adapter, scaleot
@@ -20,6 +19,7 @@ from offsite.model.blocks import assemble, get_blocks
 from offsite.model.layers import Harmonizer
 from offsite.model.replay import forward, observe, watch
 from offsite.model.split import ends, whole_middle
+from tests.support.context import FAMILIES, emulator, generate, logits, world
 
 QUICK = Training(steps=3, rank=3, lr=0.05, batch_size=2, save_every=1)
 

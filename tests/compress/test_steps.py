@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from compress.world import FAMILIES, emulator, generate, logits, through_disk, world
-from conftest import vision_model
 from offsite.codec import to_json
 from offsite.compress import STEPS, parse_recipe
 from offsite.compress.crash import Cluster, Share
@@ -25,6 +23,8 @@ from offsite.compress.step import Context, compress
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.model.split import ends, make_split
+from tests.support.context import FAMILIES, emulator, generate, logits, through_disk, world
+from tests.support.models import vision_model
 
 WHOLE = {
     "rank": [Rank(beta=0.0)],

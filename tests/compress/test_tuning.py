@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from compress.world import logits, rows, world
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.noise import Noise
 from offsite.compress.quantise import Quantise
@@ -24,6 +23,7 @@ from offsite.owner.offering import make_offer, plug
 from offsite.report.bars import draw_importance
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
+from tests.support.context import logits, rows, world
 
 RECIPES: dict[str, list[Any]] = {
     "scaleot": [LayerReplace(alpha=0.5, steps=1, rank=3), Rank(beta=0.8)],

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import DECODER as TENSORS
 
-from conftest import language_model, vision_model
 from offsite.cli import main
 from offsite.deltas import METHODS
 from offsite.deltas.fitting import misfits
 from offsite.exchange.prompt_decoder import save_decoder
+from tests.support.methods import DECODER as TENSORS
+from tests.support.models import language_model, vision_model
 
 TEXT, IMAGES = "AutoModelForCausalLM", "AutoModelForImageClassification"
 

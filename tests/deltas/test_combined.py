@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import METHOD_CASES, small_model
 
-from conftest import Run, inputs_for, output_of
 from offsite.codec import to_json
 from offsite.deltas import METHODS, Combined, method_json, method_text, parse_method
 from offsite.deltas.addition.bottleneck import Bottleneck
@@ -31,6 +29,9 @@ from offsite.owner.serving import Served
 from offsite.tasks.text.causal import CausalText
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import tune
+from tests.support import Run
+from tests.support.methods import METHOD_CASES, small_model
+from tests.support.models import inputs_for, output_of
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=3, batch_size=2, lr=1e-2)

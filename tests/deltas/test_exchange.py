@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import METHOD_CASES, small_model
 
-from conftest import inputs_for, output_of
 from offsite.compress.drop import Drop
 from offsite.deltas import METHODS
 from offsite.errors import OffsiteError
@@ -26,6 +24,8 @@ from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.text.causal import CausalText
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
+from tests.support.methods import METHOD_CASES, small_model
+from tests.support.models import inputs_for, output_of
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=2, batch_size=2, lr=2e-2)

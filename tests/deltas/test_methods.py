@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
+
+from offsite.codec import to_json
+from offsite.deltas import METHODS, parse_method
+from offsite.errors import OffsiteError
+from offsite.exchange.contract import check_entries
+from offsite.model.blocks import block_of, block_path, get_blocks, rename_blocks
+from offsite.model.split import Split, join, whole_middle
+from offsite.model.tensors import describe, load_tensors, save_tensors
+from tests.support.methods import (
     ADAPTER,
     IDS,
     METHOD_CASES,
@@ -20,15 +28,7 @@ from cases import (
     plain_of,
     small_model,
 )
-
-from conftest import inputs_for, language_model, output_of
-from offsite.codec import to_json
-from offsite.deltas import METHODS, parse_method
-from offsite.errors import OffsiteError
-from offsite.exchange.contract import check_entries
-from offsite.model.blocks import block_of, block_path, get_blocks, rename_blocks
-from offsite.model.split import Split, join, whole_middle
-from offsite.model.tensors import describe, load_tensors, save_tensors
+from tests.support.models import inputs_for, language_model, output_of
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
 from torch import nn
 
-from conftest import LANGUAGE, VISION, inputs_for, language_model, output_of, vision_model
 from offsite.deltas import METHODS
 from offsite.deltas.reparameterisation.intrinsic import Fastfood, hadamard
 from offsite.deltas.reparameterisation.reweight import reweighted
@@ -20,6 +18,15 @@ from offsite.deltas.targets import part_of, sublayer_outputs
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import linear_spec
+from tests.support.methods import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
+from tests.support.models import (
+    LANGUAGE,
+    VISION,
+    inputs_for,
+    language_model,
+    output_of,
+    vision_model,
+)
 
 
 @pytest.mark.parametrize("family", [*LANGUAGE, *VISION])

@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from cases import DECODER as TENSORS
 
-from conftest import inputs_for, language_model, output_of, vision_model
 from offsite.cli import main
 from offsite.compress.drop import Drop
 from offsite.deltas import IntrinsicPrompt
@@ -32,6 +30,8 @@ from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import tune
+from tests.support.methods import DECODER as TENSORS
+from tests.support.models import inputs_for, language_model, output_of, vision_model
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=2, batch_size=2)

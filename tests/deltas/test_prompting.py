@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
 from torch import nn
 
-from conftest import inputs_for, language_model, output_of, vision_model
 from offsite.deltas import METHODS
 from offsite.deltas.addition.learn_decoder import learn_decoder
 from offsite.errors import OffsiteError
@@ -18,6 +16,8 @@ from offsite.model.blocks import get_blocks
 from offsite.model.tensors import save_tensors
 from offsite.tasks.text.causal import CausalText
 from offsite.training.train import TrainOptions
+from tests.support.methods import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
+from tests.support.models import inputs_for, language_model, output_of, vision_model
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ADAPTER, METHOD_CASES, disturb, small_model
 from transformers import AutoModelForCausalLM, FalconConfig, GPTJConfig, PreTrainedConfig
 
-from conftest import inputs_for, output_of
 from offsite.cli.options import whole_seeds
 from offsite.compress.drop import Drop
 from offsite.deltas import METHODS, method_json, method_text, parse_method
@@ -25,6 +23,8 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.training.train import TrainOptions, _own_rate, accelerator
 from offsite.tuner.tuning import run_tune, tune
+from tests.support.methods import ADAPTER, METHOD_CASES, disturb, small_model
+from tests.support.models import inputs_for, output_of
 
 OPTIONS = TrainOptions(steps=4, batch_size=2, save_every=2)
 ROWS = [{"input_ids": torch.arange(1, 9), "labels": torch.arange(1, 9)}] * 16

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import COMMON, DELTA, OFFER, PLUG
-from forge import manifest
-from make_golden import make
 
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
@@ -22,6 +19,9 @@ from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.checkpoint import load_model
 from offsite.owner.offering import plug
+from tests.support.attacks import COMMON, DELTA, OFFER, PLUG
+from tests.support.forge import manifest
+from tests.support.golden import make
 
 WEIGHTS = {"offer": "model.safetensors", "delta": "adapter_model.safetensors"}
 ATTACKS = [

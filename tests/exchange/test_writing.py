@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_golden import lora_delta
 
-from conftest import language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.exchange import delta as delta_module
@@ -20,6 +18,8 @@ from offsite.exchange import offer as offer_module
 from offsite.exchange.offer import Offer
 from offsite.files import new_folder, write_file
 from offsite.owner.offering import make_offer
+from tests.support.golden import lora_delta
+from tests.support.models import language_model
 
 
 def an_offer() -> tuple[Offer, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from conftest import language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.owner.offering import make_offer
@@ -20,6 +19,7 @@ from offsite.report.runs import best, group, make_run, show_bytes
 from offsite.report.svg import ticks
 from offsite.report.verdict import verdict
 from offsite.scores.scores import Scores
+from tests.support.models import language_model
 
 SCORES = {
     "zero_shot": 0.5,

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from conftest import Run
 from offsite.cli.research import show_rows
 from offsite.lab.environment import environment
 from offsite.report.runs import group
@@ -21,6 +20,7 @@ from offsite.report.summary import differences, signed, summary
 from offsite.report.tables import intervals_csv, latex, markdown
 from offsite.report.terminal import compared, terminal
 from offsite.scores.statistics import paired_bootstrap
+from tests.support import Run
 
 
 def row(recipe: str, seed: int, task: str = "text", delta: str = "full") -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 
 import offsite.exchange.offer
 import offsite.model.checkpoint
-from conftest import Run
 from offsite.lab.experiment import read_experiment
+from tests.support import Run
 
 TASK = """name = "mine"
 kind = "multiple-choice"

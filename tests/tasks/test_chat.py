@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from conftest import language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.owner.offering import make_offer
@@ -18,6 +17,7 @@ from offsite.tasks.chat.conversations import encode_chat
 from offsite.tasks.text.causal import IGNORE
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
+from tests.support.models import language_model
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<|end|>\n{% endfor %}"

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import LANGUAGE, language_model
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.exchange.offer import load_processor
@@ -21,6 +20,7 @@ from offsite.tasks.questions.open_question import normal
 from offsite.tasks.text.causal import IGNORE
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
+from tests.support.models import LANGUAGE, language_model
 
 ROWS: list[dict[str, Any]] = [
     {"question": "where is the cat", "choices": ["on the mat", "a log in a tree"], "answer": 0},

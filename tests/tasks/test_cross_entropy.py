@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import LANGUAGE, VOCAB, language_model
 from offsite.deltas import LoRA, Prompt
 from offsite.model.replay import IGNORE, forward
 from offsite.tasks.text import cross_entropy
 from offsite.tasks.text.cross_entropy import head_losses, token_losses
+from tests.support.models import LANGUAGE, VOCAB, language_model
 
 CAPPED = ("gemma2",)  # their logits are not what the head gave
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import LANGUAGE, language_model
 from offsite.errors import OffsiteError
 from offsite.tasks.text.causal import IGNORE, CausalText, read_documents, token_losses
+from tests.support.models import LANGUAGE, language_model
 
 PAIRS = [("the cat", " sat on the mat"), ("a bird", " sang"), ("who sat", " the dog on a log")]
 

@@ -1,0 +1,1 @@
+"""Tests, one folder for each package of `offsite`; what they share is in `support`."""

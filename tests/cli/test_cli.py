@@ -1,0 +1,282 @@
+"""The commands a user types: the round trip, and one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from tests.support import Run
+
+
+@pytest.fixture
+def exchange(run: Run, model_folder: Any, text_file: Path, tmp_path: Path) -> Path:
+    """A folder with model, offer, record and a LoRA delta, made by the commands."""
+    model = model_folder("llama")
+    (tmp_path / "model").symlink_to(model)
+    words = ["--adapter", "ends:2,2", "--keep", 1, "--json"]
+    status, _, err = run("offer", model, "--out", tmp_path / "offer", *words)
+    assert status == 0, err
+    words = ["--steps", 3, "--max-length", 32, "--delta", "lora:rank=2", "--device", "cpu"]
+    delta = ("tune", tmp_path / "offer", "--data", text_file, "--out", tmp_path / "delta")
+    status, _, err = run(*delta, *words)
+    assert status == 0, err
+    return tmp_path
+
+
+def test_round_trip_by_commands(run: Run, exchange: Path, text_file: Path) -> None:
+    record, model = exchange / "offer.record.json", exchange / "model"
+    plug = ("plug", model, exchange / "delta", "--record", record)
+    status, out, err = run(*plug, "--out", exchange / "tuned", "--json")
+    assert status == 0 and json.loads(out)["form"] == "a plain transformers checkpoint", err
+    tuned, info = transformers.AutoModelForCausalLM.from_pretrained(
+        exchange / "tuned", output_loading_info=True
+    )
+    assert not info["missing_keys"] and tuned.config.num_hidden_layers == 6
+    before = load_file(model / "model.safetensors")
+    after = load_file(exchange / "tuned" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and {int(n.split(".")[2]) for n in changed} == {0, 1, 4, 5}
+
+    status, _, err = run(*plug, "--out", exchange / "again")
+    assert status == 2 and "replayed" in err and not (exchange / "again").exists()
+    status, _, err = run(*plug, "--out", exchange / "adapter", "--as-adapter", "--again")
+    assert status == 0, err
+    from peft import PeftModel
+
+    full = transformers.AutoModelForCausalLM.from_pretrained(model)
+    served = PeftModel.from_pretrained(full, exchange / "adapter").merge_and_unload()
+    for name, tensor in served.named_parameters():
+        torch.testing.assert_close(tensor, dict(tuned.named_parameters())[name])
+
+    score = ("score", model, exchange / "offer", exchange / "tuned", "--data", text_file, "--json")
+    status, out, err = run(*score, "--max-length", 32)
+    found = json.loads(out)
+    assert set(found["scores"]) == {"zero_shot", "emulator_zero_shot", "plug_in"}
+    assert found["metric"] == "loss" and found["higher_is_better"] is False
+    (exchange / "partial.json").write_text(out)
+    (exchange / "other.json").write_text(
+        json.dumps({"scores": {"full_tuned": 1.0}, "metric": "loss", "higher_is_better": False})
+    )
+    more = ("--merge", exchange / "partial.json", "--merge", exchange / "other.json", "--json")
+    status, out, err = run("score", model, "--data", text_file, "--max-length", 32, *more)
+    assert "recovered" in json.loads(out) and len(json.loads(out)["scores"]) == 4
+
+
+@pytest.mark.parametrize("name", ["offer", "delta", "offer.record.json", "model"])
+def test_inspect_shows_each_kind(run: Run, exchange: Path, name: str) -> None:
+    status, out, err = run("inspect", exchange / name)
+    assert status == 0 and len(out.splitlines()) > 3, err
+    status, out, err = run("inspect", exchange / name, "--json")
+    assert status == 0 and isinstance(json.loads(out), dict)
+
+
+def test_imported_peft_adapter_is_the_delta(run: Run, exchange: Path) -> None:
+    plain = exchange / "peft"
+    plain.mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(exchange / "delta" / file, plain / file)
+    words = ("delta", "import", exchange / "offer", plain, "--out", exchange / "imported")
+    status, _, err = run(*words)
+    assert status == 0, err
+    one = load_file(exchange / "delta" / "adapter_model.safetensors")
+    two = load_file(exchange / "imported" / "adapter_model.safetensors")
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_two_offers_add_up_in_one_record(run: Run, exchange: Path) -> None:
+    words = ("--recipe", "random", "--keep", 1, "--seed", 4, "--json")
+    record = ("--record", exchange / "offer.record.json")
+    status, out, err = run("offer", exchange / "model", "--out", exchange / "two", *words, *record)
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["disclosed"] == 0.5 and found["disclosed_so_far"] in (0.5, 1.0)
+    assert len(json.loads((exchange / "offer.record.json").read_text())["offers"]) == 2
+
+
+def test_lab_prints_the_table_and_uses_its_cache(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    words = ("lab", model_folder("llama"), "--data", text_file, "--eval-data", text_file)
+    words += ("--keep", 1, "--delta", "full", "--delta", "bitfit", "--steps", 2, "--seeds", "0,1")
+    words += ("--max-length", 32, "--out", tmp_path / "lab", "--json", "--device", "cpu")
+    status, out, err = run(*words)
+    assert status == 0, err
+    found = json.loads(out)
+    assert len(found["rows"]) == 4 and len(found["rows"][0]["scores"]) == 5
+    assert found["rows"][0]["disclosed"] == 0.5
+    for suffix in ("json", "md", "tex", "csv"):
+        assert (tmp_path / "lab" / f"results.{suffix}").stat().st_size > 100
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "lab" / "cells").iterdir()}
+    assert run(*words)[0] == 0
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "lab" / "cells").iterdir()}
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no model": (["offer", "{d}/none", "--out", "{d}/x"], "no local folder"),
+    "adapter range": (["offer", "{m}", "--out", "{d}/x", "--adapter", "0,6"], "out of range"),
+    "adapter text": (["offer", "{m}", "--out", "{d}/x", "--adapter", "top"], "is no adapter"),
+    "keep": (["offer", "{m}", "--out", "{d}/x", "--keep", "3"], "Cannot keep 3 of 2"),
+    "dtype": (["offer", "{m}", "--out", "{d}/x", "--dtype", "int8"], "is no dtype"),
+    "device": (["offer", "{m}", "--out", "{d}/x", "--recipe", "gradot", "--budget", "0.5",
+                "--data", "{t}", "--device", "abc"], "There is no device"),
+    "recipe and keep": (["offer", "{m}", "--out", "{d}/x", "--recipe", "{d}/r.json", "--keep", "1"],
+                        "says all of the recipe"),
+    "learned unused": (["offer", "{m}", "--out", "{d}/x", "--learned", "{d}/none"],
+                       "says nothing here"),
+    "device of nothing": (["offer", "{m}", "--out", "{d}/x", "--device", "abc"], "no device"),
+    "record nowhere": (["offer", "{m}", "--out", "{d}/x", "--record", "{t}/r"],
+                       "cannot be written"),
+    "record of another": (["offer", "{n}", "--out", "{d}/x", "--record", "{r}"], "another model"),
+    "name": (["offer", "{m}", "--out", "{d}/x", "--name", "a\nb"], "can all be seen"),
+    "no tokenizer": (["offer", "{n}", "--out", "{d}/x", "--eval-data", "{t}"], "no tokenizer"),
+    "no data": (["offer", "{m}", "--out", "{d}/x", "--distill-steps", "2"], "--data"),
+    "preset": (["offer", "{m}", "--out", "{d}/x", "--recipe", "magic"], "is no preset"),
+    "out exists": (["offer", "{m}", "--out", "{m}"], "exists already"),
+    "data file": (["tune", "{o}", "--data", "{d}/none.txt", "--out", "{d}/x"], "no data file"),
+    "empty": (["tune", "{o}", "--data", "{d}/empty.txt", "--out", "{d}/x"], "is empty"),
+    "jsonl": (["tune", "{o}", "--data", "{d}/bad.jsonl", "--out", "{d}/x"], "Line 2 of"),
+    "method": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--delta", "lra"], "choose one"),
+    "option": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--delta", "lora:r=1"], "rank"),
+    "lr": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--lr", "-1"], "learning rate"),
+    "head lr": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--delta", "head",
+                 "--lr", "1e-3"], "--head-lr"),
+    "not an offer": (["tune", "{m}", "--data", "{t}", "--out", "{d}/x"], "manifest.json"),
+    "resume": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--resume"], "nothing to resume"),
+    "record": (["plug", "{m}", "{o}", "--record", "{d}/none", "--out", "{d}/x"], "no file"),
+    "inspect": (["inspect", "{t}"], "is no offer"),
+    "lab": (["lab", "{m}", "--data", "{t}"], "--eval-data"),
+    "seeds": (["lab", "{m}", "--eval-data", "{t}", "--seeds", "0,0"], "hold one twice"),
+    "calibration": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5"], "calibration"),
+    "sweep": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--adapter", "ends:1,1",
+               "--out", "{d}/x"], "'influence@0.6' needs calibration data"),
+    "target": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--target",
+                "recovered=0.9,byte=0.1"], "is not a target"),
+    "picture": (["importance", "{m}", "--data", "{t}", "--out", "{d}/p.xyz"], "is no picture"),
+    "distil alone": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5",
+                      "--distill-steps", "2"], "needs --keep"),
+    "adapter learned": (["lab", "{m}", "--eval-data", "{t}", "--adapter", "learned:2"],
+                        "no layer_replace step"),
+    "full lr": (["lab", "{m}", "--eval-data", "{t}", "--full-lr", "0"], "learning rate of 0"),
+    "learn": (["importance", "{m}", "--data", "{t}", "--learn", "{d}/x", "--learned", "{m}"],
+              "not both"),
+    "learn steps": (["importance", "{m}", "--data", "{t}", "--learn-steps", "3"], "--learn too"),
+    "report": (["report", "{d}/none", "--out", "{d}/x.html"], "no file"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, Path]:
+    """Model, offer and data files that the bad commands start from."""
+    from offsite.compress.drop import Drop
+    from offsite.owner.offering import make_offer
+    from tests.support.models import TEXT, language_model
+
+    base = tmp_path_factory.mktemp("ground")
+    model = language_model("llama")
+    model.save_pretrained(base / "model")
+    tokenizer.save_pretrained(base / "model")
+    language_model("llama", seed=1).save_pretrained(base / "other")
+    offer, record = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer)
+    offer.save(base / "offer")
+    record.save(base / "record.json")
+    (base / "r.json").write_text("[]")
+    (base / "train.txt").write_text(TEXT)
+    (base / "empty.txt").write_text("")
+    (base / "bad.jsonl").write_text('{"text": "fine"}\n{"text": private words}\n')
+    names = {"m": "model", "n": "other", "o": "offer", "t": "train.txt", "r": "record.json"}
+    return {"d": base, **{key: base / name for key, name in names.items()}}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    case: str, run: Run, ground: dict[str, Path]
+) -> None:
+    words, message = BAD[case]
+    before = sorted(path.name for path in ground["d"].iterdir())
+    status, out, err = run(*(word.format(**ground) for word in words))
+    assert status == 2, err
+    assert message in err and "Traceback" not in err and "private words" not in err
+    assert out == "" and len([line for line in err.splitlines() if line.strip()]) == 1, err
+    assert sorted(path.name for path in ground["d"].iterdir()) == before
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, offsite.cli; heavy = {'torch', 'transformers', 'peft', 'numpy', 'pydantic'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["uniform", "random", "prune", "int8", "crash"])
+def test_presets_by_command(name: str, run: Run, ground: dict[str, Path], tmp_path: Path) -> None:
+    words = ("--recipe", name, "--budget", 0.5, "--data", ground["t"], "--max-length", 32)
+    status, out, err = run("offer", ground["m"], "--out", tmp_path / name, *words, "--json")
+    assert status == 0, err
+    assert json.loads(out)["emulator_zero_shot"] > 0
+    assert os.listdir(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", ["offer", "plug"])
+def test_what_the_record_does_not_know_is_not_left(
+    side: str, run: Run, exchange: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offsite.exchange.record import Record
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "record.json")
+
+    monkeypatch.setattr(Record, "save", full)
+    words = {
+        "offer": ("offer", exchange / "model", "--adapter", "ends:2,2"),
+        "plug": ("plug", exchange / "model", exchange / "delta", "--as-adapter", "--again"),
+    }[side]
+    record = ("--record", exchange / "offer.record.json")
+    status, _, err = run(*words, *record, "--out", exchange / "made")
+    assert status == 2 and "No space left" in err
+    assert not (exchange / "made").exists()
+
+
+def test_only_scores_of_the_same_data_and_length_are_merged(
+    run: Run, ground: dict[str, Path], tmp_path: Path
+) -> None:
+    score = ("score", ground["m"], "--data", ground["t"], "--json")
+    status, out, err = run(*score)
+    found = json.loads(out)
+    assert status == 0 and found["task"] == "text" and found["max_length"] == 512, err
+    assert len(found["eval_data"]) == 64 and found["count"] > 10
+    theirs = {**found, "scores": {"full_tuned": 1.0}, "details": {}}
+    (tmp_path / "same.json").write_text(json.dumps({**theirs, "max_length": 512}))
+    status, out, err = run(*score, "--merge", tmp_path / "same.json")
+    assert status == 0 and set(json.loads(out)["scores"]) == {"zero_shot", "full_tuned"}, err
+    odd = {"max_length": 256, "task": "chat", "eval_data": "0" * 64, "count": 3}
+    bad = [({key: value}, f"another '{key}'") for key, value in odd.items()]
+    bad += [({"details": [1]}, "no scores file"), ({"disclosed": "x"}, "no scores file")]
+    bad += [({"scores": {"plug_in": "x"}}, "no scores file")]
+    for change, message in bad:
+        (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))
+        status, out, err = run(*score, "--merge", tmp_path / "odd.json")
+        assert status == 2 and message in err and "Traceback" not in err and not out, (change, err)
+
+
+def test_an_adapter_of_the_most_important_blocks(
+    run: Run, exchange: Path, text_file: Path, tmp_path: Path
+) -> None:
+    model, learned = exchange / "model", tmp_path / "learned"
+    words = ("--data", text_file, "--max-length", 32, "--learn", learned, "--learn-steps", 1)
+    assert run("importance", model, *words)[0] == 0
+    more = ("--adapter", "learned:2", "--learned", learned, "--keep", 2, "--json")
+    status, out, err = run("offer", model, "--out", tmp_path / "two", *more)
+    assert status == 0, err
+    assert len(json.loads(out)["adapter"]) == 2
