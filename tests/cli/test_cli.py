@@ -99,7 +99,7 @@ def test_two_offers_add_up_in_one_record(run: Run, exchange: Path) -> None:
     status, out, err = run("offer", exchange / "model", "--out", exchange / "two", *words, *record)
     assert status == 0, err
     found = json.loads(out)
-    assert found["disclosed"] == 0.5 and found["disclosed_so_far"] in (0.5, 1.0)
+    assert 0.5 < found["verbatim"] <= found["verbatim_so_far"] <= 1
     assert len(json.loads((exchange / "offer.record.json").read_text())["offers"]) == 2
 
 
@@ -112,8 +112,8 @@ def test_lab_prints_the_table_and_uses_its_cache(
     status, out, err = run(*words)
     assert status == 0, err
     found = json.loads(out)
-    assert len(found["rows"]) == 4 and len(found["rows"][0]["scores"]) == 5
-    assert found["rows"][0]["disclosed"] == 0.5
+    assert len(found["rows"]) == 4 and len(found["rows"][0]["scores"]) == 6
+    assert 0.5 < found["rows"][0]["verbatim"] < 1
     for suffix in ("json", "md", "tex", "csv"):
         assert (tmp_path / "lab" / f"results.{suffix}").stat().st_size > 100
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "lab" / "cells").iterdir()}
@@ -262,7 +262,7 @@ def test_only_scores_of_the_same_data_and_length_are_merged(
     assert status == 0 and set(json.loads(out)["scores"]) == {"zero_shot", "full_tuned"}, err
     odd = {"max_length": 256, "task": "chat", "eval_data": "0" * 64, "count": 3}
     bad = [({key: value}, f"another '{key}'") for key, value in odd.items()]
-    bad += [({"details": [1]}, "no scores file"), ({"disclosed": "x"}, "no scores file")]
+    bad += [({"details": [1]}, "no scores file"), ({"verbatim": "x"}, "no scores file")]
     bad += [({"scores": {"plug_in": "x"}}, "no scores file")]
     for change, message in bad:
         (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))

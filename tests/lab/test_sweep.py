@@ -26,7 +26,7 @@ def row(recipe: str, seed: int, plug: float, tuned: float, size: float = 0.5) ->
     return {
         "recipe": recipe, "budget": 0.5, "seed": seed, "recovered": (5 - plug) / 2,
         "scores": scores, "gap": tuned - plug, "margin": scores["healed"] - plug,
-        "disclosed": 0.1, "bytes_offer": 100 * size, "bytes_model": 100, "seconds_offer": 2.0,
+        "verbatim": 0.1, "bytes_offer": 100 * size, "bytes_model": 100, "seconds_offer": 2.0,
     }  # fmt: skip
 
 

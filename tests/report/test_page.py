@@ -40,7 +40,7 @@ def row(recipe: str = "drop", seed: int = 0, shift: float = 0.0, **changes: Any)
         "seed": seed, "scores": scores, "metric": "accuracy", "higher_is_better": True,
         "recovered": 0.75, "gap": scores.get("plug_in", 0) - scores.get("emulator_tuned", 0),
         "margin": scores.get("plug_in", 0) - scores.get("healed", 0),
-        "disclosed": 0.4, "bytes_offer": 4e6, "bytes_model": 1e7, "bytes_delta": 1e5,
+        "verbatim": 0.4, "bytes_offer": 4e6, "bytes_model": 1e7, "bytes_delta": 1e5,
         "history": [{"step": s, "loss": 3 / s} for s in (1, 2, 3)] + [{"step": 3, "eval_loss": 1}],
         "details": {key: {"items": value, "stderr": 0.1} for key, value in items.items()},
         "positions": [2, 4], "adapter": [0, 5], "total": 6, "seconds_tune": 3.0,
@@ -205,7 +205,7 @@ def test_many_settings_are_one_picture_and_folded_tables(tmp_path: Path) -> None
     rows = [
         row(f"r{k}", shift=k / 100, gap=k / 50, importance=[0.1, 0.2, k / 9]) for k in range(12)
     ]
-    rows += [row("all of it", shift=0.1, disclosed=1.0)]
+    rows += [row("all of it", shift=0.1, verbatim=1.0)]
     html, words = read(write_report([rows], tmp_path / "r.html"))
     assert "Of 13 settings (1 of them aside, whose offer holds the whole middle), 'r11'" in words
     assert "These are the 6 with the best plug-in score; all 13" in words

@@ -35,7 +35,7 @@ def row(recipe: str, seed: int, task: str = "text", delta: str = "full") -> dict
     return {
         "model": "some/model", "task": task, "recipe": recipe, "delta": delta, "seed": seed,
         "metric": "loss", "higher_is_better": False, "scores": scores, "recovered": 0.9,
-        "gap": scores["emulator_tuned"] - scores["plug_in"], "disclosed": 0.4,
+        "gap": scores["emulator_tuned"] - scores["plug_in"], "verbatim": 0.4,
         "bytes_offer": 6e6, "bytes_model": 1e7,
         "details": {key: {"value": scores[key], "items": values} for key, values in items.items()},
     }  # fmt: skip

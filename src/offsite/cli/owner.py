@@ -133,8 +133,8 @@ def offer(
         "adapter": private.offers[0].adapter,
         "middle": private.offers[0].middle,
         "recipe": private.offers[0].recipe,
-        "disclosed": private.disclosed,
-        "disclosed_so_far": everything.disclosed,
+        "verbatim": private.verbatim,
+        "verbatim_so_far": everything.verbatim,
     }
     share, entry = result["bytes_offer"] / result["bytes_model"], private.offers[0]
     lines = [
@@ -143,12 +143,12 @@ def offer(
         f"{entry.total - len(entry.adapter)}",
         f"  bytes        {result['bytes_offer']:,} of the model's {private.model_bytes:,} "
         f"({share:.1%})",
-        f"  disclosed    {private.disclosed:.1%} of the middle's parameters leave verbatim",
+        f"  verbatim     {private.verbatim:.1%} of the parameters leave as they are",
         f"  record       {record} (private: keep it, never send it)",
     ]
     if len(everything.offers) > 1:
         lines.insert(
-            4, f"  so far       {everything.disclosed:.1%} over {len(everything.offers)} offers"
+            4, f"  so far       {everything.verbatim:.1%} over {len(everything.offers)} offers"
         )
     if zero_shot is not None:
         result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}

@@ -1,7 +1,7 @@
 """The model owner's private record: what each offer of one model was made of.
 
 It is written beside an offer, never inside it. One file may hold several offers of the same model,
-because two offers with different kept blocks disclose their union. It is also the ledger that
+because two offers with different kept blocks reveal their union. It is also the ledger that
 accepts one delta per offer and round.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Contract, Id, Sha256, now
@@ -36,8 +36,8 @@ class OfferRecord(BaseModel):
         adapter: positions of the adapter blocks in the full model, ascending.
         middle: positions at which the emulator's middle blocks stand.
         recipe: the compression steps, as JSON.
-        disclosed_tensors: middle tensors of the full model, with how many of their numbers left
-            verbatim.
+        verbatim_tensors: middle tensors of the full model, with how many of their values left
+            unchanged (called ``disclosed_tensors`` in old records).
         prompt_decoder: SHA-256 of the prompt decoder that the offer ships, if any.
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
@@ -53,7 +53,10 @@ class OfferRecord(BaseModel):
     recipe: list[dict[str, Any]]
     seed: int
     contract: Contract
-    disclosed_tensors: dict[str, int]
+    verbatim_tensors: Annotated[
+        dict[str, int],
+        Field(validation_alias=AliasChoices("verbatim_tensors", "disclosed_tensors")),
+    ]
     prompt_decoder: Sha256 | None = None
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
@@ -82,11 +85,6 @@ class OfferRecord(BaseModel):
             )
         latest = max(self, other, key=lambda entry: entry.round)
         return latest.model_copy(update={"accepted": accepted})
-
-
-def block_of_key(name: str) -> int:
-    """The position that ``position.name`` begins with."""
-    return int(name.partition(".")[0])
 
 
 class Record(BaseModel):
@@ -147,25 +145,27 @@ class Record(BaseModel):
         )
 
     @property
-    def disclosed(self) -> float:
-        """Share of the middle's parameters that left verbatim, over all offers together (0..1).
+    def verbatim(self) -> float:
+        """Share of all parameters that left unchanged, over all offers together (0 to 1).
 
-        The middle is what is no adapter block in every offer: a block that is one in another offer
-        leaves with it. Of a tensor that left in parts several times the largest part counts.
+        Embeddings, head and adapter blocks leave with every offer and count. Of a tensor that left
+        in parts several times, the largest part counts. Compressed tensors count for nothing, so
+        this says what was copied, not what can be recovered.
         """
-        always = set.intersection(*(set(offer.adapter) for offer in self.offers))
         last = self.offers[-1].adapter_tensors(self.block_path)
-        total = self.middle_parameters + sum(last.values())
-        total -= sum(n for name, n in last.items() if block_of_key(name) in always)
+        outside = self.parameters - self.middle_parameters - sum(last.values())
         union: dict[str, int] = {}
         for offer in self.offers:
-            for name, count in {
-                **offer.disclosed_tensors,
-                **offer.adapter_tensors(self.block_path),
-            }.items():
-                if block_of_key(name) not in always:
-                    union[name] = max(union.get(name, 0), count)
-        return sum(union.values()) / total
+            left = {**offer.verbatim_tensors, **offer.adapter_tensors(self.block_path)}
+            for name, count in left.items():
+                union[name] = max(union.get(name, 0), count)
+        return (outside + sum(union.values())) / self.parameters
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has: ``model_bytes`` in the dtype of its contract."""
+        entry = next(iter(self.offers[-1].contract.tensors.values()))
+        return self.model_bytes * math.prod(entry.shape) // entry.bytes
 
     def check_fresh(self, offer: str, delta: str, round: int, *, again: bool = False) -> None:
         """Refuse a delta that was plugged before, or a second one for the same round.

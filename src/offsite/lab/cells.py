@@ -169,7 +169,7 @@ def make_row(
     scores = Scores(
         *metric,
         **{key: part.get("value") for key, part in parts.items()},
-        disclosed=emulator["disclosed"],
+        verbatim=emulator.get("verbatim"),
     )
     private = known_by["data"][1]
     shared = {**known_by, "options": asdict(plan.options), "full_lr": plan.full_lr}

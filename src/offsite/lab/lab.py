@@ -119,7 +119,7 @@ class Lab:
             made, record = offer[0]
             entry = record.offers[0]
             return {
-                **self.score(made.model), **cost, "disclosed": record.disclosed,
+                **self.score(made.model), **cost, "verbatim": record.verbatim,
                 "importance": passes[0]["scores"] if passes else None,
                 "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
                 "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,

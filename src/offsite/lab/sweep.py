@@ -1,7 +1,7 @@
 """The frontier: many recipes at many budgets, which of them are worth having, and one picture.
 
 Pure functions over rows as the lab writes them: ``recipe`` (a preset), ``budget``, ``seed``,
-``scores``, ``recovered``, ``gap``, ``margin``, ``disclosed``, ``bytes_offer``, ``bytes_model`` and
+``scores``, ``recovered``, ``gap``, ``margin``, ``verbatim``, ``bytes_offer``, ``bytes_model`` and
 the like.
 """
 
@@ -61,7 +61,7 @@ class Point:
         plug_in, emulator_tuned, healed: in the task's metric.
         recovered, gap, margin: see :class:`offsite.scores.scores.Scores`; the last two in the
             metric's unit.
-        disclosed: share of the middle's parameters that leave verbatim, 0..1.
+        verbatim: share of all parameters that leave verbatim, 0..1.
         size: bytes of the offer over bytes of the model.
         seconds: to make the offer.
         seeds: how many runs this is the mean of.
@@ -76,7 +76,7 @@ class Point:
     recovered: float
     gap: float
     margin: float
-    disclosed: float
+    verbatim: float
     size: float
     seconds: float
     seeds: int
@@ -116,7 +116,7 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
                 mean("recovered"),
                 mean("gap"),
                 mean("margin"),
-                mean("disclosed"),
+                mean("verbatim"),
                 mean("bytes_offer") / mean("bytes_model"),
                 mean("seconds_offer"),
                 len(members),

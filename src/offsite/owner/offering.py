@@ -29,8 +29,8 @@ from offsite.model.checkpoint import (
 )
 from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.model.stored import model_fingerprint
-from offsite.owner.disclosure import disclosed_tensors
 from offsite.owner.plugging import attach_delta
+from offsite.owner.verbatim import verbatim_tensors
 from offsite.tasks import data_identity, source_identity, task_identity
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
@@ -102,11 +102,11 @@ def make_offer(
             middle = compress(recipe, context, cut.middle)
         full.requires_grad_(False)
         emulator, positions = join(full, cut.split, middle)
-        disclosed = disclosed_tensors(get_blocks(full), middle, cut.native)
+        verbatim = verbatim_tensors(get_blocks(full), middle, cut.native)
     else:
         emulator, middle = cut.model, cut.middle
         positions = places(cut.split, middle.positions)[1]
-        disclosed = {
+        verbatim = {
             f"{p}.{name}": tensor.numel()
             for p, block in zip(middle.positions, middle.blocks, strict=True)
             for name, tensor in block.named_parameters()
@@ -142,7 +142,7 @@ def make_offer(
         recipe=[to_json(step) for step in recipe],
         seed=seed,
         contract=contract,
-        disclosed_tensors=disclosed,
+        verbatim_tensors=verbatim,
         prompt_decoder=decoder_hash(decoder) if decoder else None,
     )
     record = Record(

@@ -161,7 +161,7 @@ def reads_images(config: Any) -> bool:
 
 
 def inspect_record(path: Path) -> Shown:
-    """A record: the offers of one model, and what they disclose together."""
+    """A record: the offers of one model, and what leaves with them together."""
     record = Record.load(path)
     table = Table("offer", "adapter", "middle", "recipe", "deltas accepted")
     for offer in record.offers:
@@ -173,10 +173,10 @@ def inspect_record(path: Path) -> Shown:
     rows: list[tuple[str, object]] = [
         ("model", record.model_name),
         ("fingerprint", record.fingerprint[:16]),
-        ("disclosed", f"{record.disclosed:.1%} of the middle, all offers together"),
+        ("verbatim", f"{record.verbatim:.1%} of all parameters, all offers together"),
     ]
     data = record.model_dump(mode="json", exclude={"offers": {"__all__": {"contract"}}})
-    return {**data, "disclosed": record.disclosed}, [facts(f"record {path}", rows), table]
+    return {**data, "verbatim": record.verbatim}, [facts(f"record {path}", rows), table]
 
 
 def inspect_model(path: Path) -> Shown:

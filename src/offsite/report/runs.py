@@ -250,7 +250,7 @@ def best(settings: Sequence[Setting]) -> Setting:
 
 def sends_all(setting: Setting) -> bool:
     """Whether the whole middle leaves verbatim."""
-    share = setting.mean("disclosed")
+    share = setting.mean("verbatim")
     return share is not None and share > 0.999
 
 

@@ -1,4 +1,4 @@
-"""What left the house: bytes, disclosed share, positions, contents of folders."""
+"""What left the house: bytes, the share that leaves verbatim, positions, contents of folders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from offsite.report.runs import Run, Setting, show_bytes
 
 FEW = 6
 CAUTION = (
-    '<p class="soft">Disclosed: share of the middle\'s parameters that leave bit for bit. What '
-    "is compressed or healed leaves too, in another form, and is not counted here.</p>"
+    '<p class="soft">Verbatim: the share of all parameters that leave bit for bit, with '
+    "embeddings, head and adapter. Compressed weights leave too, in another form, and are not "
+    "counted: an int8 copy of a block counts as nothing. 'offsite audit offer' measures what can "
+    "be recovered."
+    "</p>"
 )
 
 
@@ -25,7 +28,7 @@ def left(runs: Sequence[Run]) -> str:
     settings = [setting for run in runs for setting in run.settings]
     for s in settings:
         offer, model, delta = (s.mean(k) for k in ("bytes_offer", "bytes_model", "bytes_delta"))
-        share = s.mean("disclosed")
+        share = s.mean("verbatim")
         if offer is None and delta is None and share is None:
             continue
         part = f" <small>{offer / model:.0%}</small>" if offer is not None and model else ""
@@ -37,7 +40,7 @@ def left(runs: Sequence[Run]) -> str:
     stand = strips(settings)
     if not lines and not folders and not stand:
         return ""
-    head = ["setting", "model", "offer", "delta", "disclosed"]
+    head = ["setting", "model", "offer", "delta", "verbatim"]
     listed = f"{listing(head, lines)}{CAUTION}" if lines else ""
     return f"<h2>What left the house</h2>{listed}{stand}{folders}"
 

@@ -79,7 +79,7 @@ SCORES: tuple[Column, ...] = (
     ("recovered", figure("recovered", percent, spread=True)),
     ("gap", figure("gap", lambda v: f"{v:.3f}", spread=True)),
     ("margin", figure("margin", lambda v: f"{v:.3f}", spread=True)),
-    ("disclosed", figure("disclosed", percent)),
+    ("verbatim", figure("verbatim", percent)),
     ("offer", size),
 )
 COSTS: tuple[Column, ...] = (

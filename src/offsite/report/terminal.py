@@ -27,7 +27,7 @@ SHORT: dict[str, tables.Column] = {
     "recovered": ("\nrecovered", tables.figure("recovered", tables.percent, spread=True)),
     "gap": ("\ngap", tables.figure("gap", lambda v: f"{v:.3f}", spread=True)),
     "margin": ("\nmargin", tables.figure("margin", lambda v: f"{v:.3f}", spread=True)),
-    "disclosed": ("dis-\nclosed", tables.figure("disclosed", lambda v: f"{v:.0%}")),
+    "verbatim": ("\nverbatim", tables.figure("verbatim", lambda v: f"{v:.0%}")),
     "offer": ("\noffer", lambda s: tables.size(s).partition("(")[2].rstrip(")") or "-"),
 }
 NEEDED = ("trained", "delta bytes", "s to tune", "s per step", "tune memory")
@@ -35,7 +35,7 @@ TAKES = [column for column in tables.COSTS if column[0] in NEEDED]
 LAYOUTS = (
     tuple(SHORT),
     ("emulator", "tuned", "plug", "recovered", "gap", "margin", "offer"),
-    ("tuned", "plug", "recovered", "gap", "margin", "disclosed"),
+    ("tuned", "plug", "recovered", "gap", "margin", "verbatim"),
     ("tuned", "plug", "recovered", "gap", "margin"),
     ("tuned", "plug", "recovered", "margin"),
     ("emulator", "tuned", "plug", "recovered"),

@@ -125,13 +125,13 @@ def order(setting: Setting) -> list[str]:
 
 def sent(setting: Setting) -> list[str]:
     """How much of the model went out."""
-    disclosed, offer, model = (
-        setting.mean(key) for key in ("disclosed", "bytes_offer", "bytes_model")
+    verbatim, offer, model = (
+        setting.mean(key) for key in ("verbatim", "bytes_offer", "bytes_model")
     )
     said = []
-    if disclosed is not None:
-        share = f"{disclosed:.1%}" if 0 < disclosed < 0.01 else f"{disclosed:.0%}"
-        said.append(f"{share} of the middle's parameters leave verbatim")
+    if verbatim is not None:
+        share = f"{verbatim:.1%}" if 0 < verbatim < 0.01 else f"{verbatim:.0%}"
+        said.append(f"{share} of the parameters leave verbatim")
     if offer is not None and model:
         said.append(f"the offer is {offer / model:.0%} of the model's size")
     if not said:

@@ -15,7 +15,7 @@ from offsite.files import sha256_file, shown
 from offsite.tasks import data_path, source_identity
 
 KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "healed", "plug_in")
-DERIVED = ("recovered", "gap", "margin", "disclosed")
+DERIVED = ("recovered", "gap", "margin", "verbatim")
 TITLES = {
     "zero_shot": "full zero-shot",
     "full_tuned": "full fine-tuned",
@@ -35,7 +35,7 @@ class _File(BaseModel):
     scores: dict[str, Number | None]
     metric: Annotated[str, Field(strict=True)]
     higher_is_better: Annotated[bool, Field(strict=True)]
-    disclosed: Number | None = None
+    verbatim: Number | None = None
     details: dict[str, dict[str, Any]] | None = None
 
 
@@ -51,7 +51,7 @@ class Scores:
         healed: the emulator when every weight of the offer is tuned on the private data, for the
             same steps and at the best of several learning rates. It is what a tuner gets who
             keeps the offer and does not need the owner.
-        disclosed: share of the model's middle parameters that leave verbatim, 0..1.
+        verbatim: share of all parameters that leave verbatim, 0..1.
     """
 
     metric: str
@@ -62,7 +62,7 @@ class Scores:
     emulator_tuned: float | None = None
     healed: float | None = None
     plug_in: float | None = None
-    disclosed: float | None = None
+    verbatim: float | None = None
 
     @property
     def recovered(self) -> float | None:
@@ -108,7 +108,7 @@ class Scores:
                 f"Scores of '{self.metric}' and of '{other.metric}' cannot be merged."
             )
         changes = {}
-        for key in (*KEYS, "disclosed"):
+        for key in (*KEYS, "verbatim"):
             mine, theirs = getattr(self, key), getattr(other, key)
             if mine is not None and theirs is not None and mine != theirs:
                 raise OffsiteError(
@@ -146,7 +146,7 @@ class Scores:
                 f"'offsite score --json' writes them ({where}: {first['msg'].lower()})."
             ) from error
         known = {key: value for key, value in found.scores.items() if key in KEYS}
-        return cls(found.metric, found.higher_is_better, **known, disclosed=found.disclosed)
+        return cls(found.metric, found.higher_is_better, **known, verbatim=found.verbatim)
 
 
 def settings_of(task: Any, source: str | Path, count: int | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much of the model's middle an emulator shows as it is."""
+"""Which parameters of the middle leave with an emulator exactly as they are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 from offsite.model.split import Middle
 
 
-def disclosed_tensors(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict[str, int]:
-    """Of each tensor of the middle, how many numbers stand in the emulator as they are.
+def verbatim_tensors(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict[str, int]:
+    """Of each tensor of the middle, how many values stand in the emulator unchanged.
 
     A tensor that is whole is counted whole, in the dtype it leaves in. Of one that was pruned the
-    numbers left are counted, of one with rows or columns cut out those that stayed.
+    values left are counted, of one with rows or columns cut out those that stayed.
 
     Args:
         full: the blocks of the model.
