@@ -73,7 +73,7 @@ def main(kind: str) -> None:
         )  # fmt: skip
     batch = task.collate([test[i] for i in range(8)])
     with torch.no_grad():
-        target = observe(model, batch, [total - 3])[total - 3].output
+        target = observe(model, batch, [total - 3])[total - 3]
         last = len(get_blocks(offer.model)) - 3
         state = observe(offer.model, batch, [last])[last].output
     error = relative_error(state, target)

@@ -114,6 +114,7 @@ class Bench:
                 primed, self.private, parse_method(method_json(delta)), task=self.task,
                 options=TrainOptions(steps=120, seed=seed), device=self.device,
             )  # fmt: skip
+            assert tuned.delta.tensors is not None
             change = {
                 name: own[name] + (tensor - start[name]) if name in start else tensor
                 for name, tensor in tuned.delta.tensors.items()

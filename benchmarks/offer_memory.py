@@ -58,10 +58,10 @@ def write_checkpoint(folder: Path, hidden: int, blocks: int, shard: int, send: A
         if groups[-1] and sum(state[n].nbytes for n in groups[-1]) + tensor.nbytes > shard:
             groups.append([])
         groups[-1].append(name)
-    where = {}
-    for index, names in enumerate(groups, 1):
-        file = f"model-{index:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {n: torch.full(state[n].shape, 1e-3 * (i + index)) for i, n in enumerate(names)}
+    where: dict[str, str] = {}
+    for number, names in enumerate(groups, 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        tensors = {n: torch.full(state[n].shape, 1e-3 * (i + number)) for i, n in enumerate(names)}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(names, file)
     config.architectures = ["LlamaForCausalLM"]

@@ -5,7 +5,7 @@ training text the first 3 MB are taken (articles are shuffled), of the books 4 M
 and for prompt_decoders.py samples of other books and articles; the pictures of numbers are drawn
 here.
 
-    python benchmarks/prepare.py ../shared
+    python -m benchmarks.prepare ../shared
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import two_digits
+from benchmarks import two_digits
 
 TARGET = Path("build/bench")
 

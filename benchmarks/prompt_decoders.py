@@ -55,7 +55,7 @@ class Learning:
     steps: int = 2000
     batch_size: int = 16
     lr: float = 1e-2
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 DECODERS = {

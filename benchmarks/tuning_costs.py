@@ -69,7 +69,7 @@ def cost(model: Any, blocks: Sequence[int], text: str, batch: int, length: int) 
     runner = method.attach(copy.deepcopy(model).to(device), blocks)
     trained = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     tokens = torch.randint(0, VOCABULARY, (batch * STEPS, length))
-    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    rows: Any = [{"input_ids": row, "labels": row} for row in tokens]
     task = CausalText(max_length=length)
 
     def run(steps: int) -> float:

@@ -51,8 +51,12 @@ def train_tokenizer(books: list[str]) -> TokenizersBackend:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)
     bpe.decoder = decoders.ByteLevel()
-    start = {"special_tokens": [END], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
-    bpe.train_from_iterator(books, trainers.BpeTrainer(vocab_size=VOCABULARY, **start))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator(books, trainer)
     roles = {"bos_token": END, "eos_token": END, "pad_token": END}
     return TokenizersBackend(tokenizer_object=bpe, model_max_length=WINDOW, **roles)
 

@@ -106,6 +106,7 @@ def test_two_offers_add_up_in_one_record(run: Run, exchange: Path) -> None:
 def test_lab_prints_the_table_and_uses_its_cache(
     run: Run, model_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:
+    words: tuple[object, ...]
     words = ("lab", model_folder("llama"), "--data", text_file, "--eval-data", text_file)
     words += ("--keep", 1, "--delta", "full", "--delta", "bitfit", "--steps", 2, "--seeds", "0,1")
     words += ("--max-length", 32, "--out", tmp_path / "lab", "--json", "--device", "cpu")

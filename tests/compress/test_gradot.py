@@ -26,16 +26,19 @@ def test_statistics_are_those_of_the_definition(family: str) -> None:
         assert parameter.grad is None
     model = context.model.requires_grad_(True)
     block, name = get_blocks(model)[3], next(linears(get_blocks(model)[3]))[0]
-    layer, inputs, outputs = block.get_submodule(name), [], []
+    layer: Any = block.get_submodule(name)
+    inputs: list[Any] = []
+    outputs: list[Any] = []
 
     def remember(module: nn.Module, args: Any, output: torch.Tensor) -> None:
         output.retain_grad()
         inputs.append(args[0])
         outputs.append(output)
 
+    task: Any = context.task
     handle = layer.register_forward_hook(remember)
     for batch in context.batches(2, 4):
-        context.task.loss(model, batch).backward()
+        task.loss(model, batch).backward()
     handle.remove()
     a, g = torch.zeros_like(found[3, name].a), torch.zeros_like(found[3, name].g)
     for x, y in zip(inputs, outputs, strict=True):

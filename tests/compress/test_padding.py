@@ -41,7 +41,8 @@ def test_signals_are_means_over_tokens(family: str) -> None:
 
 def test_pooled_states_and_gradients_know_no_padding() -> None:
     context = world("llama")
-    both = replace(context, data=[*SHORT, *LONG] * 4)
+    data: Any = [*SHORT, *LONG] * 4
+    both = replace(context, data=data)
     alone = {n: observe(context.model, batches(context, given))[2].output.double().mean(1)
              for n, given in (("short", SHORT), ("long", LONG))}  # fmt: skip
     for state in pooled_states(both, [2])[2]:

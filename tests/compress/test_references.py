@@ -124,7 +124,7 @@ def test_pruning_keeps_the_largest() -> None:
 def test_noise_has_its_scale_and_is_keyed_by_the_weights_alone() -> None:
     context = world("llama", hidden_size=128, intermediate_size=256)
     name = "mlp.up_proj"
-    original = get_blocks(context.model)[1].get_submodule(name)
+    original: Any = get_blocks(context.model)[1].get_submodule(name)
 
     def drawn() -> torch.Tensor:
         block = compress([Noise(scale=0.5)], context).blocks[0]
@@ -177,6 +177,7 @@ def test_influence_angle_and_leaving_out_by_hand() -> None:
     context = world()
     table = importance(context, learned={"scaleot": range(6)})
     assert table["scaleot"] == tuple(range(6))
+    task: Any = context.task
     sums = {"influence": 0.0, "angular": 0.0, "leave_one_out": 0.0}
     for batch in context.batches(16, 8):
         out = context.model(input_ids=batch["input_ids"], output_hidden_states=True)
@@ -185,7 +186,7 @@ def test_influence_angle_and_leaving_out_by_hand() -> None:
         sums["influence"] += (1 - cosine).mean().item() / 16
         sums["angular"] += (cosine.acos() / math.pi).mean().item() / 16
         short = emulator(context, [_Without(2)])
-        losses = [context.task.loss(m, batch).item() for m in (short, context.model)]
+        losses = [task.loss(m, batch).item() for m in (short, context.model)]
         sums["leave_one_out"] += (losses[0] - losses[1]) / 16
     for signal, value in sums.items():
         assert table[signal][2] == pytest.approx(value, rel=1e-3, abs=1e-5)

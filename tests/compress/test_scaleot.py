@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,15 +71,16 @@ def test_a_useless_block_ends_with_the_lowest_score() -> None:
     with torch.no_grad():
         for position, block in enumerate(get_blocks(context.model)):
             for name in ("self_attn.o_proj", "mlp.down_proj"):  # what a block adds to its input
-                layer = block.get_submodule(name)
+                layer: Any = block.get_submodule(name)
                 layer.weight.mul_(0.0 if position == 2 else 4.0)
         model = context.model
-        rows = [
+        data: Any = context.data
+        rows: Any = [
             {
                 "input_ids": r["input_ids"],
                 "labels": model(r["input_ids"][None]).logits[0].argmax(-1),
             }
-            for r in context.data
+            for r in data
         ]
         rows = [{**r, "labels": torch.cat([r["labels"][:1] * 0, r["labels"][:-1]])} for r in rows]
     learned = learn(replace(context, data=rows), replace(QUICK, steps=60, lr=1e-6, eta=5.0))
@@ -91,7 +93,8 @@ def test_only_harmonizers_learn_and_resuming_is_exact(family: str, tmp_path: Pat
     context = world(family)
     before = {key: value.clone() for key, value in context.model.state_dict().items()}
     whole = learn(context, QUICK)
-    assert any(h.up.weight.abs().sum() > 0 for h in whole.harmonizers)  # type: ignore[union-attr]
+    harmonizers: Any = whole.harmonizers
+    assert any(h.up.weight.abs().sum() > 0 for h in harmonizers)
     assert all(torch.equal(context.model.state_dict()[k], v) for k, v in before.items())
     parted = replace(context, work=tmp_path)
     learn(parted, replace(QUICK, steps=1))

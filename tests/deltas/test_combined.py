@@ -69,8 +69,9 @@ def test_each_method_learns_at_its_own_rate(
         if "lora_A" not in name:  # drawn at random, and without a gradient while B is zero
             start = own[name] if name in own else torch.zeros_like(value)
             moved[part] = max(moved[part], (value - start).abs().max().item())
+    methods: dict[str, Any] = METHODS
     for part, step in moved.items():
-        assert step == pytest.approx(lr or METHODS[part].lr, rel=2e-2), part
+        assert step == pytest.approx(lr or methods[part].lr, rel=2e-2), part
 
 
 def test_a_bottleneck_stands_behind_the_new_weights() -> None:
@@ -128,8 +129,9 @@ def test_written_and_read() -> None:
     ):
         with pytest.raises(OffsiteError, match=message):
             parse_method(bad)
+    odd: dict[str, Any]
     for odd in ({"kind": "combined"}, {"kind": "combined", "methods": ["lora"]}, {"kind": "x"}):
-        assert method_text(odd).startswith(odd["kind"]), "what came from outside is shown"
+        assert method_text(odd).startswith(str(odd["kind"])), "what came from outside is shown"
     for words in ("lora+", "+", "lora+bitfut"):
         with pytest.raises(OffsiteError, match="is no delta method"):
             parse_method(method_json(words))

@@ -80,7 +80,7 @@ def test_through_an_offer_and_back(
     cached = plugged.generate(ids, **options)
     assert cached.shape == (2, 16)
     place(model, delta, record).save(tmp_path / "plugged")
-    served = load_plugged(small_model("llama", dtype), tmp_path / "plugged")
+    served: Any = load_plugged(small_model("llama", dtype), tmp_path / "plugged")
     assert torch.equal(served.generate(ids, **options), cached)
     torch.testing.assert_close(output_of(served, batch), after, rtol=0, atol=TOLERANCE[dtype])
     if method.merges:

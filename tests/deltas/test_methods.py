@@ -208,7 +208,8 @@ def test_bitfit_without_biases_names_lora() -> None:
 
 
 def test_every_method_says_what_it_is() -> None:
-    for kind, cls in METHODS.items():
+    methods: dict[str, Any] = METHODS
+    for kind, cls in methods.items():
         assert cls.kind == kind and cls.when and 0 < cls.lr < 1 and cls.__doc__
         assert "travels" in cls.__doc__
         assert parse_method({"kind": kind}) == cls()

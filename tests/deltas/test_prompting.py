@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_prepended_prefix_is_a_longer_softmax(family: str, implementation: str) 
     method = METHOD_CASES["prefix-prepended"]
     model = language_model(family, attn_implementation=implementation)
     runner = method.attach(model, ADAPTER).eval()
-    module = next(m for m in get_blocks(runner)[1].modules() if hasattr(m, "prefix"))
+    module: Any = next(m for m in get_blocks(runner)[1].modules() if hasattr(m, "prefix"))
     from offsite.deltas.addition.prefix import prefix_attention
 
     heads, width = 2, 8
@@ -139,12 +140,12 @@ def test_generation_with_cache_and_left_padding(name: str, family: str) -> None:
 
 def test_a_learnt_decoder_beats_its_start_on_every_task() -> None:
     task, model = CausalText(max_length=12), language_model("llama", vocab_size=40)
-    tasks = [[row(torch.arange(12) * k % 13 + 20) for _ in range(8)] for k in (1, 2, 3)]
+    tasks: list[Any] = [[row(torch.arange(12) * k % 13 + 20) for _ in range(8)] for k in (1, 2, 3)]
     before = [task.evaluate(model, data).value for data in tasks]
     options = TrainOptions(steps=150, lr=2e-2, batch_size=6)
     pairs = [(task, data) for data in tasks]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    sizes = {"length": 4, "dim": 10, "hidden": 8}
+    sizes: dict[str, Any] = {"length": 4, "dim": 10, "hidden": 8}
     tensors = learn_decoder(model, pairs, **sizes, options=options, device="cpu")
     assert not hasattr(model, "prompt") and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())

@@ -162,7 +162,7 @@ def test_every_name_among_targets_must_stand_for_something() -> None:
 
 def test_another_run_is_not_resumed(parts: tuple[Any, Offer, Record], tmp_path: Path) -> None:
     run_tune(parts[1], ROWS, LoRA(rank=2), options=OPTIONS, work=tmp_path / "work")
-    again = {"work": tmp_path / "work", "resume": True}
+    again: dict[str, Any] = {"work": tmp_path / "work", "resume": True}
     for method, options, rows, what in (
         (LoRA(rank=4), OPTIONS, ROWS, "method"),
         (LoRA(rank=2), replace(OPTIONS, lr=0.5, seed=3), ROWS, "lr and another seed"),

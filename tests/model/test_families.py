@@ -104,7 +104,7 @@ def test_a_float32_model_plugs_in_float16(
 ) -> None:
     model, data = model_folder("llama"), ("--data", text_file, "--max-length", 32)
     record = ("--record", tmp_path / "offer.record.json")
-    words = ("--adapter", "ends:1,1", "--keep", 2, "--out", tmp_path / "offer")
+    words: tuple[object, ...] = ("--adapter", "ends:1,1", "--keep", 2, "--out", tmp_path / "offer")
     assert run("offer", model, *words, *record)[0] == 0
     tune = ("tune", tmp_path / "offer", *data, "--steps", 1, "--out", tmp_path / "delta")
     assert run(*tune)[0] == 0

@@ -11,6 +11,7 @@ import transformers
 
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
+from offsite.compress.step import Step
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
@@ -79,7 +80,8 @@ def test_lora_delta_merges_like_on_the_emulator(
     )
     tuned.delta.save(tmp_path / "delta")
     plugged = plug(model, Delta.load(tmp_path / "delta"), record)
-    merged = tuned.model.merge_and_unload()
+    runner: Any = tuned.model
+    merged = runner.merge_and_unload()
     for inner, outer in zip(offer.manifest.adapter, (0, 3), strict=True):
         for (name, a), b in zip(
             get_blocks(merged)[inner].named_parameters(),
@@ -166,7 +168,7 @@ def test_distillation_brings_the_emulator_closer(
     options["data"] = text_file
     before = {name: tensor.clone() for name, tensor in state(model).items()}
     plain, _ = make_offer(model, recipe=[Drop(keep=1)], **options)
-    recipe = [Drop(keep=1), Distill(steps=40, lr=1e-2, lm_weight=0)]
+    recipe: list[Step] = [Drop(keep=1), Distill(steps=40, lr=1e-2, lm_weight=0)]
     healed, record = make_offer(model, recipe=recipe, **options)
     for name, tensor in before.items():
         assert torch.equal(state(model)[name], tensor)

@@ -110,7 +110,8 @@ def test_lora_delta_merges_like_on_the_emulator(
     assert labels_of(plugged) == NAMES and labels_of(model) == tuple(f"LABEL_{i}" for i in range(3))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), "the owner's model must not change"
-    merged = tuned.model.merge_and_unload()
+    runner: Any = tuned.model
+    merged = runner.merge_and_unload()
     for inner, outer in zip(offer.manifest.adapter, (0, 3), strict=True):
         for a, b in zip(
             get_blocks(merged)[inner].parameters(),

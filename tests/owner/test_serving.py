@@ -36,14 +36,14 @@ METHODS = {
 }
 
 
-def tuned(family: str, method: Any, folder: Path, labels: int = 5, **seed: int) -> Any:
+def tuned(family: str, method: Any, folder: Path, labels: int = 5, seed: int = 0) -> Any:
     """A model of five classes, the offer, its record, and a delta for three colours."""
     arrays = write_arrays(folder)
     model = classifier(family, labels)
     offer, record = make_offer(
         model, adapter=ends(2, 1), recipe=[Drop(keep=1)], task=TASK, processor=image_processor()
     )
-    options = TrainOptions(steps=2, batch_size=4, lr=1e-2, **seed)
+    options = TrainOptions(steps=2, batch_size=4, lr=1e-2, seed=seed)
     tune(offer, str(arrays), method, options=options, task=TASK).save(folder / "delta")
     return model, offer, record, Delta.load(folder / "delta")
 
@@ -72,7 +72,8 @@ def test_a_head_is_kept_served_and_taken_away_again(family: str, name: str, tmp_
         assert torch.equal(logits(model), before) and labels_of(model) == names
     loaded = load_plugged(classifier(family, 5), tmp_path / "plugged")
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
-    if METHODS[name].merges:
+    method: Any = METHODS[name]
+    if method.merges:
         plain = to_tensors(delta, offer)
         assert plain.manifest.head == delta.manifest.head and plain.manifest.labels == NAMES
         plain.save(tmp_path / "plain")

@@ -49,7 +49,7 @@ def test_a_card_is_part_of_the_manifest_and_readable_by_the_hub(
     add_card(folder, licence="apache-2.0", base_model="org/tiny-7b", scores=SCORES, dataset="SST-2")
     loaded = Offer.load(folder)
     assert "README.md" in loaded.manifest.files
-    card = ModelCard((folder / "README.md").read_text())
+    card: Any = ModelCard((folder / "README.md").read_text())
     assert card.data.license == "apache-2.0" and card.data.base_model == "org/tiny-7b"
     assert card.data.pipeline_tag == "text-generation" and "offer" in card.data.tags
     results = {r.metric_name: (r.metric_value, r.dataset_name) for r in card.data.eval_results}
@@ -58,7 +58,7 @@ def test_a_card_is_part_of_the_manifest_and_readable_by_the_hub(
     assert "no bound" in card.text
     assert str(tmp_path) not in card.content and "drop" not in card.content.lower()
     add_card(folder, licence="mit")
-    again = ModelCard((folder / "README.md").read_text())
+    again: Any = ModelCard((folder / "README.md").read_text())
     assert again.data.license == "mit" and again.data.eval_results is None
     Offer.load(folder)
 
@@ -77,7 +77,7 @@ def test_a_card_says_only_what_was_given(offered: Any, tmp_path: Path) -> None:
 
 def test_an_exchange_over_the_hub(offered: Any, tmp_path: Path, text_file: Path, hub: Hub) -> None:
     model, record = offered
-    address = {"endpoint": hub.address, "token": "t"}
+    address: dict[str, Any] = {"endpoint": hub.address, "token": "t"}
     add_card(tmp_path / "offer", licence="mit")
     assert push(tmp_path / "offer", "owner/tiny-offer", **address).startswith(hub.address)
     assert hub.visibility["owner/tiny-offer"].get("private", True) is not False
@@ -97,14 +97,14 @@ def test_an_exchange_over_the_hub(offered: Any, tmp_path: Path, text_file: Path,
 
 
 def test_a_second_push_leaves_nothing_of_the_first(offered: Any, tmp_path: Path, hub: Hub) -> None:
-    address = {"endpoint": hub.address, "token": "t"}
+    address: dict[str, Any] = {"endpoint": hub.address, "token": "t"}
     hub.repos["o/r"] = {"stale.bin": b"old", ".gitattributes": b""}
     push(tmp_path / "offer", "o/r", **address)
     assert "stale.bin" not in hub.repos["o/r"]
 
 
 def test_what_the_hub_changed_is_refused(offered: Any, tmp_path: Path, hub: Hub) -> None:
-    address = {"endpoint": hub.address, "token": "t"}
+    address: dict[str, Any] = {"endpoint": hub.address, "token": "t"}
     push(tmp_path / "offer", "o/r", **address)
     files = hub.repos["o/r"]
     files["extra.bin"] = b"x" * 1000

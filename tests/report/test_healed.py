@@ -43,11 +43,16 @@ def test_every_weight_of_a_quantised_offer_can_be_tuned(model_folder: Any) -> No
 
 
 def test_the_best_rate_counts_and_all_are_told() -> None:
-    tried = {1e-4: {"value": 3.0}, 1e-3: {"value": 2.0}, 1e-2: {"value": None}}
+    tried: dict[float, dict[str, Any]] = {
+        1e-4: {"value": 3.0},
+        1e-3: {"value": 2.0},
+        1e-2: {"value": None},
+    }
     rates = {"0.0001": 3.0, "0.001": 2.0, "0.01": None}
     assert best_rate(tried, higher=False) == {"value": 2.0, "lr": 1e-3, "rates": rates}
     assert best_rate(tried, higher=True)["lr"] == 1e-4
-    assert best_rate({1e-2: {"value": None}}, higher=True)["value"] is None
+    lost: dict[float, dict[str, Any]] = {1e-2: {"value": None}}
+    assert best_rate(lost, higher=True)["value"] is None
 
 
 def make_plan(model: Path, text: Path, **changes: Any) -> Plan:

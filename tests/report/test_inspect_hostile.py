@@ -14,6 +14,7 @@ from rich.console import Console
 
 from offsite.compress.drop import Drop
 from offsite.compress.quantise import Quantise
+from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.manifest import MANIFEST, hash_files
@@ -54,7 +55,7 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     offer, record = make_offer(model, adapter=ends(2, 1), recipe=[Drop(keep=2)], name="tiny")
     offer.save(folder / "offer")
     record.save(folder / "record.json")
-    steps = [Drop(keep=2), Quantise(bits=4, group=16)]
+    steps: list[Step] = [Drop(keep=2), Quantise(bits=4, group=16)]
     make_offer(model, adapter=ends(2, 1), recipe=steps)[0].save(folder / "quantised")
     tensors = {NORM: offer.model.get_parameter(NORM).detach().clone()}
     new_delta(offer.manifest, tensors, {"kind": "full", "part": "norm"}).save(folder / "delta")

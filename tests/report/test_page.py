@@ -194,6 +194,7 @@ def test_small_things() -> None:
         "7e+03 GB",
     ]
     assert "nan" not in importance("flat", [0.0, 0.0])
+    bad: Any
     for bad in ({"rows": []}, 3, {"x": 1}):
         with pytest.raises(OffsiteError, match="holds no rows"):
             make_run(bad)

@@ -143,6 +143,7 @@ def test_zero_has_no_sign() -> None:
 def test_a_run_that_diverges_is_unknown_and_kills_no_later_one(
     option: str, lost: set[str], run: Run, model_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:
+    words: tuple[object, ...]
     words = ("lab", model_folder("llama"), "--data", text_file, "--eval-data", text_file)
     words += ("--keep", 1, "--steps", 3, "--max-length", 32, "--out", tmp_path / "lab", "--json")
     for _ in range(2):  # computed, and from the cache

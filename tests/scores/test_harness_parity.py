@@ -68,7 +68,7 @@ def test_questions_score_as_in_the_harness_itself(
 ) -> None:
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
     import datasets
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from typing import Any
 
 import pytest
 
@@ -86,13 +87,13 @@ def test_a_constant_difference_has_no_width() -> None:
 
 
 def test_comparisons_of_runs_and_of_seeds() -> None:
-    one = {
+    one: dict[str, Any] = {
         "plug_in": {"items": [1.0, 0.0, 1.0]},
         "emulator_tuned": {"items": [0.0, 0.0, 1.0]},
         "full_tuned": {"items": None},
     }
     assert set(compare(one, True)) == {"plug_in - emulator_tuned"}
-    two = {
+    two: dict[str, Any] = {
         "plug_in": {"items": [0.0, 0.0, 1.0]},
         "emulator_tuned": {"items": [0.0, 0.0, 0.0]},
         "full_tuned": {"items": [1.0, 1.0, 1.0]},

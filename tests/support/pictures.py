@@ -36,7 +36,12 @@ def write_arrays(folder: Path) -> Path:
     """An ``.npz`` file of three named classes, 8 pictures each to tune on and 4 to score on."""
     train_x, train_y = paint(3, 8, 0)
     test_x, test_y = paint(3, 4, 1)
-    parts = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
+    parts: dict[str, Any] = {
+        "train_x": train_x,
+        "train_y": train_y,
+        "test_x": test_x,
+        "test_y": test_y,
+    }
     np.savez(folder / "colours.npz", **parts, labels=np.array(NAMES))
     return folder / "colours.npz"
 

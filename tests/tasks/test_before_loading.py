@@ -83,6 +83,7 @@ def test_a_task_file_may_bring_its_data(run: Run, model_folder: Any, mine: Path)
     folder, model = mine.parent, model_folder("llama")
     status, _, err = run("offer", model, "--out", folder / "offer", "--keep", 1, "--task", mine)
     assert status == 0, err
+    tune: tuple[object, ...]
     tune = ("tune", folder / "offer", "--out", folder / "delta", "--steps", 2, "--json")
     status, out, err = run(*tune, "--task", mine)
     assert status == 0 and json.loads(out)["metric"] == "accuracy", err

@@ -212,7 +212,8 @@ def test_other_modes_are_converted(mode: str, tmp_path: Path, processor: Any) ->
     folder = write_folder(tmp_path)
     suffix = "tiff" if mode == "CMYK" else "png"
     Image.new(mode, (20, 30)).save(folder / "red" / f"odd.{suffix}")
-    for row in TASK.load(folder, processor, None):
+    rows: Any = TASK.load(folder, processor, None)
+    for row in rows:
         assert row["pixel_values"].shape == (3, 16, 16)
 
 

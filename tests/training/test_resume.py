@@ -73,6 +73,7 @@ def test_the_delta_is_that_of_an_unbroken_run(
     work, whole = tmp_path / "work", replace(OPTIONS, lr=None) if "+" in name else OPTIONS
     with pytest.raises(Interrupted, match="step 7 of 12"):
         tune(offer, text_file, method, options=whole, task=stopping, work=work)
+    runs: dict[str, dict[str, Any]]
     runs = {"straight": {}, "resumed": {"work": work, "resume": True}, "untuned": {"steps": 1}}
     for run, more in runs.items():
         options = TrainOptions(steps=1, batch_size=2, lr=1e-9) if more.pop("steps", 0) else whole

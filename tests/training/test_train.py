@@ -49,7 +49,12 @@ def test_warm_up_is_the_share_asked_for(
 
     made: list[Any] = []
     original = module._arguments
-    monkeypatch.setattr(module, "_arguments", lambda *a: made.append(original(*a)) or made[0])
+
+    def remember(*arguments: Any) -> Any:
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(module, "_arguments", remember)
     options = TrainOptions(epochs=50, batch_size=8, accumulate=accumulate, warmup=0.2)
     _, history = fit(options, rows)
     assert made[0].warmup_steps == round(0.2 * history.steps)
