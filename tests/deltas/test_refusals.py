@@ -164,8 +164,13 @@ def test_another_run_is_not_resumed(parts: tuple[Any, Offer, Record], tmp_path: 
     run_tune(parts[1], ROWS, LoRA(rank=2), options=OPTIONS, work=tmp_path / "work")
     again: dict[str, Any] = {"work": tmp_path / "work", "resume": True}
     for method, options, rows, what in (
-        (LoRA(rank=4), OPTIONS, ROWS, "method"),
-        (LoRA(rank=2), replace(OPTIONS, lr=0.5, seed=3), ROWS, "lr and another seed"),
+        (LoRA(rank=4), OPTIONS, ROWS, "method.rank"),
+        (
+            LoRA(rank=2),
+            replace(OPTIONS, lr=0.5, seed=3),
+            ROWS,
+            "options.lr and another options.seed",
+        ),
         (LoRA(rank=2), OPTIONS, ROWS[:8], "data"),
     ):
         with pytest.raises(OffsiteError, match=f"started with another {what}"):

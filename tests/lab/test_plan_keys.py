@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from offsite.compress import LayerReplace
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan, Recipe
 from offsite.model.layers import Harmonizer
-from offsite.tasks import source_identity
+from offsite.tasks.source import Source
 
 
 def test_a_learned_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
@@ -24,11 +26,18 @@ def test_a_learned_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
     assert str(folder) not in str(before)
 
 
-def test_a_folder_of_pictures_counts_by_its_files(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    before = source_identity(tmp_path)
-    (tmp_path / "cat" / "1.png").write_bytes(b"1")
-    assert source_identity(tmp_path) != before
+def test_a_folder_of_pictures_counts_by_what_it_holds(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    (first / "cat").mkdir(parents=True)
+    (first / "cat" / "1.png").write_bytes(b"1")
+    before = Source.of(first).identity()
+    shutil.copytree(first, second, copy_function=shutil.copyfile)  # a copy has other times
+    os.utime(second / "cat" / "1.png", (1, 1))
+    (second / ".DS_Store").write_bytes(b"x")
+    assert Source.of(second).identity() == before
+    assert Source.of(f"{second}:test").identity() == f"{before}:test"
+    (second / "cat" / "1.png").write_bytes(b"2")
+    assert Source.of(second).identity() != before
 
 
 def test_every_layer_replace_step_has_its_own_pass(model_folder: Any, text_file: Path) -> None:

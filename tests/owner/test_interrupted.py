@@ -110,7 +110,7 @@ def test_only_the_same_offer_is_resumed(tmp_path: Path) -> None:
         ({"adapter": ends(2, 1)}, "adapter"),
         ({"data": rows()[:-1]}, "data"),
         ({"data": [rows()[1], *rows()[1:]]}, "data"),
-        ({"task": CausalText(max_length=8)}, "task"),
+        ({"task": CausalText(max_length=8)}, "task.max_length"),
         ({"dtype": torch.bfloat16}, "dtype"),
     ):
         with pytest.raises(OffsiteError, match=f"started with another {word};"):

@@ -149,7 +149,7 @@ def whole_seeds(text: str) -> tuple[int, ...]:
 
 def check_source(source: str | None) -> None:
     """Refuse a data file that is not there before any model loads."""
-    from offsite.tasks import data_path
+    from offsite.tasks.source import Source
 
-    if source is not None and not data_path(source).exists():
-        raise OffsiteError(f"There is no data file '{source}'.")
+    if source is not None:
+        Source.of(source).check()

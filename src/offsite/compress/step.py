@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from offsite.codec import to_json
 from offsite.errors import OffsiteError
 from offsite.model.split import Middle, Split, whole_middle
+from offsite.tasks.source import Source
 from offsite.tasks.task import Task
 from offsite.training.resume import begun
 
@@ -107,3 +109,12 @@ def plan(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> tuple[i
             break
         chosen = planned
     return chosen
+
+
+def recipe_identity(recipe: Sequence[Step]) -> list[dict[str, Any]]:
+    """All that a recipe does, as JSON; the folder of an earlier pass counts by what it holds."""
+    steps = [to_json(step) for step in recipe]
+    for step in steps:
+        if step.get("learned"):
+            step["learned"] = Source.of(step["learned"]).identity()
+    return steps

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +13,13 @@ from offsite.codec import to_json
 from offsite.deltas import IntrinsicPrompt
 from offsite.deltas.method import Method
 from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
-from offsite.files import sha256_file
 from offsite.lab.plan import Plan, Row
 from offsite.model.heads import head_path
 from offsite.model.stored import model_fingerprint
 from offsite.scores.scores import Scores
-from offsite.tasks import source_identity
+from offsite.tasks.source import data_identity
+from offsite.training.identity import Identity, config_identity, processor_identity
 from offsite.training.train import TrainOptions
-
-# what a configuration says of where and with what it was made, and nothing of what is computed
-MADE = ("dtype", "torch_dtype", "transformers_version", "is_local", "local_files_only")
 
 
 def method_key(method: Method, model: Any) -> dict[str, Any]:
@@ -38,66 +31,26 @@ def method_key(method: Method, model: Any) -> dict[str, Any]:
 
 def options_key(options: TrainOptions, model: Any) -> dict[str, Any]:
     """What training depends on: the rate of the head counts only where there is a head."""
-    key = asdict(options)
+    key = options.identity()
     return key if head_path(model) else {name: key[name] for name in key if name != "head_lr"}
 
 
-def identity(plan: Plan, model: Any, processor: Any) -> dict[str, Any]:
+def identity(plan: Plan, model: Any, processor: Any) -> Identity:
     """What every cell of a plan depends on: model, tokenizer, tasks and data by what they hold."""
-    names = (plan.task, plan.calibration_task)
-    files = [getattr(task, "file", None) for task in plan.tasks()]
-    tasks = [f.model_dump(mode="json") if f else name for f, name in zip(files, names, strict=True)]
-    return {
-        "model": model_fingerprint(model),
-        "config": digest(
-            {"model": lasting(model.config.to_dict()), "generation": generation(model)}
-        ),
-        "processor": processor_hash(processor),
-        "task": [*tasks, plan.max_length, plan.dtype],
-        "data": [s and source_identity(s) for s in (plan.data, plan.eval_data, plan.calibration)],
-    }
-
-
-def generation(model: Any) -> Any:
-    """How a model generates, where it does."""
-    found = getattr(model, "generation_config", None)
-    return None if found is None else lasting(found.to_dict())
-
-
-def lasting(value: Any) -> Any:
-    """A configuration without the dtype, paths and versions it came with."""
-    if isinstance(value, Mapping):
-        named = {str(key): part for key, part in value.items()}
-        out = (*MADE, "name_or_path")
-        return {k: lasting(v) for k, v in named.items() if k not in out and not k.startswith("_")}
-    return [lasting(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def processor_hash(processor: Any) -> str | None:
-    """The hash of a tokenizer or image processor as it would be saved."""
-    if processor is None:
-        return None
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="offsite-") as folder:
-        processor.save_pretrained(folder)
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix == ".json":
-                text = path.read_text(encoding="utf-8")
-                found[path.name] = digest({"content": lasting(json.loads(text))})
-            elif path.is_file():
-                found[path.name] = sha256_file(path)
-    return digest(found)
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """The hash of everything an outcome depends on, as the name of its cell."""
-    text = json.dumps(key, sort_keys=True, default=plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def plain(value: Any) -> Any:
-    """JSON for what has none: tuples and sets as lists, anything else by its name."""
-    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
+    private, public = plan.tasks()
+    generation = getattr(model, "generation_config", None)
+    return Identity.of(
+        model=model_fingerprint(model),
+        config=config_identity(model.config),
+        generation=config_identity(generation),
+        processor=processor_identity(processor),
+        task=private.identity(),
+        calibration_task=public.identity(),
+        dtype=plan.dtype,
+        data=data_identity(plan.data),
+        eval_data=data_identity(plan.eval_data),
+        calibration=data_identity(plan.calibration),
+    )
 
 
 def finite(model: Any) -> bool:
@@ -144,7 +97,7 @@ def flatten(
 
 def make_row(
     plan: Plan,
-    known_by: Mapping[str, Any],
+    known_by: Identity,
     cell: tuple[str, str, int],
     metric: tuple[str, bool],
     parts: Mapping[str, Any],
@@ -171,9 +124,10 @@ def make_row(
         **{key: part.get("value") for key, part in parts.items()},
         verbatim=emulator.get("verbatim"),
     )
-    private = known_by["data"][1]
-    shared = {**known_by, "options": asdict(plan.options), "full_lr": plan.full_lr}
-    setup = {"setup": digest({**shared, "adapter": plan.adapter})[:12], "eval_data": private}
+    shared = known_by | Identity.of(
+        options=plan.options.identity(), full_lr=plan.full_lr, adapter=plan.adapter
+    )
+    setup = {"setup": shared.digest[:12], "eval_data": known_by.parts["eval_data"]}
     setup |= {"eval_name": Path(plan.eval_data).name, "max_length": plan.max_length}
     more = {**setup, **extra, **flatten(parts, emulator, tuned)}
     return Row(plan.model, plan.task, recipe, delta, seed, scores, more)

@@ -16,7 +16,8 @@ from offsite.exchange.offer import load_processor
 from offsite.lab.plan import Plan, Recipe
 from offsite.model.checkpoint import load_config
 from offsite.model.split import parse_adapter
-from offsite.tasks import check_data, data_path, default_data
+from offsite.tasks import check_data, default_data
+from offsite.tasks.source import Source
 from offsite.tasks.task import Task
 
 
@@ -58,8 +59,7 @@ def check_sources(
     """
     given = list(dict.fromkeys(source for source in sources if source is not None))
     for source in given:
-        if not data_path(source).exists():
-            raise OffsiteError(f"There is no data file '{source}'.")
+        Source.of(source).check()
         check_data(task, source)
     if given and model is not None and hasattr(task, "check"):
         config, processor = load_config(model), load_processor(model, task.name)

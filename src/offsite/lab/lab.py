@@ -26,7 +26,7 @@ from offsite.exchange.offer import Offer, load_processor
 from offsite.exchange.record import Record
 from offsite.files import read_json, write_file
 from offsite.lab.baselines import best_rate, trainable, tune_all
-from offsite.lab.cells import digest, finite, identity, known, make_row, method_key, options_key
+from offsite.lab.cells import finite, identity, known, make_row, method_key, options_key
 from offsite.lab.checking import check_plan
 from offsite.lab.environment import environment
 from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
@@ -37,6 +37,7 @@ from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.model.split import Adapter, Split, parse_adapter
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks.task import Evaluation, Task
+from offsite.training.identity import Identity
 from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
 
@@ -286,12 +287,13 @@ class Lab:
         elif self.cached:
             raise NotCached
         else:
-            found = {"key": {**self.identity, **key}, "outcome": known(compute())}
+            parts = (self.identity | Identity.of(**key)).parts
+            found = {"key": parts, "outcome": known(compute())}
             found["environment"] = environment()
-            write_file(path, json.dumps(found, default=list, allow_nan=False) + "\n")
+            write_file(path, json.dumps(found, allow_nan=False) + "\n")
         self.environments.append(found["environment"])
         return found["outcome"]  # type: ignore[no-any-return]
 
     def name(self, key: Mapping[str, Any]) -> str:
         """The hash of everything an outcome depends on."""
-        return digest({**self.identity, **key})
+        return (self.identity | Identity.of(**key)).digest

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from offsite.codec import check_seed, to_json
+from offsite.codec import check_seed
 from offsite.compress import parse_recipe
 from offsite.compress.scaleot.learning import Training
 from offsite.compress.scaleot.step import LayerReplace, learned_count
-from offsite.compress.step import Step
+from offsite.compress.step import Step, recipe_identity
 from offsite.compress.step import plan as positions
 from offsite.errors import OffsiteError
 from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.split import make_split, parse_adapter
 from offsite.scores.scores import Scores
-from offsite.tasks import load_task, source_identity
+from offsite.tasks import load_task
 from offsite.tasks.task import Task
 from offsite.training.train import TrainOptions
 
@@ -128,11 +128,7 @@ class Recipe:
 
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""
-        steps = [to_json(step) for step in self.steps]
-        for step in steps:
-            if step.get("learned"):  # a folder's path does not say what is in it
-                step["learned"] = source_identity(step["learned"])
-        return {"adapter": self.adapter, "recipe": steps, "seed": seed}
+        return {"adapter": self.adapter, "recipe": recipe_identity(self.steps), "seed": seed}
 
 
 @dataclass(frozen=True)

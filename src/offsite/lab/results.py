@@ -9,7 +9,6 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.files import write_file
-from offsite.lab.cells import plain
 from offsite.lab.checking import check_plan
 from offsite.lab.environment import merged
 from offsite.lab.lab import Lab
@@ -17,6 +16,7 @@ from offsite.lab.plan import Plan
 from offsite.report import tables
 from offsite.report.summary import summary
 from offsite.scores.scores import DERIVED
+from offsite.training.identity import plain
 
 
 def run_plans(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from offsite.codec import to_json
-from offsite.compress.step import Context, Step, compress, plan
+from offsite.compress.step import Context, Step, compress, plan, recipe_identity
 from offsite.exchange.contract import make_contract
 from offsite.exchange.delta import Delta
 from offsite.exchange.manifest import OfferManifest, check_name, new_id, now, tool_versions
@@ -31,9 +31,10 @@ from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, 
 from offsite.model.stored import model_fingerprint
 from offsite.owner.plugging import attach_delta
 from offsite.owner.verbatim import verbatim_tensors
-from offsite.tasks import data_identity, source_identity, task_identity
+from offsite.tasks.source import data_identity
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
+from offsite.training.identity import Identity, processor_identity
 from offsite.training.resume import same_run
 
 
@@ -90,11 +91,20 @@ def make_offer(
     if cut.rest:
         target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
         full = cut.model.to(target).eval()
-        run = {"model": cut.fingerprint, "adapter": cut.split.adapter, "seed": seed}
-        run |= {"recipe": [to_json(step) for step in recipe], "task": task_identity(task)}
-        learned = [path for step in recipe if (path := getattr(step, "learned", None))]
-        run |= {"learned": [source_identity(path) for path in learned], "dtype": str(dtype)}
-        run |= {"data": None if data is None or work is None else data_identity(data)}
+        given = data
+
+        def run() -> Identity:
+            return Identity.of(
+                model=cut.fingerprint,
+                adapter=cut.split.adapter,
+                recipe=recipe_identity(recipe),
+                task=task.identity(),
+                data=data_identity(given),
+                processor=processor_identity(processor),
+                seed=seed,
+                dtype=str(dtype),
+            )
+
         if data is not None and isinstance(data, (str, Path)):
             data = task.load(data, processor, full, train=True)
         context = Context(full, cut.split, task, data, seed, work, resume)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from offsite.errors import OffsiteError
-from offsite.files import sha256_file, shown
-from offsite.tasks import data_path, source_identity
+from offsite.files import shown
+from offsite.tasks.source import Source
 
 KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "healed", "plug_in")
 DERIVED = ("recovered", "gap", "margin", "verbatim")
@@ -160,20 +159,10 @@ def settings_of(task: Any, source: str | Path, count: int | None = None) -> dict
     found = {
         "task": task.name,
         "max_length": getattr(task, "max_length", None),
-        "eval_data": content_identity(source),
+        "eval_data": Source.of(source).identity(),
         "count": count,
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def content_identity(source: str | Path) -> str:
-    """What tells a data source from others wherever it lies: the hash of what it holds."""
-    path = data_path(source)
-    if not path.is_dir():
-        return source_identity(source)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    listed = [(file.relative_to(path).as_posix(), sha256_file(file)) for file in files]
-    return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], file: str | Path) -> None:

@@ -62,6 +62,9 @@ class Task(Protocol):
     @property
     def metric(self) -> str: ...
 
+    def identity(self) -> dict[str, Any]:
+        """All that the rows, the loss and the metric depend on beside the data, as JSON."""
+
     def load(self, source: str | Path, processor: Any, model: Any, *, train: bool) -> Dataset[Any]:
         """Read a data set into rows; ``train`` turns augmentation on where there is any.
 

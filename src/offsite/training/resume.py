@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.files import read_json, write_file
+from offsite.training.identity import Identity
 
 RUN = "run.json"  # what the run was asked to do
 LOGS = "runs"  # where the Trainer puts them
-IDLE = ("report_to", "save_every")  # options that may change: they have no part in the result
 
 
 class Interrupted(OffsiteError):
@@ -51,8 +50,12 @@ def finish_work(work: Path | None) -> None:
 
 
 @contextmanager
-def same_run(work: Path | None, run: Mapping[str, Any], resume: bool) -> Iterator[None]:
+def same_run(work: Path | None, run: Callable[[], Identity], resume: bool) -> Iterator[None]:
     """Note what a run was asked to do; when resuming, hold it to what was noted.
+
+    Args:
+        work: the folder of the run; without one ``run`` is not asked, which may read all data.
+        run: gives what the run was asked to do.
 
     A run that fails before there is anything to resume leaves no note either.
 
@@ -63,20 +66,18 @@ def same_run(work: Path | None, run: Mapping[str, Any], resume: bool) -> Iterato
     if work is None:
         yield
         return
-    asked = {key: value for key, value in run.items() if key not in IDLE}
-    asked = json.loads(json.dumps(asked, default=list))
+    asked = run()
     if resume:
         if not (work / RUN).is_file():
             raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
         before = read_json(work / RUN)
-        before = before if isinstance(before, dict) else {}
-        changed = [key for key in asked if before.get(key) != asked[key]]
-        if changed:
+        noted = Identity(before if isinstance(before, dict) else {})
+        if changed := asked.difference(noted):
             raise OffsiteError(
                 f"The run in '{work}' was started with another {' and another '.join(changed)}; "
                 "resume it with the same, or remove the folder to start afresh."
             )
-    write_file(work / RUN, json.dumps(asked) + "\n")
+    write_file(work / RUN, json.dumps(asked.parts) + "\n")
     try:
         yield
     except BaseException as error:

@@ -11,19 +11,14 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import (
-    EarlyStoppingCallback,
-    SchedulerType,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -33,6 +28,7 @@ from offsite.model.checkpoint import accelerator
 from offsite.training.resume import Interrupted
 from offsite.training.watch import Watch
 
+IDLE = ("report_to", "save_every")  # options that have no part in the result
 Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
 
 
@@ -101,6 +97,10 @@ class TrainOptions:
             raise OffsiteError(
                 f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """The options that have a part in the result, as JSON."""
+        return {key: value for key, value in asdict(self).items() if key not in IDLE}
 
 
 @dataclass(frozen=True)

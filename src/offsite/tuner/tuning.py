@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from offsite.model.blocks import assemble, get_blocks
 from offsite.model.checkpoint import pick_device
 from offsite.model.heads import give_head, head_tensors, labels_of, set_head
 from offsite.model.tensors import DTYPES, describe
-from offsite.tasks import data_identity, task_identity
+from offsite.tasks.source import data_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
+from offsite.training.identity import Identity
 from offsite.training.resume import same_run
 from offsite.training.train import History, TrainOptions, train, with_lr
 
@@ -113,18 +114,22 @@ def run_tune(
     if isinstance(method, Combined) and asked.lr is None:
         rates += method.rates(runner)
     fits_contract(method, runner, offer)
-    run: dict[str, Any] = {
-        "offer": offer.manifest.id,
-        "method": to_json(method),
-        "data": data_identity(data),
-        "eval_data": None if eval_data is None else data_identity(eval_data),
-        "task": task_identity(task),
-        "dtype": str(dtype),
-    }
+
+    def run() -> Identity:
+        return Identity.of(
+            offer=offer.manifest.id,
+            method=to_json(method),
+            data=data_identity(data),
+            eval_data=data_identity(eval_data),
+            task=task.identity(),
+            dtype=str(dtype),
+            options=options.identity(),
+        )
+
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     origin = next(offer.model.parameters()).device
     try:
-        with same_run(work, run | asdict(options), resume):
+        with same_run(work, run, resume):
             history = train(
                 runner, rows, loss=task.loss, collate=task.collate, options=options, rates=rates,
                 device=device, eval_data=eval_rows, work=work, resume=resume,

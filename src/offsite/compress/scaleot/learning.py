@@ -30,7 +30,8 @@ from offsite.model.blocks import assemble, block_config, get_blocks
 from offsite.model.layers import Harmonizer
 from offsite.model.replay import Call, observe, relative_error, watch
 from offsite.model.stored import model_fingerprint
-from offsite.tasks import data_identity
+from offsite.tasks.source import data_identity
+from offsite.training.identity import Identity
 from offsite.training.progress import track
 from offsite.training.resume import same_run
 
@@ -91,10 +92,20 @@ def learn(context: Context, training: Training = Training()) -> Learned:
     learning, validation = hold_out(context)
     state = start(context, training)
     shell = Shell(context.model, state.harmonizers)
-    options = asdict(training)
-    del options["steps"], options["save_every"]
-    model, rows = model_fingerprint(context.model), data_identity(context.data)
-    run = {**options, "seed": context.seed, "model": model, "data": rows}
+    model = model_fingerprint(context.model)
+
+    def run() -> Identity:
+        options = {k: v for k, v in asdict(training).items() if k not in ("steps", "save_every")}
+        assert context.task is not None
+        return Identity.of(
+            **options,
+            seed=context.seed,
+            model=model,
+            dtype=str(next(context.model.parameters()).dtype),
+            task=context.task.identity(),
+            data=data_identity(context.data),
+        )
+
     with same_run(context.work, run, context.resume):
         if context.resume:
             read_state(context, state)

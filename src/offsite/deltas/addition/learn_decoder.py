@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from offsite.exchange.prompt_decoder import TENSORS, decode
 from offsite.model.blocks import freeze
 from offsite.model.checkpoint import load_model, pick_device
 from offsite.model.stored import model_fingerprint
-from offsite.tasks import data_identity
+from offsite.tasks.source import data_identity
 from offsite.tasks.task import Task
+from offsite.training.identity import Identity, processor_identity
 from offsite.training.resume import same_run
 from offsite.training.train import TrainOptions, train, with_lr
 
@@ -93,8 +93,19 @@ def learn_decoder(
         runner = copy.deepcopy(model)
     check_takes_prompt(runner)
     rows = balanced([rows_of(task, data, processor, runner) for task, data in tasks])
-    run = {"model": model_fingerprint(runner), "length": length, "dim": dim, "hidden": hidden}
-    run |= {"tasks": [(task.name, data_identity(data)) for task, data in tasks], **asdict(options)}
+    fingerprint = model_fingerprint(runner)
+
+    def run() -> Identity:
+        return Identity.of(
+            model=fingerprint,
+            length=length,
+            dim=dim,
+            hidden=hidden,
+            tasks=[{"task": task.identity(), "data": data_identity(data)} for task, data in tasks],
+            processor=processor_identity(processor),
+            options=options.identity(),
+        )
+
     target = pick_device(None if device is None else str(device))
     freeze(runner.to(target))
     torch.manual_seed(options.seed)

@@ -52,6 +52,10 @@ class ImageClassification:
     def __post_init__(self) -> None:
         check_kinds(self.augment)
 
+    def identity(self) -> dict[str, Any]:
+        """Name, augmentation and what is left out; see :class:`~offsite.tasks.task.Task`."""
+        return {"name": self.name, "augment": list(self.augment), "skip_bad": self.skip_bad}
+
     def load(
         self, source: str | Path, processor: Any, model: Any, *, train: bool = False
     ) -> ImageRows:

@@ -52,6 +52,11 @@ class Questions(CausalText, ABC):
         """The task file's name for itself."""
         return self.file.name
 
+    def identity(self) -> dict[str, Any]:
+        """Name, length and what the task file says, but for where its data lies."""
+        said = self.file.model_dump(mode="json", exclude={"train", "test", "source"})
+        return {**super().identity(), "file": said}
+
     @abstractmethod
     def read(self, source: str | Path) -> list[Any]:
         """The questions of a data file, as text.

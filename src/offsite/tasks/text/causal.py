@@ -45,6 +45,10 @@ class CausalText:
         """``"loss"``, in nats per token."""
         return "loss"
 
+    def identity(self) -> dict[str, Any]:
+        """Name and length; see :class:`~offsite.tasks.task.Task`."""
+        return {"name": self.name, "max_length": self.max_length}
+
     def load(
         self, source: str | Path, processor: Any, model: Any, *, train: bool = False
     ) -> Dataset[Any]:
