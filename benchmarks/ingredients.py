@@ -94,7 +94,7 @@ class Bench:
         from offsite.compress import parse_recipe
         from offsite.deltas import method_json, parse_method
         from offsite.owner.offering import make_offer, plug
-        from offsite.training.train import TrainOptions
+        from offsite.training.options import TrainOptions
         from offsite.tuner.tuning import run_tune
 
         offer, record = make_offer(

@@ -29,7 +29,7 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 
 INPUT = Path("build/bench")

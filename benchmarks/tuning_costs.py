@@ -29,7 +29,8 @@ from offsite.lab.measure import measured
 from offsite.model.blocks import assemble, get_blocks
 from offsite.model.checkpoint import pick_device
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions, train
+from offsite.training.options import TrainOptions
+from offsite.training.train import train
 
 WARM, STEPS, VOCABULARY = 3, 36, 32000
 FEW = ("full", "lora", "bottleneck", "prefix", "prompt", "bitfit")

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from offsite.owner.serving import load_plugged as load_plugged
     from offsite.scores.scores import Scores as Scores
     from offsite.tasks import load_task as load_task
-    from offsite.training.train import TrainOptions as TrainOptions
+    from offsite.training.options import TrainOptions as TrainOptions
     from offsite.tuner.tuning import Tuned as Tuned
     from offsite.tuner.tuning import run_tune as run_tune
     from offsite.tuner.tuning import tune as tune
@@ -108,7 +108,7 @@ _HOMES = {
     "owner.serving": "Served load_plugged",
     "scores.scores": "Scores",
     "tasks": "load_task",
-    "training.train": "TrainOptions",
+    "training.options": "TrainOptions",
     "tuner.tuning": "Tuned run_tune tune",
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names.split()}

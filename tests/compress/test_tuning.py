@@ -21,7 +21,7 @@ from offsite.exchange.offer import Offer
 from offsite.model.split import join, whole_middle
 from offsite.owner.offering import make_offer, plug
 from offsite.report.bars import draw_importance
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.context import logits, rows, world
 

@@ -27,7 +27,7 @@ from offsite.owner.offering import make_offer
 from offsite.owner.plugging import Plugged, place
 from offsite.owner.serving import Served
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import tune
 from tests.support import Run
 from tests.support.methods import METHOD_CASES, small_model

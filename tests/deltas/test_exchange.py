@@ -22,7 +22,7 @@ from offsite.owner.offering import make_offer, plug
 from offsite.owner.plugging import Plugged, place
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.methods import METHOD_CASES, small_model
 from tests.support.models import inputs_for, output_of

@@ -28,7 +28,7 @@ from offsite.owner.offering import make_offer, plug
 from offsite.owner.plugging import place
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import tune
 from tests.support.methods import DECODER as TENSORS
 from tests.support.models import inputs_for, language_model, output_of, vision_model

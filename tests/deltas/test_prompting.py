@@ -16,7 +16,7 @@ from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.blocks import get_blocks
 from offsite.model.tensors import save_tensors
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from tests.support.methods import ADAPTER, FAMILIES, METHOD_CASES, disturb, small_model
 from tests.support.models import inputs_for, language_model, output_of, vision_model
 

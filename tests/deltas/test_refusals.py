@@ -19,9 +19,11 @@ from offsite.errors import OffsiteError
 from offsite.exchange.delta import check_labels
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
+from offsite.model.checkpoint import accelerator
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
-from offsite.training.train import TrainOptions, _own_rate, accelerator
+from offsite.training.options import TrainOptions
+from offsite.training.train import _own_rate
 from offsite.tuner.tuning import run_tune, tune
 from tests.support.methods import ADAPTER, METHOD_CASES, disturb, small_model
 from tests.support.models import inputs_for, output_of

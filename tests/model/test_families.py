@@ -18,7 +18,7 @@ from offsite.model.blocks import get_blocks
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support import Run
 from tests.support.models import COMMON, WIDTH, inputs_for, output_of

@@ -23,7 +23,7 @@ from offsite.exchange.offer import Offer
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks.image.classification import ImageClassification
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import VISION as FAMILIES
 from tests.support.models import classifier

@@ -24,7 +24,7 @@ from offsite.model.heads import labels_of
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks.image.classification import ImageClassification
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune, tune
 from tests.support.models import VISION as FAMILIES
 from tests.support.models import backbone, classifier

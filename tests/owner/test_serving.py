@@ -18,7 +18,7 @@ from offsite.owner.offering import make_offer, plug
 from offsite.owner.plugging import Plugged, place
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.image.classification import ImageClassification
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import tune
 from tests.support.models import VISION as FAMILIES
 from tests.support.models import classifier

@@ -19,7 +19,7 @@ from offsite.publish.card import add_card, make_card, read_any
 from offsite.publish.hub import pull, push
 from offsite.scores.scores import Scores
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import tune
 from tests.support.hub import Hub, serving
 from tests.support.models import language_model

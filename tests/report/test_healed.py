@@ -18,7 +18,7 @@ from offsite.lab.plan import Plan
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.scores.scores import Scores
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 
 
 @pytest.mark.parametrize(("higher", "margin"), [(True, 0.2), (False, -0.2)])

@@ -19,7 +19,7 @@ from offsite.owner.plugging import place, tuned_names
 from offsite.report.inspection import inspect_path
 from offsite.report.structure import delta_tree, model_tree, spell
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import tune
 from tests.support.methods import METHOD_CASES, small_model
 

@@ -15,7 +15,7 @@ from offsite.errors import MissingExtraError, OffsiteError
 from offsite.owner.offering import make_offer, plug
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import TEXT, language_model
 

@@ -15,7 +15,7 @@ from offsite.owner.offering import make_offer
 from offsite.tasks import check_data, load_task
 from offsite.tasks.chat.conversations import encode_chat
 from offsite.tasks.text.causal import IGNORE
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import language_model
 

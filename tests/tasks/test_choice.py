@@ -18,7 +18,7 @@ from offsite.tasks import check_data, default_data, load_task, task_names
 from offsite.tasks.questions.likelihood import continues, scores_with_cache, scores_without_cache
 from offsite.tasks.questions.open_question import normal
 from offsite.tasks.text.causal import IGNORE
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import LANGUAGE, language_model
 

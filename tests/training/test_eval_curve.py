@@ -8,7 +8,7 @@ from typing import Any
 from offsite.compress.drop import Drop
 from offsite.owner.offering import make_offer
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import language_model
 

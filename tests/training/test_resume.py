@@ -18,8 +18,8 @@ from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.exchange.delta import WEIGHTS
 from offsite.owner.offering import make_offer
 from offsite.tasks.text.causal import CausalText
+from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
-from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import tune
 from tests.support.methods import DECODER, METHOD_CASES
 from tests.support.models import language_model

@@ -12,8 +12,9 @@ from torch import nn
 from offsite.compress.distill import Distill
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.errors import OffsiteError
+from offsite.training.options import TrainOptions
 from offsite.training.resume import finish_work
-from offsite.training.train import TrainOptions, train
+from offsite.training.train import train
 
 CPU = torch.device("cpu")
 

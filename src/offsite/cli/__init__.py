@@ -4,36 +4,79 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from offsite import __version__
 from offsite.cli import demo, exchange, importance, look, owner, prompts, research, sweep, tuner
 from offsite.errors import OffsiteError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Fine-tune a model without its owner seeing the data, or the data's owner the model.",
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"offsite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top_level(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune a model without its owner seeing the data, or the data's owner the model."""
+
+
 OWNER, TUNER, BOTH = "Model owner", "Data owner", "Both, and researchers"
-app.command("offer", rich_help_panel=OWNER)(owner.offer)
-app.command("plug", rich_help_panel=OWNER)(owner.plug)
-app.command("importance", rich_help_panel=OWNER)(importance.importance)
-app.command("prompt-decoder", rich_help_panel=OWNER)(prompts.prompt_decoder)
-app.command("tune", rich_help_panel=TUNER)(tuner.tune)
+COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
+    (OWNER, owner.offer, "offer", "model/ --out offer/ --adapter ends:2,2 --keep 8"),
+    (OWNER, owner.plug, "plug", "model/ delta/ --record offer.record.json --out tuned/"),
+    (OWNER, importance.importance, "importance", "model/ --data public.txt --out blocks.png"),
+    (
+        OWNER,
+        prompts.prompt_decoder,
+        "prompt-decoder",
+        "model/ --data news.txt --data mail.txt --out decoder.safetensors",
+    ),
+    (TUNER, tuner.tune, "tune", "offer/ --data private.txt --delta lora:rank=8 --out delta/"),
+    (BOTH, research.score, "score", "offer/ tuned/ --data test.txt"),
+    (
+        BOTH,
+        research.lab,
+        "lab",
+        "model/ --data train.txt --eval-data test.txt --keep 8 --delta lora --out build/lab",
+    ),
+    (
+        BOTH,
+        sweep.sweep,
+        "sweep",
+        "model/ --data train.txt --eval-data test.txt --budgets 0.6,0.3 --out build/sweep",
+    ),
+    (BOTH, look.report, "report", "build/lab --out lab.html"),
+    (BOTH, look.inspect, "inspect", "offer/"),
+    (BOTH, look.deltas, "deltas", ""),
+    (BOTH, look.recipes, "recipes", ""),
+    (BOTH, look.tasks, "tasks", ""),
+    (BOTH, demo.demo, "demo", ""),
+    (BOTH, exchange.card, "card", "offer/ --licence apache-2.0"),
+    (BOTH, exchange.push, "push", "offer/ owner/tiny-offer"),
+    (BOTH, exchange.pull, "pull", "owner/tiny-offer --out offer/"),
+)
+for panel, function, name, words in COMMANDS:
+    example = f"Example: offsite {name} {words}".rstrip()
+    app.command(name, rich_help_panel=panel, epilog=example)(function)
 app.add_typer(tuner.delta_app, name="delta", rich_help_panel=TUNER)
-app.command("score", rich_help_panel=BOTH)(research.score)
-app.command("lab", rich_help_panel=BOTH)(research.lab)
-app.command("sweep", rich_help_panel=BOTH)(sweep.sweep)
-app.command("report", rich_help_panel=BOTH)(look.report)
-app.command("inspect", rich_help_panel=BOTH)(look.inspect)
-app.command("deltas", rich_help_panel=BOTH)(look.deltas)
-app.command("recipes", rich_help_panel=BOTH)(look.recipes)
-app.command("tasks", rich_help_panel=BOTH)(look.tasks)
-app.command("demo", rich_help_panel=BOTH)(demo.demo)
-app.command("card", rich_help_panel=BOTH)(exchange.card)
-app.command("push", rich_help_panel=BOTH)(exchange.push)
-app.command("pull", rich_help_panel=BOTH)(exchange.pull)
 
 
 def main() -> None:

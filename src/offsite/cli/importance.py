@@ -24,7 +24,7 @@ def importance(
     learned: Learned = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write (.png or .svg).")] = None,
     task: o.Task = "text",
-    max_length: o.MaxLength = 256,
+    max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: o.Seed = 0,

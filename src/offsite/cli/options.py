@@ -32,16 +32,13 @@ Adapter = Annotated[
         help="Adapter blocks: ends:FIRST,LAST, positions such as 0,5,23, or learned:COUNT."
     ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps; default by --epochs.")]
-Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
-Lr = Annotated[float | None, typer.Option(help="Peak learning rate; default the method's.")]
 FullLr = Annotated[
     str, typer.Option(help="Rates to tune every weight at, of model and offer; the best counts.")
 ]
-HeadLr = Annotated[float, typer.Option(help="Peak learning rate of a classifier head.")]
 BatchSize = Annotated[int, typer.Option(help="Rows per step.", min=1)]
-Precision = Annotated[str, typer.Option(help="float32, or autocast in bfloat16 or float16.")]
 
+NO_EFFECT_IN_LAB = ("seed", "save_every", "eval_every", "patience")
+MAX_LENGTH = 512  # as in load_task
 TYPED = "COMMANDLINE"  # how click calls the source of an option that was typed
 
 

@@ -53,7 +53,7 @@ def offer(
     learned: Learned = None,
     prompt_decoder: Decoder = None,
     task: o.Task = "text",
-    max_length: o.MaxLength = 512,
+    max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: o.Seed = 0,

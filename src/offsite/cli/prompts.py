@@ -9,8 +9,11 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.owner import Model
+from offsite.cli.training import training_options
+from offsite.training.options import TrainOptions
 
 
+@training_options(leave_out=("head_lr", "patience", "eval_every"))
 def prompt_decoder(
     model: Model,
     data: Annotated[
@@ -22,16 +25,12 @@ def prompt_decoder(
     length: Annotated[int, typer.Option(help="Vectors of a prompt.")] = 16,
     hidden: Annotated[int, typer.Option(help="Width of the decoder's hidden layer.")] = 64,
     task: o.Task = "text",
-    steps: o.Steps = None,
-    epochs: o.Epochs = 1.0,
-    lr: o.Lr = None,
-    batch_size: o.BatchSize = 8,
-    max_length: o.MaxLength = 256,
-    precision: o.Precision = "float32",
+    max_length: o.MaxLength = o.MAX_LENGTH,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
-    seed: o.Seed = 0,
     device: o.Device = None,
     json: o.Json = False,
+    *,
+    training: TrainOptions,
 ) -> None:
     """Learn on public tasks what a few numbers can make of a prompt; 'offer' then ships it."""
     from offsite.deltas.addition.learn_decoder import learn_decoder
@@ -39,7 +38,6 @@ def prompt_decoder(
     from offsite.files import check_free
     from offsite.tasks import check_data, load_task
     from offsite.training.resume import finish_work, work_folder
-    from offsite.training.train import TrainOptions
 
     check_free(out)
     tasks = []
@@ -51,16 +49,13 @@ def prompt_decoder(
         check_data(kind, path)
         tasks.append((kind, path))
     work = work_folder(out, resume)
-    options = TrainOptions(
-        steps=steps, epochs=epochs, lr=lr, batch_size=batch_size, precision=precision, seed=seed
-    )
     tensors = learn_decoder(
         model,
         tasks,
         length=length,
         dim=dim,
         hidden=hidden,
-        options=options,
+        options=training,
         device=device,
         work=work,
         resume=resume,

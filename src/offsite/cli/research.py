@@ -10,7 +10,9 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.owner import Decoder
+from offsite.cli.training import training_options
 from offsite.errors import OffsiteError
+from offsite.training.options import TrainOptions
 
 
 def score(
@@ -33,7 +35,7 @@ def score(
         str | None, typer.Option(help="A task of lm-eval's own, by name; it fetches the data.")
     ] = None,
     task: o.Task = "text",
-    max_length: o.MaxLength = 512,
+    max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
     batch_size: o.BatchSize = 16,
     dtype: o.Dtype = None,
@@ -114,6 +116,7 @@ def score(
     o.emit({**story, **facts, **more}, json, lines)
 
 
+@training_options(leave_out=o.NO_EFFECT_IN_LAB)
 def lab(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Full model, or an experiment file (.toml, .json).")],
@@ -135,24 +138,20 @@ def lab(
     prompt_decoder: Decoder = None,
     out: Annotated[Path, typer.Option(help="Folder of cells and results.")] = Path("lab"),
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
-    steps: o.Steps = None,
-    epochs: o.Epochs = 1.0,
-    lr: o.Lr = None,
-    head_lr: o.HeadLr = 1e-2,
     full_lr: o.FullLr = "1e-4,3e-4,1e-3",
     baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
     healed: Annotated[bool, typer.Option(help="Tune every weight of each offer too.")] = True,
     cached: Annotated[
         bool, typer.Option("--cached", help="Compute nothing: show what --out holds.")
     ] = False,
-    batch_size: o.BatchSize = 8,
     task: o.Task = "text",
-    max_length: o.MaxLength = 256,
+    max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
-    precision: o.Precision = "float32",
     dtype: o.Dtype = None,
     device: o.Device = None,
     json: o.Json = False,
+    *,
+    training: TrainOptions,
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
     from offsite.deltas import method_json
@@ -161,7 +160,6 @@ def lab(
     from offsite.lab.plan import Plan
     from offsite.lab.results import run_plans
     from offsite.tasks import load_task
-    from offsite.training.train import TrainOptions
 
     if model.endswith((".toml", ".json")):
         o.leave_to_file(context, model, ("model", "out", "cached", "device", "json"))
@@ -182,14 +180,6 @@ def lab(
             )
         if keep is not None or not recipes:
             recipes |= uniform(keep, distill_steps)
-        options = TrainOptions(
-            steps=steps,
-            epochs=epochs,
-            lr=lr,
-            head_lr=head_lr,
-            batch_size=batch_size,
-            precision=precision,
-        )
         plans = [
             Plan(
                 model=model,
@@ -203,7 +193,7 @@ def lab(
                 recipes=make_recipes(recipes, model, task, adapter),
                 deltas={name: method_json(name) for name in names},
                 seeds=o.whole_seeds(seeds),
-                options=options,
+                options=training,
                 full_lr=o.numbers(full_lr, "learning rates"),
                 baseline=baseline,
                 healed=healed,

@@ -10,9 +10,12 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.research import show_rows
+from offsite.cli.training import training_options
 from offsite.errors import OffsiteError
+from offsite.training.options import TrainOptions
 
 
+@training_options(leave_out=o.NO_EFFECT_IN_LAB)
 def sweep(
     model: Annotated[str, typer.Argument(help="Full model.")],
     data: Annotated[str, typer.Option(help="Private (or stand-in) data to tune on.")],
@@ -33,18 +36,15 @@ def sweep(
         "sweep"
     ),
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
-    steps: o.Steps = None,
-    epochs: o.Epochs = 1.0,
-    lr: o.Lr = None,
-    head_lr: o.HeadLr = 1e-2,
     full_lr: o.FullLr = "1e-4,3e-4,1e-3",
-    batch_size: o.BatchSize = 8,
     task: o.Task = "text",
-    max_length: o.MaxLength = 256,
+    max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
     dtype: o.Dtype = None,
     device: o.Device = None,
     json: o.Json = False,
+    *,
+    training: TrainOptions,
 ) -> None:
     """Run recipes over a grid of budgets and draw the frontier of recovered against margin."""
     from offsite.compress.presets import Shape
@@ -56,7 +56,6 @@ def sweep(
     from offsite.model.split import parse_adapter
     from offsite.report.bars import check_picture
     from offsite.tasks import load_task
-    from offsite.training.train import TrainOptions
 
     for source in (data, eval_data, calibration):
         o.check_source(source)
@@ -77,9 +76,7 @@ def sweep(
         recipes={cell.name: list(cell.steps) for cell in grid},
         deltas={delta: method_json(delta)},
         seeds=o.whole_seeds(seeds),
-        options=TrainOptions(
-            steps=steps, epochs=epochs, lr=lr, head_lr=head_lr, batch_size=batch_size
-        ),
+        options=training,
         full_lr=o.numbers(full_lr, "learning rates"),
         dtype=dtype or "float32",
     )

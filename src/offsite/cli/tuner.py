@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from offsite.cli import options as o
+from offsite.cli.training import training_options
+from offsite.training.options import TrainOptions
 
 delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools.")
 
 
+@training_options()
 def tune(
     offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
     out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
@@ -29,30 +32,14 @@ def tune(
         list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")] = None,
-    steps: o.Steps = None,
-    epochs: o.Epochs = 1.0,
-    lr: o.Lr = None,
-    head_lr: o.HeadLr = 1e-2,
-    batch_size: o.BatchSize = 8,
-    accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
-    max_length: o.MaxLength = 512,
+    max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
-    precision: o.Precision = "float32",
-    checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
-    ] = False,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without gain.")
-    ] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between resumable checkpoints.")] = 100,
-    report_to: Annotated[
-        list[str] | None, typer.Option(help="Trackers: tensorboard, wandb ...; repeatable.")
-    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
-    seed: o.Seed = 0,
     dtype: o.Dtype = None,
     device: o.Device = None,
     json: o.Json = False,
+    *,
+    training: TrainOptions,
 ) -> None:
     """Tune the adapter of an offer on private data and write the delta."""
     import torch
@@ -67,7 +54,6 @@ def tune(
     from offsite.scores.scores import settings_of
     from offsite.tasks import check_data, load_task
     from offsite.training.resume import finish_work, work_folder
-    from offsite.training.train import TrainOptions
     from offsite.tuner.tuning import run_tune
 
     check_free(out)
@@ -76,22 +62,8 @@ def tune(
     data, eval_data = need_data(kind, data, "train"), choose_data(kind, eval_data, "test")
     check_sources(kind, (data, eval_data))
     method = parse_method(method_json(delta, option or ()))
-    if lr is not None and method.kind == "head":
+    if training.lr is not None and method.kind == "head":
         raise OffsiteError("A head learns at --head-lr, and nothing else is tuned; give that.")
-    options = TrainOptions(
-        steps=steps,
-        epochs=epochs,
-        lr=lr,
-        head_lr=head_lr,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        precision=precision,
-        gradient_checkpointing=checkpointing,
-        patience=patience,
-        save_every=save_every,
-        report_to=tuple(report_to or ()),
-        seed=seed,
-    )
 
     def check_lengths(processor: Any, config: Any) -> None:
         for source in filter(None, (data, eval_data)):
@@ -104,7 +76,7 @@ def tune(
         loaded,
         data,
         method,
-        options=options,
+        options=training,
         eval_data=eval_data,
         task=kind,
         device=device,
@@ -148,7 +120,7 @@ def tune(
     o.emit(result, json, lines)
 
 
-@delta_app.command("import")
+@delta_app.command("import", epilog="Example: offsite delta import offer/ adapter/ --out delta/")
 def import_adapter(
     offer: Annotated[Path, typer.Argument(help="Folder of the offer it was trained on.")],
     adapter: Annotated[Path, typer.Argument(help="Folder of a peft adapter.")],
@@ -168,7 +140,7 @@ def import_adapter(
     o.emit(result, json, [f"[bold]{out}[/]  delta {manifest.id[:8]} from {adapter}"])
 
 
-@delta_app.command("export")
+@delta_app.command("export", epilog="Example: offsite delta export offer/ delta/ --out plain/")
 def export_tensors(
     offer: Annotated[Path, typer.Argument(help="Folder of the offer it answers.")],
     delta: Annotated[Path, typer.Argument(help="Folder of a delta whose method merges.")],

@@ -17,7 +17,8 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
 from offsite.model.replay import observe, relative_error, replay
 from offsite.model.split import Middle, join
-from offsite.training.train import TrainOptions, train
+from offsite.training.options import TrainOptions
+from offsite.training.train import train
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offsite.files import check_free, write_file
 from offsite.lab.plan import Plan
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 
 MODEL = Path(__file__).parent / "model"
 LR = 5e-4  # of the adapter

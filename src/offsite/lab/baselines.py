@@ -12,7 +12,8 @@ from torch import nn
 from offsite.model.heads import give_head, head_tensors
 from offsite.model.layers import QuantisedLinear
 from offsite.tasks.task import Task
-from offsite.training.train import History, TrainOptions, train
+from offsite.training.options import TrainOptions
+from offsite.training.train import History, train
 
 
 def trainable(model: nn.Module) -> nn.Module:

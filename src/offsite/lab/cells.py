@@ -19,7 +19,7 @@ from offsite.model.stored import model_fingerprint
 from offsite.scores.scores import Scores
 from offsite.tasks.source import data_identity
 from offsite.training.identity import Identity, config_identity, processor_identity
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 
 
 def method_key(method: Method, model: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from offsite.lab.checking import choose_data, need_data
 from offsite.lab.plan import FULL_LR, Plan, Recipe
 from offsite.model.split import ends, parse_adapter
 from offsite.tasks import load_task
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 
 UNUSED = {
     "seed": "write seeds = [0, 1] beside the models",

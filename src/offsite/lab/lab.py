@@ -38,7 +38,7 @@ from offsite.model.split import Adapter, Split, parse_adapter
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks.task import Evaluation, Task
 from offsite.training.identity import Identity
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 
 

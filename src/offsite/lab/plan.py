@@ -20,7 +20,7 @@ from offsite.model.split import make_split, parse_adapter
 from offsite.scores.scores import Scores
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
-from offsite.training.train import TrainOptions
+from offsite.training.options import TrainOptions
 
 FULL_LR = (1e-4, 3e-4, 1e-3)  # one of these is near the best from 4M to 500M parameters
 

@@ -11,96 +11,29 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from offsite.errors import OffsiteError
 from offsite.model.checkpoint import accelerator
+from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
 from offsite.training.watch import Watch
 
-IDLE = ("report_to", "save_every")  # options that have no part in the result
 Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How long and how to train.
-
-    Attributes:
-        steps: optimiser steps; None to count by ``epochs``.
-        epochs: passes over the data when ``steps`` is None.
-        lr: peak learning rate of AdamW; None for the default of the method that is tuned.
-        head_lr: that of a classifier head, which starts from zeros and has far to go where the
-            blocks have not.
-        batch_size: rows per step and process.
-        accumulate: batches per optimiser step.
-        warmup: share of the steps with a rising learning rate; then it follows ``schedule``.
-        precision: ``"float32"``, or autocast in ``"bfloat16"`` or ``"float16"``.
-        patience: stop after so many evaluations without a lower loss (needs evaluation data).
-        save_every: steps between resumable checkpoints when a work folder is given.
-        eval_every: steps between evaluations; None for ten over the run.
-        report_to: trackers such as ``("tensorboard",)`` or ``("wandb",)``.
-    """
-
-    steps: int | None = None
-    epochs: float = 1.0
-    lr: float | None = None
-    head_lr: float = 1e-2
-    batch_size: int = 8
-    accumulate: int = 1
-    warmup: float = 0.06
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "float32"
-    gradient_checkpointing: bool = False
-    patience: int | None = None
-    save_every: int = 100
-    eval_every: int | None = None
-    report_to: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (
-            (self.steps is not None and self.steps < 1)
-            or not 0 < self.epochs < math.inf
-            or self.batch_size < 1
-        ):
-            raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
-        counts = (self.accumulate, self.save_every, self.eval_every, self.patience)
-        if any(count is not None and count < 1 for count in counts):
-            raise OffsiteError(
-                "Steps to accumulate, to save, to evaluate and to be patient for are 1 or more."
-            )
-        if not 0 <= self.warmup < 1:
-            raise OffsiteError(f"A warmup of {self.warmup} is no share of the steps; use 0 to 1.")
-        if self.schedule not in (known := [kind.value for kind in SchedulerType]):
-            raise OffsiteError(
-                f"'{self.schedule}' is no schedule; choose one of: {', '.join(known)}."
-            )
-        if not 0 <= self.weight_decay < 100 or not 0 < self.max_grad_norm < math.inf:
-            raise OffsiteError("Weight decay is 0 or more, and a gradient's largest norm above 0.")
-        for lr in (self.lr, self.head_lr):
-            if lr is not None and not 0 < lr < 100:
-                raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
-        if self.precision not in ("float32", "bfloat16", "float16"):
-            raise OffsiteError(
-                f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """The options that have a part in the result, as JSON."""
-        return {key: value for key, value in asdict(self).items() if key not in IDLE}
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from offsite.tasks.source import data_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.identity import Identity
+from offsite.training.options import TrainOptions
 from offsite.training.resume import same_run
-from offsite.training.train import History, TrainOptions, train, with_lr
+from offsite.training.train import History, train, with_lr
 
 
 @dataclass(frozen=True)

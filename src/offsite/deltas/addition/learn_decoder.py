@@ -23,8 +23,9 @@ from offsite.model.stored import model_fingerprint
 from offsite.tasks.source import data_identity
 from offsite.tasks.task import Task
 from offsite.training.identity import Identity, processor_identity
+from offsite.training.options import TrainOptions
 from offsite.training.resume import same_run
-from offsite.training.train import TrainOptions, train, with_lr
+from offsite.training.train import train, with_lr
 
 LR = 1e-2
 

@@ -1,0 +1,109 @@
+"""How long and how to train: the one set of options, for Python, files and the command line."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from offsite.errors import OffsiteError
+
+IDLE = ("report_to", "save_every")  # options that have no part in the result
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long and how to train.
+
+    On the command line each field is an option, with the words below as its help.
+
+    Attributes:
+        steps: Optimiser steps; counted by ``epochs`` unless given.
+        epochs: Passes over the data, where ``steps`` is not given.
+        lr: Peak learning rate of AdamW; by default that of the method that is tuned.
+        head_lr: Peak learning rate of a classifier head. A head starts from zeros and has further
+            to go than the blocks.
+        batch_size: Rows per step and process.
+        accumulate: Batches per optimiser step.
+        warmup: Share of the steps in which the learning rate rises; then it follows ``schedule``.
+        schedule: How the learning rate falls, by its name in transformers: cosine, linear,
+            constant and so on.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Largest norm of a gradient; a longer one is scaled down to it.
+        precision: Numbers to compute in: float32, or autocast in bfloat16 or float16.
+        gradient_checkpointing: Compute activations twice to save memory.
+        patience: Stop after this many evaluations without a lower loss. Needs evaluation data.
+        save_every: Steps between the checkpoints that ``resume`` continues from.
+        eval_every: Steps between evaluations; by default there are ten in a run.
+        report_to: Trackers that receive the loss, such as tensorboard or wandb.
+        seed: Seed of every random choice.
+    """
+
+    steps: int | None = None
+    epochs: float = 1.0
+    lr: float | None = None
+    head_lr: float = 1e-2
+    batch_size: int = 8
+    accumulate: int = 1
+    warmup: float = 0.06
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    patience: int | None = None
+    save_every: int = 100
+    eval_every: int | None = None
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            (self.steps is not None and self.steps < 1)
+            or not 0 < self.epochs < math.inf
+            or self.batch_size < 1
+        ):
+            raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
+        counts = (self.accumulate, self.save_every, self.eval_every, self.patience)
+        if any(count is not None and count < 1 for count in counts):
+            raise OffsiteError(
+                "Steps to accumulate, to save, to evaluate and to be patient for are 1 or more."
+            )
+        if not 0 <= self.warmup < 1:
+            raise OffsiteError(f"A warmup of {self.warmup} is no share of the steps; use 0 to 1.")
+        if not 0 <= self.seed < 2**32:
+            raise OffsiteError(
+                f"{self.seed} is not a seed; use a whole number from 0 to 2**32 - 1."
+            )
+        from transformers import SchedulerType
+
+        if self.schedule not in (known := [kind.value for kind in SchedulerType]):
+            raise OffsiteError(
+                f"'{self.schedule}' is no schedule; choose one of: {', '.join(known)}."
+            )
+        if not 0 <= self.weight_decay < 100 or not 0 < self.max_grad_norm < math.inf:
+            raise OffsiteError("Weight decay is 0 or more, and a gradient's largest norm above 0.")
+        for lr in (self.lr, self.head_lr):
+            if lr is not None and not 0 < lr < 100:
+                raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise OffsiteError(
+                f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """The options that have a part in the result, as JSON."""
+        return {key: value for key, value in asdict(self).items() if key not in IDLE}
+
+
+def field_help() -> dict[str, str]:
+    """The docstring's words about each field, as help for the command line."""
+    text = inspect.getdoc(TrainOptions) or ""
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text.split("Attributes:")[1], re.M)
+    plain = {name: re.sub(r"\s+", " ", words) for name, words in entries}
+    return {
+        name: re.sub(r"``(\w+)``", lambda m: f"--{m[1].replace('_', '-')}", words)
+        for name, words in plain.items()
+    }
