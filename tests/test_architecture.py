@@ -16,7 +16,8 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "offsite":
-            found |= {f"offsite.{name.name}" for name in node.names}
+            names = {name.name for name in node.names} - {"__version__"}
+            found |= {f"offsite.{name}" for name in names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("offsite."):
             found.add(node.module or "")
         if isinstance(node, ast.Import):

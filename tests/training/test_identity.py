@@ -20,8 +20,8 @@ from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.identity import Identity
+from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
-from offsite.training.train import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import TEXT, language_model
 
