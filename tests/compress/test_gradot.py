@@ -93,7 +93,7 @@ def test_channels_without_use_are_the_first_to_go(family: str) -> None:
         for name in rising:
             matrix(layers[name])[silent] = 0
     ((_, found),) = collect(context, [2], 20)
-    new = fewer_channels(layers, {n: found[2, n] for n in layers}, 0.5, 0.0)
+    new, _ = fewer_channels(layers, {n: found[2, n] for n in layers}, 0.5, 0.0)
     before = logits(context.model)
     for name, layer in new.items():
         parent, _, leaf = name.rpartition(".")

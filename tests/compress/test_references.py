@@ -169,7 +169,7 @@ def test_quantised_weights_are_the_nearest_codes(bits: int) -> None:
             scale = group.abs().max() / top
             codes = torch.arange(-top, top + 1) * scale
             nearest = codes[(group[:, None] - codes).abs().argmin(1)]
-            assert torch.allclose(new.weight()[row, start : start + 8], nearest, atol=1e-6)
+            assert torch.allclose(new.dequantised()[row, start : start + 8], nearest, atol=1e-6)
     assert [fitting_group(n, 64) for n in (320, 864, 7, 11008, 53)] == [64, 72, 7, 64, 53]
 
 

@@ -32,6 +32,9 @@ Adapter = Annotated[
         help="Adapter blocks: ends:FIRST,LAST, positions such as 0,5,23, or learned:COUNT."
     ),
 ]
+Reach = Annotated[
+    str, typer.Option(help="Blocks a delta may tune: adapter, or all (low-rank deltas).")
+]
 FullLr = Annotated[
     str, typer.Option(help="Rates to tune every weight at, of model and offer; the best counts.")
 ]

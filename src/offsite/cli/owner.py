@@ -52,6 +52,7 @@ def offer(
     ] = None,
     learned: Learned = None,
     prompt_decoder: Decoder = None,
+    reach: o.Reach = "adapter",
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
@@ -65,7 +66,7 @@ def offer(
     from datetime import timedelta
 
     from offsite.compress.scaleot.step import resolve_adapter
-    from offsite.exchange.manifest import now
+    from offsite.exchange.manifest import now, parse_reach
     from offsite.exchange.offer import load_processor
     from offsite.exchange.record import Record
     from offsite.files import check_free
@@ -112,6 +113,7 @@ def offer(
         name=name,
         expires=now() + timedelta(days=expires_days) if expires_days is not None else None,
         prompt_decoder=prompt_decoder,
+        reach=parse_reach(reach),
         work=work if any(hasattr(step, "steps") for step in steps) else None,
         resume=resume,
     )

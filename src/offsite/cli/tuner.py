@@ -31,6 +31,7 @@ def tune(
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
     ] = None,
+    reach: o.Reach = "adapter",
     task: Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")] = None,
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
@@ -46,7 +47,7 @@ def tune(
 
     from offsite.deltas import method_json, method_text, parse_method
     from offsite.errors import OffsiteError
-    from offsite.exchange.manifest import OfferManifest, read_manifest
+    from offsite.exchange.manifest import OfferManifest, parse_reach, read_manifest
     from offsite.exchange.offer import Offer
     from offsite.files import check_free
     from offsite.lab.checking import check_sources, choose_data, need_data
@@ -79,6 +80,7 @@ def tune(
         options=training,
         eval_data=eval_data,
         task=kind,
+        reach=parse_reach(reach),
         device=device,
         dtype=parse_dtype(dtype) or torch.float32,
         work=work,

@@ -53,8 +53,7 @@ class Cluster:
             lambda left, right: linear_cka(states[left], states[right]),
         )
         kept = tuple(members[(len(members) - 1) // 2] for members in clusters)
-        standing = dict(zip(middle.positions, middle.blocks, strict=True))
-        return Middle(tuple(standing[p] for p in kept), kept)
+        return middle.at(kept)
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,20 @@ class Share:
     def __call__(self, middle: Middle, context: Context) -> Middle:
         types = layer_types(context)
         standing = dict(zip(middle.positions, middle.blocks, strict=True))
-        filled = dict(standing)
+        filled, kept = dict(standing), dict(middle.kept)
         for segment in context.split.segments:
             for hole in segment:
                 near = [p for p in standing if types[p] == types[hole]]
                 if hole not in standing and near:
                     best = min(near, key=lambda p: (p not in segment, abs(p - hole), p))
                     filled[hole] = alias(standing[best])
+                    kept |= {
+                        f"{hole}.{name.partition('.')[2]}": layer
+                        for name, layer in middle.kept.items()
+                        if name.startswith(f"{best}.")
+                    }
         order = tuple(sorted(filled))
-        return Middle(tuple(filled[p] for p in order), order)
+        return Middle(tuple(filled[p] for p in order), order, kept)
 
 
 def layer_types(context: Context) -> list[Any]:

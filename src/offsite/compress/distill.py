@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -116,4 +116,4 @@ def segment_error(context: Context, student: Middle, calls: Mapping[int, Any]) -
 
 def copy_middle(middle: Middle) -> Middle:
     """The middle with its own tensors; what was shared between blocks stays shared."""
-    return Middle(tuple(copy.deepcopy(list(middle.blocks))), middle.positions)
+    return replace(middle, blocks=tuple(copy.deepcopy(list(middle.blocks))))

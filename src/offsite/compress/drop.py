@@ -51,8 +51,7 @@ class Drop:
         kept = self.plan(middle.positions, context.seed)
         if kept is None:
             kept = self._measured(middle.positions, context)
-        standing = dict(zip(middle.positions, middle.blocks, strict=True))
-        return Middle(tuple(standing[p] for p in kept), kept)
+        return middle.at(kept)
 
     def _measured(self, positions: tuple[int, ...], context: Context) -> tuple[int, ...]:
         if self.keep == len(positions):

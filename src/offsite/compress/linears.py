@@ -6,6 +6,7 @@ A *matrix* is always of shape (outputs, inputs), also for GPT-2's transposed ``C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -102,4 +103,4 @@ def map_linears(middle: Middle, change: Change, *, factors: bool = True) -> Midd
                 parent, _, leaf = name.rpartition(".")
                 setattr(block.get_submodule(parent), leaf, new)
         blocks.append(block)
-    return Middle(tuple(blocks), middle.positions)
+    return replace(middle, blocks=tuple(blocks))

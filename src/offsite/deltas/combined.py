@@ -80,6 +80,7 @@ class Combined:
 
     kind: ClassVar[str] = "combined"
     place: ClassVar[str] = "everything"
+    reaches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(

@@ -24,6 +24,8 @@ class Method(Protocol):
         place: what it occupies in the model, of which there is one: ``weights`` to recompute,
             ``prefix``, ``prompt``, ``bottleneck``; empty for parameters tuned where they are.
         merges: whether :meth:`merge` gives a plain model of the family.
+        reaches: whether it may tune middle blocks too: it adds to weights, so its change to an
+            emulator's block means the same on the block of the full model.
         lr: a learning rate that is a fair start for it.
         when: one line on when to choose it.
     """
@@ -33,6 +35,8 @@ class Method(Protocol):
 
     @property
     def merges(self) -> bool: ...
+    @property
+    def reaches(self) -> bool: ...
     @property
     def lr(self) -> float: ...
     @property

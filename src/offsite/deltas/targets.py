@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from offsite.codec import require
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks
-from offsite.model.layers import linear_spec
+from offsite.model.layers import Described, linear_shape, linear_spec
 
 
 def part_of(name: str) -> str:
@@ -27,6 +27,21 @@ def part_of(name: str) -> str:
     return "mlp"
 
 
+def linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer of a block by name; a low-rank or quantised one counts as one layer.
+
+    Layers inside a harmonizer are passed over.
+    """
+    inside: tuple[str, ...] = ()
+    for name, module in block.named_modules():
+        if name.startswith(inside):
+            continue
+        if isinstance(module, Described):
+            inside = (*inside, f"{name}." if name else "")
+        if linear_shape(module) is not None:
+            yield name, module
+
+
 def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[str]:
     """Names inside a block of the linear layers to work on, in the order of the block.
 
@@ -39,8 +54,7 @@ def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[
     found = {
         name: None  # a dictionary keeps the order
         for index in blocks
-        for name, module in get_blocks(model)[index].named_modules()
-        if linear_spec(module) is not None
+        for name, _ in linears(get_blocks(model)[index])
     }
     chosen = set(targets.replace(" ", "").split(","))
     wanted = [
@@ -63,8 +77,8 @@ def linear_layers(model: nn.Module, blocks: Sequence[int], targets: str) -> dict
     return {
         f"{path}.{index}.{name}": layer
         for index in sorted(blocks)
-        for name, layer in get_blocks(model)[index].named_modules()
-        if name in names and linear_spec(layer) is not None
+        for name, layer in linears(get_blocks(model)[index])
+        if name in names
     }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.manifest import Contract
+from offsite.exchange.manifest import Contract, Reach
 from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
 from offsite.exchange.record import OfferRecord
 from offsite.model.blocks import get_blocks
@@ -17,9 +17,11 @@ from offsite.model.heads import check_head, head_entries
 from offsite.model.tensors import TensorEntry
 
 
-def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contract:
+def make_contract(
+    model: nn.Module, path: str, adapter: Sequence[int], reach: Reach = "adapter"
+) -> Contract:
     """What a delta may bring back: tensors of the adapter blocks, within generous bounds, and, for
-    an image model, a classifier head.
+    an image model, a classifier head. With ``reach`` ``all`` the bounds are those of all blocks.
     """
     blocks = get_blocks(model)
     tensors = {
@@ -27,13 +29,15 @@ def make_contract(model: nn.Module, path: str, adapter: Sequence[int]) -> Contra
         for index in adapter
         for name, parameter in blocks[index].named_parameters()
     }
-    norm = sum(float(t.detach().float().pow(2).sum()) for t in tensors.values()) ** 0.5
-    size = sum(t.numel() for t in tensors.values())
+    tuned = list(blocks.parameters() if reach == "all" else tensors.values())
+    norm = sum(float(t.detach().float().pow(2).sum()) for t in tuned) ** 0.5
+    size = sum(t.numel() for t in tuned)
     return Contract(
         tensors={name: TensorEntry.of(t) for name, t in tensors.items()},
         max_bytes=8 * size + 2**20,
         max_norm=10 * norm + 100,
         head=head_entries(model),
+        reach=reach,
     )
 
 
@@ -41,8 +45,8 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     """Compare what a delta declares with its offer, reading no tensor.
 
     Raises:
-        OffsiteError: other adapter blocks than offered, a head that is not the offer's, or more
-            bytes than allowed.
+        OffsiteError: other adapter blocks or a wider reach than offered, a head that is not the
+            offer's, or more bytes than allowed.
     """
     declared = delta.manifest
     head = {name: e for name, e in declared.tensors.items() if name in declared.head}
@@ -53,6 +57,11 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
         raise OffsiteError(
             f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter "
             f"is {list(entry.emulator_adapter)}."
+        )
+    if declared.reach == "all" and entry.contract.reach != "all":
+        raise OffsiteError(
+            "The delta tunes all blocks, but its offer lets only the adapter blocks change; tune "
+            "again without --reach all, or make an offer with --reach all."
         )
     size = delta.bytes - sum(e.bytes for e in head.values())
     if size > entry.contract.max_bytes:

@@ -21,6 +21,7 @@ from offsite.exchange.manifest import (
     MAX_LABELS,
     DeltaManifest,
     OfferManifest,
+    Reach,
     hash_files,
     new_id,
     now,
@@ -208,6 +209,7 @@ def new_delta(
     scores: dict[str, Any] | None = None,
     head: Sequence[str] = (),
     labels: Sequence[str] = (),
+    reach: Reach = "adapter",
 ) -> Delta:
     """A delta that answers ``offer``; ``head`` names the tensors that are a classifier head."""
     manifest = DeltaManifest(
@@ -227,6 +229,7 @@ def new_delta(
         format="peft" if peft_config else "tensors",
         head=tuple(head),
         labels=tuple(labels),
+        reach=reach,
     )
     return Delta(tensors, manifest, peft_config=peft_config and scrub_peft(peft_config))
 

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -44,6 +44,8 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Round = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Plain = Word | bool | int | Number | None
+Reach = Literal["adapter", "all"]  # which blocks of the emulator a delta may tune
+AdapterOnly = Annotated[Reach, Field(exclude_if=lambda reach: reach == "adapter")]
 
 
 def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,6 +74,18 @@ class FileEntry(_Model):
     sha256: Sha256
 
 
+def parse_reach(text: str) -> Reach:
+    """Which blocks a delta may tune, from ``adapter`` or ``all``.
+
+    Raises:
+        OffsiteError: any other word.
+    """
+    for reach in get_args(Reach):
+        if text == reach:
+            return reach  # type: ignore[no-any-return]
+    raise OffsiteError(f"The reach '{shown(text)}' is unknown; use adapter or all.")
+
+
 def check_name(name: str | None) -> None:
     """Refuse a name that no manifest can carry."""
     if name is not None and (len(name) > MAX_LABEL or not name.isprintable()):
@@ -89,12 +103,14 @@ class Contract(_Model):
         max_norm: bound on the L2 norm of all returned floating-point tensors together.
         head: the classifier head of an image model, each tensor as for one class; the delta may
             return it for any classes, and its bytes are not counted.
+        reach: ``all`` if a low-rank delta may tune the middle blocks as well.
     """
 
     tensors: dict[TensorName, TensorEntry]
     max_bytes: Count
     max_norm: Annotated[Number, Field(gt=0)]
     head: dict[TensorName, TensorEntry] = {}
+    reach: AdapterOnly = "adapter"
 
 
 class Manifest(_Model):
@@ -137,7 +153,8 @@ class DeltaManifest(Manifest):
     """The manifest of a delta: ``parent`` is the id of the offer it answers.
 
     ``method`` may hold others, which hold none: a combination. ``head`` names the tensors of a
-    classifier head, which travels whole; ``labels`` its classes.
+    classifier head, which travels whole; ``labels`` its classes. ``reach`` is ``all`` for a delta
+    that tunes every block of the emulator.
     """
 
     kind: Literal["delta"] = "delta"
@@ -149,6 +166,7 @@ class DeltaManifest(Manifest):
     format: Literal["tensors", "peft"]
     head: tuple[TensorName, ...] = ()
     labels: Annotated[tuple[Word, ...], Field(max_length=MAX_LABELS)] = ()
+    reach: AdapterOnly = "adapter"
 
 
 Kind = TypeVar("Kind", OfferManifest, DeltaManifest)

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import Contract, Id, Sha256, now
+from offsite.exchange.manifest import Contract, Id, Reach, Sha256, now
 from offsite.files import locked, read_json, write_file
+from offsite.model.split import Kept
 from offsite.model.tensors import parse
 
 
@@ -39,6 +40,8 @@ class OfferRecord(BaseModel):
         verbatim_tensors: middle tensors of the full model, with how many of their values left
             unchanged (called ``disclosed_tensors`` in old records).
         prompt_decoder: SHA-256 of the prompt decoder that the offer ships, if any.
+        kept: what is left of the linear layers of the middle that were made narrower, by
+            ``position.name``.
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
     """
@@ -58,8 +61,15 @@ class OfferRecord(BaseModel):
         Field(validation_alias=AliasChoices("verbatim_tensors", "disclosed_tensors")),
     ]
     prompt_decoder: Sha256 | None = None
+    kept: dict[str, Kept] = {}
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
+
+    def tuned(self, reach: Reach) -> dict[int, int]:
+        """For each emulator block that a delta may tune, the block of the model it stands for."""
+        if reach == "adapter":
+            return dict(zip(self.emulator_adapter, self.adapter, strict=True))
+        return dict(enumerate(sorted((*self.adapter, *self.middle))))
 
     def adapter_tensors(self, path: str) -> dict[str, int]:
         """The adapter's tensors by ``position.name`` in the full model, with their sizes."""

@@ -31,8 +31,8 @@ def trainable(model: nn.Module) -> nn.Module:
 
 def dense(layer: QuantisedLinear) -> nn.Linear:
     """The plain linear layer that a quantised one stands for."""
-    new = nn.Linear(layer.inputs, layer.outputs, bias=False)
-    new.weight = nn.Parameter(layer.weight().clone())
+    new = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    new.weight = nn.Parameter(layer.dequantised().clone())
     new.register_parameter("bias", layer.bias)
     return new
 

@@ -11,9 +11,8 @@ import torch
 
 from offsite.codec import to_json
 from offsite.deltas import IntrinsicPrompt
-from offsite.deltas.method import Method
 from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
-from offsite.lab.plan import Plan, Row
+from offsite.lab.plan import Plan, Row, Tuning
 from offsite.model.heads import head_path
 from offsite.model.stored import model_fingerprint
 from offsite.scores.scores import Scores
@@ -22,10 +21,12 @@ from offsite.training.identity import Identity, config_identity, processor_ident
 from offsite.training.options import TrainOptions
 
 
-def method_key(method: Method, model: Any) -> dict[str, Any]:
-    """What a tuned delta depends on beside its offer: the method, and the decoder it uses."""
+def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
+    """What a tuned delta depends on beside its offer: method and reach, and the decoder it uses."""
+    method = tuning.method
     decoder = decoder_tensors(model) if method.kind == IntrinsicPrompt.kind else {}
-    more = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
+    more: dict[str, Any] = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
+    more |= {"reach": tuning.reach} if tuning.reach != "adapter" else {}
     return {"method": to_json(method), **more}
 
 

@@ -19,7 +19,6 @@ from offsite.codec import to_json
 from offsite.compress.scaleot.learning import Training, learn
 from offsite.compress.scaleot.step import LayerReplace, most_important
 from offsite.compress.step import Context
-from offsite.deltas import parse_method
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer, load_processor
@@ -30,7 +29,7 @@ from offsite.lab.cells import finite, identity, known, make_row, method_key, opt
 from offsite.lab.checking import check_plan
 from offsite.lab.environment import environment
 from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
-from offsite.lab.plan import Plan, Recipe, Row, slug
+from offsite.lab.plan import Plan, Recipe, Row, Tuning, slug
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import load_model, parse_dtype, pick_device
 from offsite.model.heads import give_head, labels_of, same_classes
@@ -69,7 +68,7 @@ class Lab:
         self.recipes = {
             name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
         }
-        self.methods = {name: parse_method(method) for name, method in plan.deltas.items()}
+        self.tunings = {name: Tuning.of(delta) for name, delta in plan.deltas.items()}
         self.device = pick_device(device)
         self.processor = load_processor(plan.model, self.task.name)
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
@@ -93,14 +92,14 @@ class Lab:
             for name, recipe in self.recipes.items():
                 offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
                 steps = [to_json(step) for step in recipe.steps]
-                for label, method in self.methods.items():
+                for label, tuning in self.tunings.items():
                     if name not in (recipes or [name]) or label not in (deltas or [label]):
                         continue
                     with suppress(NotCached):
                         full = self.full_tuned(seed) if plan.baseline and plan.data else {}
                         parts = {"zero_shot": zero, "full_tuned": full}
                         parts["emulator_zero_shot"] = self.emulator(recipe, seed, offer)
-                        tuned = self.tuned(recipe, method, seed, offer) if plan.data else {}
+                        tuned = self.tuned(recipe, tuning, seed, offer) if plan.data else {}
                         if plan.healed and plan.data:
                             parts["healed"] = self.healed(recipe, seed, offer)
                         cell = (name, label, seed)
@@ -130,11 +129,11 @@ class Lab:
         return self.cell({"stage": "offer", **recipe.key(seed)}, compute)
 
     def tuned(
-        self, recipe: Recipe, method: Any, seed: int, offer: list[tuple[Offer, Record]]
+        self, recipe: Recipe, tuning: Tuning, seed: int, offer: list[tuple[Offer, Record]]
     ) -> dict[str, Any]:
         """Tune one delta through the emulator, plug it, and score both."""
         options = replace(self.plan.options, seed=seed)
-        key = {"stage": "tuned", **recipe.key(seed), **method_key(method, self.model)}
+        key = {"stage": "tuned", **recipe.key(seed), **method_key(tuning, self.model)}
 
         def compute() -> dict[str, Any]:
             if not offer:
@@ -144,11 +143,12 @@ class Lab:
             rows = self.load(self.plan.data, made.model, train=True)
             with measured(self.device) as cost:
                 tuned = run_tune(
-                    made, rows, method, options=options, task=self.task, device=self.device
-                )
+                    made, rows, tuning.method, options=options, task=self.task,
+                    reach=tuning.reach, device=self.device,
+                )  # fmt: skip
             delta = tuned.delta
             if self.exchange is not None and finite(tuned.model):
-                name = f"{slug(self.recipes, recipe)}-{slug(self.methods, method)}"
+                name = f"{slug(self.recipes, recipe)}-{slug(self.tunings, tuning)}"
                 delta.save(self.exchange / f"delta-{name}-{seed}")
                 delta = Delta.load(delta.folder)  # type: ignore[arg-type]
             return {
@@ -222,6 +222,7 @@ class Lab:
         made, record = make_offer(
             self.model, adapter=adapter, recipe=steps, data=self.public_rows(), task=self.public,
             processor=self.processor, seed=seed, name=Path(self.plan.model).name,
+            reach=self.plan.reach,
         )  # fmt: skip
         if self.exchange is not None:
             folder = self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}"

@@ -14,7 +14,10 @@ from offsite.compress.scaleot.learning import Training
 from offsite.compress.scaleot.step import LayerReplace, learned_count
 from offsite.compress.step import Step, recipe_identity
 from offsite.compress.step import plan as positions
+from offsite.deltas import parse_method
+from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
+from offsite.exchange.manifest import Reach, parse_reach
 from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.split import make_split, parse_adapter
 from offsite.scores.scores import Scores
@@ -38,7 +41,7 @@ class Plan:
         skip_bad: leave unreadable pictures out.
         adapter: which blocks are adapter, unless a recipe says otherwise.
         recipes: name to list of steps in JSON form, or to ``{"adapter": ..., "steps": [...]}``.
-        deltas: name to method in JSON form.
+        deltas: name to method in JSON form, with ``"reach": "all"`` to tune all blocks.
         options: how to tune; also how the full fine-tuning baseline is trained.
         full_lr: peak learning rates at which every weight is tuned, of the full model (the
             baseline) and of the offer (healed); the best of them counts.
@@ -78,6 +81,12 @@ class Plan:
             raise OffsiteError("Tuning every weight needs a learning rate; give at least one.")
         for lr in self.full_lr:
             replace(self.options, lr=lr)  # raises for a rate that cannot be used
+
+    @property
+    def reach(self) -> Reach:
+        """What the plan's offers allow: ``all`` where some delta tunes all blocks."""
+        wide = any(delta.get("reach") == "all" for delta in self.deltas.values())
+        return "all" if wide else "adapter"
 
     def tasks(self) -> tuple[Task, Task]:
         """The kind of the private data, and of the owner's own."""
@@ -129,6 +138,20 @@ class Recipe:
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""
         return {"adapter": self.adapter, "recipe": recipe_identity(self.steps), "seed": seed}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One delta of a plan: the method, and which blocks of the emulator it tunes."""
+
+    method: Method
+    reach: Reach = "adapter"
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Tuning:
+        """From the plan's form: a method in JSON, perhaps with ``reach``."""
+        method = {name: option for name, option in value.items() if name != "reach"}
+        return cls(parse_method(method), parse_reach(str(value.get("reach", "adapter"))))
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,14 @@ class LowRankLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int, bias: bool) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.rank = inputs, outputs, rank
+        self.in_features, self.out_features, self.rank = inputs, outputs, rank
         self.down = nn.Linear(inputs, rank, bias=False)
         self.up = nn.Linear(rank, outputs, bias=bias)
 
     @property
     def spec(self) -> LowRankSpec:
-        bias = self.up.bias is not None
-        return LowRankSpec(inputs=self.inputs, outputs=self.outputs, rank=self.rank, bias=bias)
+        inputs, outputs, bias = self.in_features, self.out_features, self.up.bias is not None
+        return LowRankSpec(inputs=inputs, outputs=outputs, rank=self.rank, bias=bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.up(self.down(inputs))
@@ -141,9 +141,9 @@ class QuantisedLinear(nn.Module):
         super().__init__()
         if inputs % group or (bits == 4 and inputs % 2):
             raise OffsiteError(
-                f"A group of {group} does not divide {inputs} inputs; choose a divisor."
+                f"A group of {group} does not divide {inputs} inputs; choose another."
             )
-        self.inputs, self.outputs, self.bits, self.group = inputs, outputs, bits, group
+        self.in_features, self.out_features, self.bits, self.group = inputs, outputs, bits, group
         width, dtype = (inputs, torch.int8) if bits == 8 else (inputs // 2, torch.uint8)
         self.register_buffer("codes", torch.zeros(outputs, width, dtype=dtype))
         self.register_buffer("scales", torch.ones(outputs, inputs // group))
@@ -151,37 +151,37 @@ class QuantisedLinear(nn.Module):
 
     @property
     def spec(self) -> QuantisedSpec:
-        return QuantisedSpec(
-            inputs=self.inputs,
-            outputs=self.outputs,
-            bits=self.bits,  # type: ignore[arg-type]
-            group=self.group,
-            bias=self.bias is not None,
-        )
+        sizes: dict[str, Any] = {"inputs": self.in_features, "outputs": self.out_features}
+        sizes |= {"bits": self.bits, "group": self.group}
+        return QuantisedSpec(**sizes, bias=self.bias is not None)
+
+    @property
+    def qweight(self) -> torch.Tensor:
+        """The codes, by the name under which peft looks for a quantised layer's device."""
+        return self.codes
 
     def store(self, weight: torch.Tensor) -> None:
         """Quantise a float weight of shape (outputs, inputs) into this layer."""
         top = 2 ** (self.bits - 1) - 1
-        groups = weight.detach().float().view(self.outputs, -1, self.group)
+        groups = weight.detach().float().view(self.out_features, -1, self.group)
         scales = groups.abs().amax(-1).clamp_min(1e-12) / top
-        codes = (groups / scales[..., None]).round().clamp(-top, top).view(self.outputs, -1)
-        codes = codes.to(torch.int8)
+        codes = (groups / scales[..., None]).round().clamp(-top, top).flatten(1).to(torch.int8)
         if self.bits == 4:
             nibbles = (codes + 8).to(torch.uint8)
             codes = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
         self.codes, self.scales = codes, scales.to(weight.dtype)
 
-    def weight(self) -> torch.Tensor:
+    def dequantised(self) -> torch.Tensor:
         """The weight it stands for, (outputs, inputs), in the dtype of the scales."""
         codes = self.codes
         if self.bits == 4:
             pair = torch.stack((codes & 15, codes >> 4), dim=-1)
-            codes = pair.view(self.outputs, self.inputs).to(torch.int8) - 8
-        groups = codes.view(self.outputs, -1, self.group).to(self.scales.dtype)
-        return (groups * self.scales[..., None]).view(self.outputs, self.inputs)
+            codes = pair.view(self.out_features, self.in_features).to(torch.int8) - 8
+        groups = codes.view(*self.scales.shape, self.group).to(self.scales.dtype)
+        return (groups * self.scales[..., None]).flatten(1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(inputs, self.weight().to(inputs.dtype), self.bias)
+        return nn.functional.linear(inputs, self.dequantised().to(inputs.dtype), self.bias)
 
 
 def build(spec: Any) -> nn.Module:
@@ -202,10 +202,17 @@ def linear_spec(layer: nn.Module) -> LinearSpec | None:
     if isinstance(layer, Conv1D):
         return LinearSpec(kind="conv1d", inputs=layer.nx, outputs=layer.nf, bias=True)
     if isinstance(layer, nn.Linear):
-        return LinearSpec(
-            inputs=layer.in_features, outputs=layer.out_features, bias=layer.bias is not None
-        )
+        inputs, outputs = layer.in_features, layer.out_features
+        return LinearSpec(inputs=inputs, outputs=outputs, bias=layer.bias is not None)
     return None
+
+
+def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
+    """Outputs and inputs of a linear layer, plain, low-rank or quantised; None for any other."""
+    if isinstance(layer, (LowRankLinear, QuantisedLinear)):
+        return layer.out_features, layer.in_features
+    spec = linear_spec(layer)
+    return None if spec is None else (spec.outputs, spec.inputs)
 
 
 def find_specs(model: nn.Module, family: nn.Module) -> dict[str, Any]:

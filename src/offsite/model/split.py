@@ -6,8 +6,8 @@ and what stands in its place in an emulator is a :class:`Middle`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from torch import nn
@@ -105,18 +105,32 @@ def parse_adapter(text: str) -> Adapter:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The outputs (rows) and inputs (columns) of a linear layer that a narrower one still has.
+
+    Indices into the layer of the full model, ascending; None means all of them.
+    """
+
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Middle:
-    """What stands where the middle was.
+    """The emulator's middle blocks and their positions in the full model.
 
     Attributes:
         blocks: the standing modules, in order, each mapping hidden states to hidden states of the
             same size. They may share parameters with the full model and with each other; whoever
             changes a parameter replaces it by a copy first.
         positions: for each, the position in the full model at which it stands, ascending.
+        kept: for each linear layer that was made narrower, what is left of it, under
+            ``position.name`` with the layer's name inside its block.
     """
 
     blocks: tuple[nn.Module, ...]
     positions: tuple[int, ...]
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert len(self.blocks) == len(self.positions)
@@ -125,6 +139,10 @@ class Middle:
     def between(self, segment: Sequence[int]) -> tuple[nn.Module, ...]:
         """The standing blocks whose positions lie in ``segment``."""
         return tuple(b for b, p in zip(self.blocks, self.positions, strict=True) if p in segment)
+
+    def at(self, positions: Sequence[int]) -> Middle:
+        """Only the blocks that stand at ``positions`` (ascending)."""
+        return replace(self, blocks=self.between(positions), positions=tuple(positions))
 
 
 def whole_middle(model: nn.Module, split: Split) -> Middle:

@@ -15,7 +15,14 @@ from offsite.codec import to_json
 from offsite.compress.step import Context, Step, compress, plan, recipe_identity
 from offsite.exchange.contract import make_contract
 from offsite.exchange.delta import Delta
-from offsite.exchange.manifest import OfferManifest, check_name, new_id, now, tool_versions
+from offsite.exchange.manifest import (
+    OfferManifest,
+    Reach,
+    check_name,
+    new_id,
+    now,
+    tool_versions,
+)
 from offsite.exchange.offer import Offer, load_processor
 from offsite.exchange.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.exchange.record import OfferRecord, Record
@@ -30,6 +37,7 @@ from offsite.model.checkpoint import (
 from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.model.stored import model_fingerprint
 from offsite.owner.plugging import attach_delta
+from offsite.owner.reach import check_reach
 from offsite.owner.verbatim import verbatim_tensors
 from offsite.tasks.source import data_identity
 from offsite.tasks.task import Task
@@ -52,6 +60,7 @@ def make_offer(
     name: str | None = None,
     expires: datetime | None = None,
     prompt_decoder: Decoder | None = None,
+    reach: Reach = "adapter",
     work: Path | None = None,
     resume: bool = False,
 ) -> tuple[Offer, Record]:
@@ -69,6 +78,8 @@ def make_offer(
         dtype: dtype to compress a checkpoint in; None for float32. A model in memory is compressed
             in its own. The offer keeps the dtype that the weights came in.
         name: what the manifest calls the model; by default the last part of its path.
+        reach: ``all`` lets a low-rank delta tune the middle blocks too, each change going to the
+            block that the emulator's stands for.
         work, resume: folder of what a long step needs to be resumed, and whether to.
         prompt_decoder: what :func:`offsite.learn_decoder` returned, or its file, to ship for
             intrinsic prompts; by default the one beside the model, if any.
@@ -77,7 +88,8 @@ def make_offer(
         The offer, and the private record without which no delta can be plugged.
 
     Raises:
-        OffsiteError: a split, recipe or data set that cannot work with this model.
+        OffsiteError: a split, recipe or data set that cannot work with this model, or ``reach`` of
+            ``all`` over harmonizers, which stand for no block.
     """
     task = task or CausalText()
     check_name(name)
@@ -110,6 +122,8 @@ def make_offer(
         context = Context(full, cut.split, task, data, seed, work, resume)
         with same_run(work, run, resume):
             middle = compress(recipe, context, cut.middle)
+        if reach == "all":
+            check_reach(get_blocks(full), middle)
         full.requires_grad_(False)
         emulator, positions = join(full, cut.split, middle)
         verbatim = verbatim_tensors(get_blocks(full), middle, cut.native)
@@ -127,7 +141,7 @@ def make_offer(
     decoder = decoder_tensors(emulator)
     label = name or (Path(source).resolve().name if source is not None else type(model).__name__)
     path = block_path(emulator)
-    contract = make_contract(emulator, path, positions)
+    contract = make_contract(emulator, path, positions, reach)
     manifest = OfferManifest(
         id=new_id(),
         created=now(),
@@ -154,6 +168,7 @@ def make_offer(
         contract=contract,
         verbatim_tensors=verbatim,
         prompt_decoder=decoder_hash(decoder) if decoder else None,
+        kept={n: k for n, k in middle.kept.items() if int(n.split(".")[0]) in middle.positions},
     )
     record = Record(
         fingerprint=cut.fingerprint,
@@ -263,9 +278,10 @@ def plug(
         OffsiteError: another model, another offer, or a delta that breaks the return contract; all
             of that is checked before a tensor of the delta is read, finiteness and norm after.
     """
-    runner, method, full = attach_delta(model, delta, record, prompt_decoder)
-    plugged = method.merge(runner) if method.merges else runner
-    dtype = next(full.parameters()).dtype
-    for index in record.find(delta.manifest.parent).adapter:
+    placed = attach_delta(model, delta, record, prompt_decoder)
+    method = placed.method
+    plugged = method.merge(placed.runner) if method.merges else placed.runner
+    dtype = next(placed.full.parameters()).dtype
+    for index in placed.blocks:
         get_blocks(plugged)[index].to(dtype)
     return plugged.eval()

@@ -16,6 +16,7 @@ from torch import nn
 from offsite.codec import require, to_json
 from offsite.deltas import IntrinsicPrompt, parse_method
 from offsite.deltas.method import Method
+from offsite.deltas.reparameterisation.lora import cuts
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import (
     check_contract,
@@ -33,9 +34,27 @@ from offsite.model.checkpoint import build_skeleton, load_model
 from offsite.model.heads import give_head, head_tensors, set_head
 from offsite.model.stored import model_fingerprint
 from offsite.model.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
+from offsite.owner.reach import narrowed, widened
 
 MANIFEST, WEIGHTS = "plugged.json", "plugged.safetensors"
 TUNED = "offsite.json"  # beside a model that a delta was merged into: which, and what it changed
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A delta attached, unmerged, to a copy of the full model's blocks that it tunes.
+
+    Attributes:
+        runner: the model with the delta attached; ``full`` is the untouched one.
+        blocks: positions of the tuned blocks in the full model, ascending.
+        tensors: the delta's tensors in the names and sizes of the full model, with its head.
+    """
+
+    runner: nn.Module
+    method: Method
+    full: nn.Module
+    blocks: tuple[int, ...]
+    tensors: dict[str, torch.Tensor]
 
 
 def attach_delta(
@@ -43,11 +62,11 @@ def attach_delta(
     delta: Delta,
     record: Record,
     prompt_decoder: Decoder | None = None,
-) -> tuple[nn.Module, Method, nn.Module]:
-    """Check a delta and attach it, unmerged, to a copy of the full model's adapter blocks.
+) -> Placed:
+    """Check a delta and attach it, unmerged, to a copy of the full model's blocks that it tunes.
 
-    Returns:
-        The model with the delta attached, the method, and the untouched full model.
+    Raises:
+        OffsiteError: another model or offer, or a delta that breaks the return contract.
     """
     entry = record.find(delta.manifest.parent)
     if isinstance(model, (str, Path)):
@@ -60,12 +79,15 @@ def attach_delta(
         )
     check_contract(delta, entry)
     method = parse_method(delta.manifest.method)
-    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
-    path = record.block_path
+    if delta.manifest.reach == "all" and not method.reaches:
+        raise OffsiteError(f"A delta of '{method.kind}' cannot tune all blocks; use lora.")
+    mapping, path = entry.tuned(delta.manifest.reach), record.block_path
+    blocks = tuple(mapping.values())
     head = delta.manifest.head
     rest = {name: e for name, e in delta.manifest.tensors.items() if name not in head}
     given = rename_blocks(rest, path, mapping)
-    plain = apart(model, entry.adapter)
+    narrow = cuts(given, entry.kept, path)
+    plain = apart(model, blocks)
     skeleton = build_skeleton(model.config, record.auto_class)
     if prompt_decoder is not None:
         give_decoder(plain, prompt_decoder)
@@ -74,21 +96,24 @@ def attach_delta(
         give_decoder(skeleton, decoder_tensors(plain))
     for place in (skeleton, plain):  # what is too large fails first where it takes no memory
         give_head(place, delta.manifest.labels)
-        runner = method.attach(place, entry.adapter)
-        check_entries(given, method.expected(runner, given))
+        runner = method.attach(place, blocks)
+        expected = method.expected(runner, given)
+        check_entries(given, narrowed(expected, narrow))
     tensors = delta.values()
     check_norm(tensors, entry.contract)
     own = {name: value for name, value in tensors.items() if name not in head}
-    method.load(runner, rename_blocks(own, path, mapping))
-    set_head(head_tensors(plain), {name: tensors[name] for name in head})
+    own = widened(rename_blocks(own, path, mapping), expected, narrow)
+    method.load(runner, own)
+    new_head = {name: tensors[name] for name in head}
+    set_head(head_tensors(plain), new_head)
     runner.requires_grad_(False)
-    return runner.eval(), method, model
+    return Placed(runner.eval(), method, model, blocks, own | new_head)
 
 
-def apart(model: nn.Module, adapter: Sequence[int]) -> nn.Module:
-    """A model over the same tensors but for adapter blocks of its own, in float32."""
+def apart(model: nn.Module, own: Sequence[int]) -> nn.Module:
+    """A model over the same tensors but for the blocks ``own``, which are copies in float32."""
     blocks = [
-        copy.deepcopy(block).float() if index in adapter else block
+        copy.deepcopy(block).float() if index in own else block
         for index, block in enumerate(get_blocks(model))
     ]
     return assemble(model, blocks, range(len(blocks)))
@@ -114,7 +139,7 @@ class Plugged:
 
     Attributes:
         method: how it was tuned.
-        adapter: positions of its blocks in the full model.
+        adapter: positions in the full model of the blocks that it tunes.
         tensors: its numbers.
         fingerprint: of the full model.
         peft_config: the text of ``adapter_config.json`` where peft has the method.
@@ -208,14 +233,12 @@ def place(
     Raises:
         OffsiteError: see :func:`offsite.owner.offering.plug`.
     """
-    runner, method, _ = attach_delta(model, delta, record, prompt_decoder)
-    entry, manifest = record.find(delta.manifest.parent), delta.manifest
-    mapping = dict(zip(entry.emulator_adapter, entry.adapter, strict=True))
-    tensors = rename_blocks(delta.values(), record.block_path, mapping)
+    placed, manifest = attach_delta(model, delta, record, prompt_decoder), delta.manifest
+    method, tensors = placed.method, placed.tensors
     if isinstance(method, IntrinsicPrompt):
-        method, tensors = method.decoded(runner)
+        method, tensors = method.decoded(placed.runner)
     return Plugged(
-        method, entry.adapter, tensors, record.fingerprint, method.peft_config(runner),
+        method, placed.blocks, tensors, record.fingerprint, method.peft_config(placed.runner),
         manifest.head, manifest.labels,
     )  # fmt: skip
 

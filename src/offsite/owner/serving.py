@@ -89,12 +89,17 @@ def to_tensors(delta: Delta, offer: Offer) -> Delta:
     """The same change as a plain delta of method ``full``: new values of the tensors it changes.
 
     Raises:
-        OffsiteError: another offer, or a method that does not merge.
+        OffsiteError: another offer, a method that does not merge, or a delta that tunes all blocks.
     """
     require(
         delta.manifest.parent == offer.manifest.id,
         "The delta answers another offer; give the offer that it was tuned on.",
     )
+    if delta.manifest.reach == "all":
+        raise OffsiteError(
+            "The delta tunes all blocks, and new values of the emulator's middle mean nothing in "
+            "the full model; send the delta as it is."
+        )
     method, adapter = parse_method(delta.manifest.method), offer.manifest.adapter
     tensors, head = delta.values(), delta.manifest.head
     changes = {name: value for name, value in tensors.items() if name not in head}

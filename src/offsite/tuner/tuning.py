@@ -20,7 +20,7 @@ from offsite.deltas.method import Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, check_labels, check_options, new_delta
-from offsite.exchange.manifest import now
+from offsite.exchange.manifest import Reach, now
 from offsite.exchange.offer import Offer, task_auto_class
 from offsite.model.blocks import assemble, get_blocks
 from offsite.model.checkpoint import pick_device
@@ -57,6 +57,7 @@ def tune(
     options: TrainOptions | None = None,
     eval_data: Any = None,
     task: Task | None = None,
+    reach: Reach = "adapter",
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     work: Path | None = None,
@@ -64,8 +65,8 @@ def tune(
 ) -> Delta:
     """Tune the adapter of ``offer`` on ``data`` and return the delta; see :func:`run_tune`."""
     return run_tune(
-        offer, data, method, options=options, eval_data=eval_data, task=task, device=device,
-        dtype=dtype, work=work, resume=resume,
+        offer, data, method, options=options, eval_data=eval_data, task=task, reach=reach,
+        device=device, dtype=dtype, work=work, resume=resume,
     ).delta  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def run_tune(
     options: TrainOptions | None = None,
     eval_data: Any = None,
     task: Task | None = None,
+    reach: Reach = "adapter",
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     work: Path | None = None,
@@ -90,24 +92,28 @@ def run_tune(
         method: what is tuned in the adapter blocks; all of them by default.
         eval_data: like ``data``; scored after tuning, and during it for curves and early stopping.
         task: the kind of data; by default the offer's.
+        reach: ``all`` tunes every block of the emulator, where the offer allows it and the method
+            adds to weights (lora without dora); by default only the adapter blocks.
         dtype: dtype of the weights while tuning.
         work, resume: see :func:`offsite.training.train.train`.
 
     Raises:
-        OffsiteError: an expired offer, unusable data, or a method that does not fit the blocks.
+        OffsiteError: an expired offer, unusable data, a method that does not fit the blocks, or a
+            reach that the offer or the method does not allow.
     """
     method, task = method or Full(), task or CausalText()
     check_usable(offer, task)
     asked = options or TrainOptions()
     options = with_lr(asked, method.lr)
     device = pick_device(None if device is None else str(device))
+    blocks = tuned_blocks(offer, method, reach)
     model = private_copy(offer, dtype)
     rows = _rows(task, data, offer, model, train=True)
     check_labels(labels := getattr(rows, "labels", ()))
     give_head(model, labels)
     eval_rows = _rows(task, eval_data, offer, model, train=False)
     torch.manual_seed(options.seed)
-    runner = method.attach(model, offer.manifest.adapter)
+    runner = method.attach(model, blocks)
     head = head_tensors(model)
     for parameter in head.values():
         parameter.requires_grad_(True)
@@ -120,6 +126,7 @@ def run_tune(
         return Identity.of(
             offer=offer.manifest.id,
             method=to_json(method),
+            reach=reach,
             data=data_identity(data),
             eval_data=data_identity(eval_data),
             task=task.identity(),
@@ -152,8 +159,30 @@ def run_tune(
         peft_config=method.peft_config(runner),
         head=tuple(new),
         labels=labels_of(model) if new else (),
+        reach=reach,
     )
     return Tuned(delta, runner, history, evaluation, trainable)
+
+
+def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
+    """The blocks of the emulator to tune.
+
+    Raises:
+        OffsiteError: all of them, where the offer or the method does not allow that.
+    """
+    if reach == "adapter":
+        return offer.manifest.adapter
+    if offer.manifest.contract.reach != "all":
+        raise OffsiteError(
+            "This offer lets only its adapter blocks change; leave out --reach all, or ask the "
+            "model's owner for an offer that was made with --reach all."
+        )
+    if not method.reaches:
+        raise OffsiteError(
+            f"The method '{method.kind}' cannot tune all blocks with these options; use lora "
+            "without dora, or leave out --reach all."
+        )
+    return tuple(range(len(get_blocks(offer.model))))
 
 
 def fits_contract(method: Method, runner: nn.Module, offer: Offer) -> None:

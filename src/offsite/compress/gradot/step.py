@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from offsite.compress.rank import factorised
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
-from offsite.model.split import Middle
+from offsite.model.split import Kept, Middle
 
 PROTECTED = 0.05
 
@@ -68,6 +68,7 @@ class GradOT:
         if self.attention == self.feed_forward == 1:
             return middle
         new: dict[tuple[int, str], nn.Module] = {}
+        kept = dict(middle.kept)
         standing = dict(zip(middle.positions, middle.blocks, strict=True))
         real = [p for p in middle.positions if any(True for _ in linears(standing[p]))]
         for positions, statistics in collect(context, real, self.batches):
@@ -75,23 +76,26 @@ class GradOT:
                 layers = dict(linears(standing[position], factors=False))
                 check_same(get_blocks(context.model)[position], layers)
                 known = {name: statistics[position, name] for name in layers}
-                for name, layer in self._change(layers, known).items():
-                    new[position, name] = layer
-        return map_linears(middle, lambda p, name, _: new.get((p, name)), factors=False)
+                changed, narrower = self._change(layers, known)
+                new |= {(position, name): layer for name, layer in changed.items()}
+                kept |= {f"{position}.{name}": rest for name, rest in narrower.items()}
+        done = map_linears(middle, lambda p, name, _: new.get((p, name)), factors=False)
+        return replace(done, kept=kept)
 
     def _change(
         self, layers: Mapping[str, nn.Module], known: Mapping[str, Statistics]
-    ) -> dict[str, nn.Module]:
-        new = {}
+    ) -> tuple[dict[str, nn.Module], dict[str, Kept]]:
+        new: dict[str, nn.Module] = {}
+        kept: dict[str, Kept] = {}
         if self.attention < 1:
             for name in filter(is_attention, layers):
                 new[name] = fewer_values(layers[name], known[name], self.attention, self.weight)
         rest = [name for name in layers if not is_attention(name)]
         if self.feed_forward < 1 and rest:
-            new |= fewer_channels(
-                {name: layers[name] for name in rest}, known, self.feed_forward, self.weight
-            )
-        return new
+            own = {name: layers[name] for name in rest}
+            narrower, kept = fewer_channels(own, known, self.feed_forward, self.weight)
+            new |= narrower
+        return new, kept
 
 
 def fewer_values(layer: nn.Module, known: Statistics, keep: float, weight: float) -> nn.Module:
@@ -116,8 +120,8 @@ def value_terms(
 
 def fewer_channels(
     layers: Mapping[str, nn.Module], known: Mapping[str, Statistics], keep: float, weight: float
-) -> dict[str, nn.Module]:
-    """Feed-forward layers with the channels of highest score.
+) -> tuple[dict[str, nn.Module], dict[str, Kept]]:
+    """Feed-forward layers with the channels of highest score, and what each has kept.
 
     ``layers`` are those of one feed-forward in order: one or two that rise to the channels (or one
     fused pair of twice as many outputs), and last the one that falls back.
@@ -141,13 +145,15 @@ def fewer_channels(
     count = max(1, round(keep * channels))
     chosen = combine(curvature, gradient, weight).topk(count).indices.sort().values
     new = {falling: with_matrix(layers[falling], matrix(layers[falling])[:, chosen])}
+    kept = {falling: Kept(columns=tuple(chosen.tolist()))}
     for name in rising:
         full, bias = matrix(layers[name]), layers[name].bias
         rows = torch.cat([chosen + start for start in range(0, len(full), channels)])
         new[name] = with_matrix(layers[name], full[rows])
         if isinstance(bias, torch.Tensor):
             new[name].bias = nn.Parameter(bias.detach()[rows].clone(), bias.requires_grad)
-    return new
+        kept[name] = Kept(rows=tuple(rows.tolist()))
+    return new, kept
 
 
 def channel_terms(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from offsite.codec import require
@@ -66,7 +66,7 @@ class LayerReplace:
             alias(harmonizers[position]) if position in chosen else block
             for position, block in zip(middle.positions, middle.blocks, strict=True)
         )
-        return Middle(tuple(blocks), middle.positions)
+        return replace(middle, blocks=tuple(blocks))
 
 
 def replaceable(middle: Middle, context: Context) -> tuple[int, ...]:

@@ -28,6 +28,10 @@ class ThroughPeft(ABC):
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
 
+    @property
+    def reaches(self) -> bool:
+        return False
+
     @abstractmethod
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
         """The ``peft.PeftConfig`` for some blocks of a model."""
@@ -35,7 +39,9 @@ class ThroughPeft(ABC):
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
         from peft import get_peft_model
 
-        return get_peft_model(model, self.config(model, blocks))  # type: ignore[arg-type]
+        with warnings.catch_warnings():  # a low-rank or quantised layer of ours
+            warnings.filterwarnings("ignore", "Unsupported layer type")
+            return get_peft_model(model, self.config(model, blocks))  # type: ignore[arg-type]
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         from peft.utils import get_peft_model_state_dict

@@ -104,6 +104,7 @@ class DiffPruning:
     kind: ClassVar[str] = "diff_pruning"
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
+    reaches: ClassVar[bool] = False
     lr: ClassVar[float] = 5e-3
     when: ClassVar[str] = "a sparse change of a size fixed beforehand; merges without new modules"
 

@@ -64,6 +64,7 @@ class Masking:
     kind: ClassVar[str] = "masking"
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
+    reaches: ClassVar[bool] = False
     lr: ClassVar[float] = 3e-2
     when: ClassVar[str] = "one bit a weight; the tuned blocks hold no weight the owner did not make"
 

@@ -23,6 +23,7 @@ class OwnNumbers:
 
     place: ClassVar[str] = ""
     merges: ClassVar[bool] = False
+    reaches: ClassVar[bool] = False
     subset: ClassVar[bool] = False
 
     def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
