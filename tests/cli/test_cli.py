@@ -238,14 +238,14 @@ def test_what_the_record_does_not_know_is_not_left(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device", "record.json")
 
-    monkeypatch.setattr(Record, "save", full)
+    monkeypatch.setattr(Record, "write", full)
     words = {
         "offer": ("offer", exchange / "model", "--adapter", "ends:2,2"),
         "plug": ("plug", exchange / "model", exchange / "delta", "--as-adapter", "--again"),
     }[side]
     record = ("--record", exchange / "offer.record.json")
     status, _, err = run(*words, *record, "--out", exchange / "made")
-    assert status == 2 and "No space left" in err
+    assert status == 2 and "the disk is full" in err
     assert not (exchange / "made").exists()
 
 

@@ -16,7 +16,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import freeze
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import merge_delta
 from offsite.tuner.importing import import_peft
 from offsite.tuner.tuning import private_copy
 from tests.support.models import inputs_for, language_model, output_of
@@ -83,7 +84,7 @@ def test_what_was_trained_elsewhere_plugs_in(
     batch = inputs_for(model)
     assert torch.allclose(output_of(through, batch), output_of(trained, batch), atol=2e-5)
     before = output_of(model, batch)
-    plugged = plug(model, delta, record)
+    plugged = merge_delta(model, delta, record)
     assert not torch.allclose(output_of(plugged, batch), before, atol=1e-3)
 
 

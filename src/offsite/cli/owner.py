@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,9 +116,7 @@ def offer(
     )
     if not o.main_process():
         return
-    made.save(out)
-    with undone(out):  # without its record no delta of this offer could be plugged
-        private.save(record)
+    made.save(out, record)
     finish_work(work)
     everything = Record.load(record)
     zero_shot = score_model(made.model, kind, eval_data or data, made.processor, device)
@@ -158,16 +153,6 @@ def offer(
     o.emit(result, json, lines)
 
 
-@contextmanager
-def undone(out: Path) -> Iterator[None]:
-    """Remove a folder that was written if what follows it fails."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(out)
-        raise
-
-
 def check_record(record: Path, model: str, auto_class: str) -> None:
     """Refuse, before any work, a record that is another model's or cannot be written."""
     from offsite.exchange.record import Record
@@ -196,47 +181,39 @@ def plug(
     ] = False,
     prompt_decoder: Decoder = None,
     again: Annotated[bool, typer.Option("--again", help="Plug a delta a second time.")] = False,
+    late: Annotated[
+        bool, typer.Option("--late", help="Take a delta although its offer has expired.")
+    ] = False,
     json: o.Json = False,
     dtype: o.Dtype = None,
 ) -> None:
     """Put a delta into the full model."""
-    from offsite.deltas import method_text, parse_method
+    from offsite.deltas import method_text
     from offsite.exchange.delta import Delta
-    from offsite.exchange.offer import load_processor
     from offsite.exchange.record import Record
-    from offsite.files import check_free, new_folder
-    from offsite.model.checkpoint import load_model, parse_dtype, quiet
-    from offsite.owner.offering import plug as plug_in
-    from offsite.owner.plugging import place, write_note
+    from offsite.files import check_free
+    from offsite.model.checkpoint import parse_dtype
+    from offsite.owner.plugging import Plugged
+    from offsite.owner.writing import write_plugged
 
     check_free(out)
-    private, given = Record.load(record), Delta.load(delta)
-    manifest = given.manifest
-    private.check_fresh(manifest.parent, manifest.id, manifest.round, again=again)
-    method, words = parse_method(manifest.method), method_text(manifest.method)
-    kind = parse_dtype(dtype)
-    full = load_model(model, private.auto_class)  # as the record knows it
-    if as_adapter:
-        plugged = place(full, given, private, prompt_decoder=prompt_decoder)
-        plugged.save(out)
+    given = Delta.load(delta)
+    plugged = write_plugged(
+        out,
+        model,
+        given,
+        Record.load(record),
+        as_adapter=as_adapter,
+        prompt_decoder=prompt_decoder,
+        dtype=parse_dtype(dtype),
+        again=again,
+        late=late,
+    )
+    if isinstance(plugged, Plugged):
         form = "a peft adapter" if plugged.peft_config else "modules for offsite.load_plugged"
     else:
-        if not method.merges:
-            raise OffsiteError(
-                f"A delta of '{words}' cannot be merged into weights; add --as-adapter and "
-                "run it with offsite.load_plugged."
-            )
-        tuned = plug_in(full, given, private).to(kind or full.dtype)
-        processor = load_processor(model, manifest.task)
-        with new_folder(out) as partial:
-            with quiet():
-                tuned.save_pretrained(partial)
-            if processor is not None:
-                processor.save_pretrained(partial)
-            write_note(partial, manifest.id, full, tuned)
         form = "a plain transformers checkpoint"
-    with undone(out):  # no model outside the ledger
-        private.accept(manifest.parent, manifest.id, manifest.round).save(record)
+    manifest, words = given.manifest, method_text(given.manifest.method)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
     o.emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])
 

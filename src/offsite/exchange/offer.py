@@ -10,9 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import transformers
 from accelerate import init_empty_weights
@@ -46,6 +46,17 @@ PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\
 MAX_SHARD = "4GB"
 
 
+class Kept(Protocol):
+    """What stays with the owner of an offer: its record. The tuner's side knows no more of it."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it was saved; None if it was not."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it, beside what is there already."""
+
+
 @dataclass
 class Offer:
     """What the model owner ships.
@@ -55,23 +66,36 @@ class Offer:
         manifest: what it is; ``manifest.files`` and ``manifest.tensors`` are filled by ``save``.
         processor: tokenizer or image processor, or None.
         folder: where it was loaded from or saved to.
+        record: the owner's private record of an offer that was made here; None for a loaded one.
     """
 
     model: Any
     manifest: OfferManifest
     processor: Any = None
     folder: Path | None = None
-    _side_files: Any = field(default=None, repr=False)  # slow tokenizers copy theirs when saved
+    record: Kept | None = None
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, record: str | Path | None = None) -> None:
         """Write the offer; the folder appears complete or not at all.
 
+        No offer appears without its record: that is written first. Without it no delta of the offer
+        could be plugged.
+
+        Args:
+            folder: where to write the offer; must not exist.
+            record: where to write its private record, or to add it to the model's other offers. By
+                default the file where the record is, or else ``FOLDER.record.json``.
+
         Raises:
-            OffsiteError: the folder exists, or something in the model cannot travel.
+            OffsiteError: the folder exists, something in the model cannot travel, or the record
+                cannot be written there.
         """
+        folder = Path(folder)
         with new_folder(folder) as partial:
             self.manifest = write_offer(self, partial)
-        self.folder = Path(folder)
+            if self.record is not None and (record or self.record.path is None):
+                self.record.save(record or folder.with_name(f"{folder.name}.record.json"))
+        self.folder = folder
 
     @classmethod
     def load(
@@ -96,26 +120,27 @@ class Offer:
                 transformers has, with layers of the allow-list.
         """
         folder = Path(folder)
-        private = tempfile.TemporaryDirectory(prefix="offsite-")
-        inner = Path(private.name)
-        manifest, _, config, weights = vet_offer(folder, inner)
-        auto_class = task_auto_class(manifest.task)
-        processor = read_processor(inner, manifest, folder)
-        if before is not None:
-            before(processor, config)
-        hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
-        tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
-        if manifest.layers or manifest.shared:
-            model = build_special(config, manifest, auto_class, tensors)
-            model = model.to(dtype) if dtype else model
-        else:
-            model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
-        if (inner / "generation_config.json").is_file():
-            model.generation_config = transformers.GenerationConfig.from_pretrained(inner)
+        with tempfile.TemporaryDirectory(prefix="offsite-") as private:
+            inner = Path(private)
+            manifest, _, config, weights = vet_offer(folder, inner)
+            auto_class = task_auto_class(manifest.task)
+            processor = read_processor(inner, manifest, folder)
+            if before is not None:
+                before(processor, config)
+            hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
+            tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
+            if manifest.layers or manifest.shared:
+                model = build_special(config, manifest, auto_class, tensors)
+                model = model.to(dtype) if dtype else model
+            else:
+                model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
+            if (inner / "generation_config.json").is_file():
+                generation = transformers.GenerationConfig.from_pretrained(inner)
+                model.generation_config = generation
         if manifest.prompt_decoder:
             decoder = load_tensors([folder / DECODER], manifest.prompt_decoder, hashes)
             give_decoder(model, decoder)
-        return cls(model, manifest, processor, folder, private)
+        return cls(model, manifest, processor, folder)
 
 
 def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[str]]:

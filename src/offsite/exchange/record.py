@@ -1,8 +1,8 @@
 """The model owner's private record: what each offer of one model was made of.
 
 It is written beside an offer, never inside it. One file may hold several offers of the same model,
-because two offers with different kept blocks reveal their union. It is also the ledger that
-accepts one delta per offer and round.
+because two offers with different kept blocks reveal their union. It is also what the ledger
+(:mod:`offsite.exchange.ledger`) is kept in, which accepts one delta per offer and round.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Contract, Id, Reach, Sha256, now
@@ -30,6 +30,16 @@ class Accepted(BaseModel):
     at: datetime
 
 
+class Pending(BaseModel):
+    """A delta that is being plugged: what a killed process leaves behind, and where it wrote."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    delta: Id
+    round: int
+    out: str
+    at: datetime
+
+
 class OfferRecord(BaseModel):
     """What the owner must remember of one offer.
 
@@ -44,6 +54,8 @@ class OfferRecord(BaseModel):
             ``position.name``.
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
+        expires: when the offer stops being good; None for never.
+        pending: the delta that is being plugged, if a process was killed while it did that.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +76,8 @@ class OfferRecord(BaseModel):
     kept: dict[str, Kept] = {}
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
+    expires: datetime | None = None
+    pending: Pending | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def tuned(self, reach: Reach) -> dict[int, int]:
         """For each emulator block that a delta may tune, the block of the model it stands for."""
@@ -94,7 +108,8 @@ class OfferRecord(BaseModel):
                 "per offer and round is accepted, so make a new offer."
             )
         latest = max(self, other, key=lambda entry: entry.round)
-        return latest.model_copy(update={"accepted": accepted})
+        pending = self.pending or other.pending
+        return latest.model_copy(update={"accepted": accepted, "pending": pending})
 
 
 class Record(BaseModel):
@@ -110,6 +125,12 @@ class Record(BaseModel):
     middle_parameters: int
     model_bytes: int
     offers: tuple[OfferRecord, ...]
+    _path: Path | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was loaded from or saved to; None for one that is only in memory."""
+        return self._path
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
@@ -118,10 +139,14 @@ class Record(BaseModel):
         Raises:
             OffsiteError: missing file or another format.
         """
-        return parse(cls, read_json(path), path)
+        record: Record = parse(cls, read_json(path), path)
+        record._path = Path(path)
+        return record
 
     def save(self, path: str | Path) -> None:
         """Write the record; when ``path`` holds offers of the same model, add to them.
+
+        From then on the record knows its file, and :func:`offsite.plug` enters deltas there.
 
         Raises:
             OffsiteError: ``path`` is the record of another model, or accepted another delta.
@@ -137,8 +162,12 @@ class Record(BaseModel):
                 kept = {entry.offer: entry for entry in old.offers}
                 mine = {k: v.merge(kept[k]) if k in kept else v for k, v in offers.items()}
                 offers = kept | mine
-            record = self.model_copy(update={"offers": tuple(offers.values())})
-            write_file(path, record.model_dump_json(indent=1) + "\n", private=True)
+            self.model_copy(update={"offers": tuple(offers.values())}).write(path)
+        self._path = Path(path)
+
+    def write(self, path: str | Path) -> None:
+        """Put exactly this record into ``path``, which the caller has locked."""
+        write_file(path, self.model_dump_json(indent=1) + "\n", private=True)
 
     def find(self, offer: str) -> OfferRecord:
         """The record of one offer.
@@ -203,9 +232,13 @@ class Record(BaseModel):
     def accept(self, offer: str, delta: str, round: int) -> Record:
         """This record with the delta entered in the ledger."""
         entry = self.find(offer)
-        if any(a.delta == delta for a in entry.accepted):
-            return self
-        done = Accepted(delta=delta, round=round, at=now())
-        updated = entry.model_copy(update={"accepted": (*entry.accepted, done)})
-        offers = tuple(updated if e.offer == offer else e for e in self.offers)
+        accepted = entry.accepted
+        if all(known.delta != delta for known in accepted):
+            accepted = (*accepted, Accepted(delta=delta, round=round, at=now()))
+        return self.replaced(entry, accepted=accepted, pending=None)
+
+    def replaced(self, entry: OfferRecord, **changes: Any) -> Record:
+        """This record with one of its entries changed."""
+        changed = entry.model_copy(update=changes)
+        offers = tuple(changed if e.offer == entry.offer else e for e in self.offers)
         return self.model_copy(update={"offers": offers})

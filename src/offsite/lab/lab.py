@@ -34,7 +34,8 @@ from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import load_model, parse_dtype, pick_device
 from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.model.split import Adapter, Split, parse_adapter
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import merge_delta
 from offsite.tasks.task import Evaluation, Task
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
@@ -153,7 +154,7 @@ class Lab:
                 delta = Delta.load(delta.folder)  # type: ignore[arg-type]
             return {
                 "emulator_tuned": self.score(tuned.model),
-                "plug_in": self.score(plug(self.model, delta, record)),
+                "plug_in": self.score(merge_delta(self.model, delta, record)),
                 "bytes_delta": tuned.delta.bytes,
                 "trainable": tuned.trainable,
                 "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),

@@ -15,6 +15,7 @@ from offsite.codec import to_json
 from offsite.compress.step import Context, Step, compress, plan, recipe_identity
 from offsite.exchange.contract import make_contract
 from offsite.exchange.delta import Delta
+from offsite.exchange.ledger import Ledger
 from offsite.exchange.manifest import (
     OfferManifest,
     Reach,
@@ -36,7 +37,7 @@ from offsite.model.checkpoint import (
 )
 from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.model.stored import model_fingerprint
-from offsite.owner.plugging import attach_delta
+from offsite.owner.plugging import merge_delta
 from offsite.owner.reach import check_reach
 from offsite.owner.verbatim import verbatim_tensors
 from offsite.tasks.source import data_identity
@@ -169,6 +170,7 @@ def make_offer(
         verbatim_tensors=verbatim,
         prompt_decoder=decoder_hash(decoder) if decoder else None,
         kept={n: k for n, k in middle.kept.items() if int(n.split(".")[0]) in middle.positions},
+        expires=expires,
     )
     record = Record(
         fingerprint=cut.fingerprint,
@@ -179,7 +181,7 @@ def make_offer(
         model_bytes=cut.model_bytes,
         offers=(entry,),
     )
-    return Offer(emulator, manifest, processor), record
+    return Offer(emulator, manifest, processor, record=record), record
 
 
 @dataclass(frozen=True)
@@ -259,8 +261,14 @@ def plug(
     record: Record,
     *,
     prompt_decoder: Decoder | None = None,
+    again: bool = False,
+    late: bool = False,
 ) -> Any:
-    """Put a delta into the full model.
+    """Put a delta into the full model and enter it in the record's ledger.
+
+    A record that was loaded or saved accepts one delta per offer and round: the delta is entered in
+    its file, under a lock, once everything about it was checked and before the model is returned.
+    :func:`offsite.owner.writing.write_plugged` does the same with a folder, in one transaction.
 
     Args:
         model: the full model: folder, hub name, or in memory. One in memory keeps its weights and
@@ -268,6 +276,8 @@ def plug(
         delta: as loaded by :meth:`Delta.load`.
         record: the private record that was made with the offer.
         prompt_decoder: the one that was shipped, for an intrinsic prompt.
+        again: take a delta that was plugged before once more.
+        late: take a delta although its offer has expired.
 
     Returns:
         The tuned model, plain where the method merges and with its modules attached where it does
@@ -275,13 +285,12 @@ def plug(
         the model back bit for bit.
 
     Raises:
-        OffsiteError: another model, another offer, or a delta that breaks the return contract; all
-            of that is checked before a tensor of the delta is read, finiteness and norm after.
+        OffsiteError: another model, another offer, a delta that was plugged before, or one that
+            breaks the return contract; all of that is checked before a tensor of the delta is read,
+            finiteness and norm after.
     """
-    placed = attach_delta(model, delta, record, prompt_decoder)
-    method = placed.method
-    plugged = method.merge(placed.runner) if method.merges else placed.runner
-    dtype = next(placed.full.parameters()).dtype
-    for index in placed.blocks:
-        get_blocks(plugged)[index].to(dtype)
-    return plugged.eval()
+    ledger = Ledger(record, again=again, late=late)
+    ledger.check(delta.manifest)
+    tuned = merge_delta(model, delta, record, prompt_decoder=prompt_decoder)
+    with ledger.accepting(delta.manifest):
+        return tuned

@@ -25,7 +25,8 @@ from offsite.exchange.contract import (
     check_prompt_decoder,
 )
 from offsite.exchange.delta import HEAD, PEFT_CONFIG, PEFT_WEIGHTS, Delta
-from offsite.exchange.manifest import Sha256
+from offsite.exchange.ledger import APART, MERGED
+from offsite.exchange.manifest import Id, Sha256
 from offsite.exchange.prompt_decoder import Decoder, decoder_tensors, give_decoder
 from offsite.exchange.record import Record
 from offsite.files import new_folder, read_json, write_file
@@ -36,8 +37,8 @@ from offsite.model.stored import model_fingerprint
 from offsite.model.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
 from offsite.owner.reach import narrowed, widened
 
-MANIFEST, WEIGHTS = "plugged.json", "plugged.safetensors"
-TUNED = "offsite.json"  # beside a model that a delta was merged into: which, and what it changed
+MANIFEST, WEIGHTS = APART, "plugged.safetensors"
+TUNED = MERGED  # beside a model that a delta was merged into: which, and what it changed
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class PluggedManifest(BaseModel):
     tensors: dict[str, TensorEntry]
     head: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    delta: Id | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Plugged:
         fingerprint: of the full model.
         peft_config: the text of ``adapter_config.json`` where peft has the method.
         head: names of the tensors that are a classifier head; ``labels`` are its classes.
+        delta: the id of the delta; None where an older release did not note it.
     """
 
     method: Method
@@ -153,6 +156,7 @@ class Plugged:
     peft_config: str | None = None
     head: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    delta: str | None = None
 
     @property
     def own(self) -> dict[str, torch.Tensor]:
@@ -177,20 +181,25 @@ class Plugged:
             OffsiteError: the folder exists.
         """
         with new_folder(folder) as partial:
-            save_tensors(self.own, partial / (PEFT_WEIGHTS if self.peft_config else WEIGHTS))
-            if self.head:
-                save_tensors(self.head_values, partial / HEAD)
-            if self.peft_config:
-                write_file(partial / PEFT_CONFIG, self.peft_config)
-            manifest = PluggedManifest(
-                fingerprint=self.fingerprint,
-                method=to_json(self.method),
-                adapter=self.adapter,
-                tensors=describe(self.tensors),
-                head=self.head,
-                labels=self.labels,
-            )
-            write_file(partial / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+            self.fill(partial)
+
+    def fill(self, folder: Path) -> None:
+        """Write the files of :meth:`save` into an empty folder."""
+        save_tensors(self.own, folder / (PEFT_WEIGHTS if self.peft_config else WEIGHTS))
+        if self.head:
+            save_tensors(self.head_values, folder / HEAD)
+        if self.peft_config:
+            write_file(folder / PEFT_CONFIG, self.peft_config)
+        manifest = PluggedManifest(
+            fingerprint=self.fingerprint,
+            method=to_json(self.method),
+            adapter=self.adapter,
+            tensors=describe(self.tensors),
+            head=self.head,
+            labels=self.labels,
+            delta=self.delta,
+        )
+        write_file(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Plugged:
@@ -216,7 +225,29 @@ class Plugged:
             config.read_text(encoding="utf-8") if config.is_file() else None,
             manifest.head,
             manifest.labels,
+            manifest.delta,
         )
+
+
+def merge_delta(
+    model: str | Path | nn.Module,
+    delta: Delta,
+    record: Record,
+    *,
+    prompt_decoder: Decoder | None = None,
+) -> Any:
+    """The full model with a delta in it, for measurements: nothing is entered in the ledger.
+
+    Raises:
+        OffsiteError: see :func:`offsite.owner.offering.plug`.
+    """
+    placed = attach_delta(model, delta, record, prompt_decoder)
+    method = placed.method
+    plugged = method.merge(placed.runner) if method.merges else placed.runner
+    dtype = next(placed.full.parameters()).dtype
+    for index in placed.blocks:
+        get_blocks(plugged)[index].to(dtype)
+    return plugged.eval()
 
 
 def place(
@@ -226,7 +257,7 @@ def place(
     *,
     prompt_decoder: Decoder | None = None,
 ) -> Plugged:
-    """Check a delta like :func:`offsite.owner.offering.plug` and keep it apart from the model.
+    """Check a delta like :func:`merge_delta` and keep it apart from the model.
 
     An intrinsic prompt is kept as the plain prompt it decodes to, so serving needs no decoder.
 
@@ -239,7 +270,7 @@ def place(
         method, tensors = method.decoded(placed.runner)
     return Plugged(
         method, placed.blocks, tensors, record.fingerprint, method.peft_config(placed.runner),
-        manifest.head, manifest.labels,
+        manifest.head, manifest.labels, manifest.id,
     )  # fmt: skip
 
 

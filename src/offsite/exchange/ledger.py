@@ -1,0 +1,114 @@
+"""The ledger: one delta per offer and round is plugged, whoever plugs it and whatever is killed.
+
+It is kept in the record's file. A delta is entered as *pending*, the model gets its name, and the
+entry becomes *accepted*, all under one lock. A pending entry in the file is therefore the work of a
+process that died: it counts as accepted if the model stands where it was to be, else not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from offsite.errors import OffsiteError
+from offsite.exchange.manifest import DeltaManifest, now
+from offsite.exchange.record import OfferRecord, Pending, Record
+from offsite.files import locked, read_json
+
+MERGED, APART = "offsite.json", "plugged.json"  # files of a plugged model that name its delta
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of a record.
+
+    Attributes:
+        record: as it was loaded or saved. One that never was has no file, so it is only read.
+        again: take a delta that was plugged before once more.
+        late: take a delta although its offer has expired.
+    """
+
+    record: Record
+    again: bool = False
+    late: bool = False
+
+    def check(self, delta: DeltaManifest) -> Record:
+        """Refuse a delta that the ledger would not take; returns the record as it is now.
+
+        Raises:
+            OffsiteError: plugged before, a second one for its round, or of an expired offer.
+        """
+        record = self.record if self.record.path is None else Record.load(self.record.path)
+        record = settled(record)
+        check_expiry(record.find(delta.parent), late=self.late)
+        record.check_fresh(delta.parent, delta.id, delta.round, again=self.again)
+        return record
+
+    @contextmanager
+    def accepting(self, delta: DeltaManifest, out: Path | None = None) -> Iterator[None]:
+        """Check a delta again, run the block that names the model, and enter the delta.
+
+        Args:
+            delta: what is plugged.
+            out: the folder that the block renames into place; None for a model in memory.
+
+        Raises:
+            OffsiteError: see :meth:`check`; another process was faster.
+        """
+        path = self.record.path
+        if path is None:
+            yield
+            return
+        with locked(path):
+            before = self.check(delta)
+            if out is not None:
+                where = str(out.absolute())
+                note = Pending(delta=delta.id, round=delta.round, out=where, at=now())
+                before.replaced(before.find(delta.parent), pending=note).write(path)
+            try:
+                yield
+            except BaseException:
+                with suppress(OffsiteError):  # the pending entry says as much
+                    settled(Record.load(path)).write(path)
+                raise
+            before.accept(delta.parent, delta.id, delta.round).write(path)
+
+
+def check_expiry(entry: OfferRecord, *, late: bool = False) -> None:
+    """Refuse the answer to an offer that has expired, unless it may be ``late``.
+
+    Raises:
+        OffsiteError: with the date.
+    """
+    if entry.expires is not None and entry.expires < now() and not late:
+        raise OffsiteError(
+            f"The offer {entry.offer[:8]}... expired at {entry.expires.isoformat()}; make a new "
+            "offer, or pass --late to take this delta all the same."
+        )
+
+
+def settled(record: Record) -> Record:
+    """The record with every pending entry decided by what stands on the disk."""
+    for entry in record.offers:
+        if (left := entry.pending) is None:
+            continue
+        if holds(Path(left.out), left.delta):
+            record = record.accept(entry.offer, left.delta, left.round)
+        else:
+            record = record.replaced(entry, pending=None)
+    return record
+
+
+def holds(folder: Path, delta: str) -> bool:
+    """Whether a folder is a plugged model that says it holds the delta of this id."""
+    for path in (folder / MERGED, folder / APART):
+        if path.is_file():
+            try:
+                note = read_json(path)
+            except OffsiteError:
+                continue
+            if isinstance(note, dict) and note.get("delta") == delta:
+                return True
+    return False

@@ -1,0 +1,79 @@
+"""A plugged model as a folder and its entry in the ledger: both, or neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from offsite.deltas import method_text, parse_method
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta
+from offsite.exchange.ledger import Ledger
+from offsite.exchange.offer import load_processor
+from offsite.exchange.prompt_decoder import Decoder
+from offsite.exchange.record import Record
+from offsite.files import check_free, new_folder
+from offsite.model.checkpoint import load_model, quiet
+from offsite.owner.plugging import Plugged, merge_delta, place, write_note
+
+
+def write_plugged(
+    out: str | Path,
+    model: str | Path,
+    delta: Delta,
+    record: Record,
+    *,
+    as_adapter: bool = False,
+    prompt_decoder: Decoder | None = None,
+    dtype: torch.dtype | None = None,
+    again: bool = False,
+    late: bool = False,
+) -> Plugged | nn.Module:
+    """Plug a delta and write the result; the folder and the ledger's entry appear together.
+
+    A kill at any moment leaves either no folder and no entry, or the folder and an entry.
+
+    Args:
+        out: folder to write; must not exist.
+        model: folder or hub name of the full model.
+        delta: as loaded by :meth:`Delta.load`.
+        record: the private record, as loaded by :meth:`Record.load`.
+        as_adapter: keep the delta apart from the model instead of merging it.
+        prompt_decoder: the one that was shipped, for an intrinsic prompt.
+        dtype: dtype of a merged model; None for that of its checkpoint.
+        again: take a delta that was plugged before once more.
+        late: take a delta although its offer has expired.
+
+    Returns:
+        What was written: the tuned model, or the delta in its place.
+
+    Raises:
+        OffsiteError: see :func:`offsite.owner.offering.plug`; the folder exists, or the method of
+            the delta cannot be merged.
+    """
+    out, manifest = Path(out), delta.manifest
+    check_free(out)
+    ledger = Ledger(record, again=again, late=late)
+    ledger.check(manifest)
+    if not as_adapter and not parse_method(manifest.method).merges:
+        raise OffsiteError(
+            f"A delta of '{method_text(manifest.method)}' cannot be merged into weights; add "
+            "--as-adapter and run it with offsite.load_plugged."
+        )
+    full = load_model(model, record.auto_class)  # as the record knows it
+    if as_adapter:
+        plugged = place(full, delta, record, prompt_decoder=prompt_decoder)
+        with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
+            plugged.fill(partial)
+        return plugged
+    tuned = merge_delta(full, delta, record, prompt_decoder=prompt_decoder).to(dtype or full.dtype)
+    processor = load_processor(model, manifest.task)
+    with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
+        with quiet():
+            tuned.save_pretrained(partial)
+        if processor is not None:
+            processor.save_pretrained(partial)
+        write_note(partial, manifest.id, full, tuned)
+    return tuned  # type: ignore[no-any-return]
