@@ -18,8 +18,8 @@ from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
-from offsite.owner.plugging import Plugged, place
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import Plugged, merge_delta, place
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
@@ -66,7 +66,7 @@ def test_through_an_offer_and_back(
     model, record, offer, tuned, delta = exchange(name, tmp_path, tokenizer, text_file, dtype)
     method, batch = METHOD_CASES[name], inputs_for(model)
     before = output_of(model, batch)
-    plugged = plug(model, delta, record)
+    plugged = merge_delta(model, delta, record)
     assert torch.equal(output_of(model, batch), before), "the owner's model must not change"
     after = output_of(plugged, batch)
     assert after.dtype == dtype and not torch.equal(after, before)
@@ -87,7 +87,7 @@ def test_through_an_offer_and_back(
         plain = to_tensors(delta, offer)
         assert plain.manifest.method["kind"] == "full"
         plain.save(tmp_path / "plain")
-        other = dict(plug(model, Delta.load(tmp_path / "plain"), record).named_parameters())
+        other = dict(merge_delta(model, Delta.load(tmp_path / "plain"), record).named_parameters())
         for key, value in plugged.named_parameters():
             assert torch.equal(value, other[key]), key
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import transformers
-from accelerate import init_empty_weights
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import (
@@ -26,6 +25,7 @@ from offsite.exchange.manifest import (
     write_manifest,
 )
 from offsite.exchange.prompt_decoder import DECODER, decoder_tensors, give_decoder
+from offsite.exchange.special import build_special, unique_tensors
 from offsite.exchange.vetting import (
     SPECIAL,
     scrub,
@@ -38,7 +38,6 @@ from offsite.exchange.vetting import (
 )
 from offsite.files import new_folder
 from offsite.model import layers
-from offsite.model.blocks import block_path
 from offsite.model.checkpoint import build_skeleton, fill_model, load_config, quiet
 from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
 
@@ -276,42 +275,3 @@ def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> No
             f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "
             "saved and loaded; convert it to a tokenizer.json that does, and make the offer again."
         )
-
-
-def unique_tensors(model: Any, shared: dict[int, int]) -> dict[str, Any]:
-    """The state of a model with tied and shared tensors once, under their first name."""
-    path, seen, tensors = block_path(model), set(), {}
-    prefixes = tuple(f"{path}.{index}." for index in shared)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen and not (prefixes and name.startswith(prefixes)):
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach()
-    return tensors
-
-
-def build_special(
-    config: Any, manifest: OfferManifest, auto_class: str, tensors: dict[str, Any]
-) -> Any:
-    """Build the family's model, put allow-listed layers in, and fill every tensor.
-
-    Parameters exist on the meta device until they are filled, so a layer that is replaced costs
-    nothing.
-
-    Raises:
-        OffsiteError: the tensors do not fill the model exactly.
-    """
-    with quiet(), init_empty_weights(include_buffers=False):
-        model = getattr(transformers, auto_class).from_config(config)
-    layers.rebuild(model, manifest.layers)
-    try:
-        _, extra = model.load_state_dict(tensors, strict=False, assign=True)
-        layers.share(model, manifest.shared)
-    except (RuntimeError, AttributeError) as error:
-        raise OffsiteError("The tensors of the offer do not fit its layers.") from error
-    model.tie_weights()
-    empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
-    if odd := [*empty, *extra]:
-        raise OffsiteError(
-            f"The tensors of the offer do not fill its model; the first odd one is '{odd[0]}'."
-        )
-    return model.eval()
