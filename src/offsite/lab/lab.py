@@ -227,8 +227,7 @@ class Lab:
         )  # fmt: skip
         if self.exchange is not None:
             folder = self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}"
-            made.save(folder)
-            record.save(f"{folder}.record.json")
+            made.save(folder)  # and its record
             made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
         return made, record
 
