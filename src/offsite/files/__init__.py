@@ -9,8 +9,10 @@ from offsite.files.reading import read_json as read_json
 from offsite.files.reading import sha256_file as sha256_file
 from offsite.files.reading import shown as shown
 from offsite.files.writing import check_free as check_free
+from offsite.files.writing import disk_full as disk_full
 from offsite.files.writing import locked as locked
 from offsite.files.writing import new_folder as new_folder
+from offsite.files.writing import occupied as occupied
 from offsite.files.writing import sync as sync
 from offsite.files.writing import write_file as write_file
 from offsite.files.writing import writing as writing

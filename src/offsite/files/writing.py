@@ -176,12 +176,8 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(target: Path, left: str = "nothing was left behind") -> Iterator[None]:
+def writing(target: Path) -> Iterator[None]:
     """Turn what the system says while writing ``target`` (disk full, no rights) into one error.
-
-    Args:
-        target: what is written.
-        left: what the message says about the state that remains.
 
     Raises:
         OffsiteError: the block raised ``OSError``, or what torch and safetensors raise for it.
@@ -189,21 +185,49 @@ def writing(target: Path, left: str = "nothing was left behind") -> Iterator[Non
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        full = number in FULL or any(words in str(error) for words in FULL_WORDS)
+        number, full = getattr(error, "errno", None), disk_full(error)
         if isinstance(error, RuntimeError) and not full:
             raise
         reason = "the disk is full" if full else os.strerror(number) if number else "writing failed"
         raise OffsiteError(
-            f"Cannot write '{target}': {reason}; {left}, so "
+            f"Cannot write '{target}': {reason}; nothing was left behind, so "
             f"{'free some space' if full else 'name another path'} and run it again."
         ) from error
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception of the system, of safetensors or of torch says that the disk is full."""
+    number = getattr(error, "errno", None)
+    return number in FULL or any(words in str(error) for words in FULL_WORDS)
 
 
 def check_free(target: str | Path, *, overwrite: bool = False) -> None:
     """Refuse an output path that exists, before any work is done for it."""
     if os.path.lexists(target) and not overwrite:
         raise OffsiteError(f"The output '{target}' exists already; name another path or remove it.")
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, as long as the block or the process lives.
+
+    Raises:
+        OffsiteError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OffsiteError(
+                f"Another process is at work in '{folder}'; wait until it has ended, or name "
+                "another output."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

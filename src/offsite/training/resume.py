@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from offsite.errors import OffsiteError
-from offsite.files import read_json, write_file
+from offsite.files import occupied, read_json, write_file, writing
 from offsite.training.identity import Identity
 
 RUN = "run.json"  # what the run was asked to do
@@ -37,7 +38,9 @@ def work_folder(out: Path, resume: bool) -> Path:
 
 def begun(work: Path) -> bool:
     """Whether a folder holds more than the note of what was asked."""
-    return work.is_dir() and any(path.name != RUN for path in work.iterdir())
+    return work.is_dir() and any(
+        path.name != RUN and path.suffix != ".partial" for path in work.iterdir()
+    )
 
 
 def finish_work(work: Path | None) -> None:
@@ -57,19 +60,29 @@ def same_run(work: Path | None, run: Callable[[], Identity], resume: bool) -> It
         work: the folder of the run; without one ``run`` is not asked, which may read all data.
         run: gives what the run was asked to do.
 
-    A run that fails before there is anything to resume leaves no note either.
+    The folder is the present user's alone (mode 0700), and one process at a time works in it. A run
+    that fails before there is anything to resume leaves no note either.
 
     Raises:
-        OffsiteError: no run was noted, or another than this.
+        OffsiteError: no run was noted, or another than this; another process is at work there.
         Interrupted: Ctrl-C when there was something to resume.
     """
     if work is None:
         yield
         return
+    if resume and not (work / RUN).is_file():
+        raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
     asked = run()
+    with writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+        work.chmod(0o700)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, which share it
+    with occupied(work) if first else nullcontext():
+        yield from _noted(work, asked, resume)
+
+
+def _noted(work: Path, asked: Identity, resume: bool) -> Iterator[None]:
     if resume:
-        if not (work / RUN).is_file():
-            raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
         before = read_json(work / RUN)
         noted = Identity(before if isinstance(before, dict) else {})
         if changed := asked.difference(noted):

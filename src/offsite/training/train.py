@@ -25,10 +25,10 @@ from transformers import (
 )
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from offsite.errors import OffsiteError
 from offsite.model.checkpoint import accelerator
+from offsite.training.checkpoints import Sealing, newest_checkpoint, saving
 from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
 from offsite.training.watch import Watch
@@ -106,19 +106,19 @@ def train(
         rates: parameters that learn at another rate than ``options.lr``, and which.
         eval_data: evaluated now and then with ``loss`` (for curves and early stopping).
         work: folder for resumable checkpoints and tracker logs; None keeps nothing.
-        resume: continue from the last checkpoint in ``work``; on CPU the final weights are then
-            bit-equal to those of an uninterrupted run.
+        resume: continue from the newest checkpoint in ``work`` that verifies, or from the start; on
+            CPU the final weights are then bit-equal to those of an uninterrupted run.
 
     Raises:
         OffsiteError: nothing to train, or nothing to resume.
-        Interrupted: Ctrl-C; a checkpoint is in ``work``.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint is in ``work``.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise OffsiteError("There is nothing to train: no parameter requires gradients.")
     if options.patience and eval_data is None:
         raise OffsiteError("Early stopping needs evaluation data; give it with --eval-data.")
-    checkpoint = get_last_checkpoint(str(work)) if work and resume and work.is_dir() else None
-    if resume and checkpoint is None:
+    checkpoint = newest_checkpoint(work) if work and resume and work.is_dir() else None
+    if resume and (work is None or not work.is_dir()):
         raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
     batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
     each = math.ceil(math.ceil(len(data) / batch) / options.accumulate)  # type: ignore[arg-type]
@@ -139,10 +139,12 @@ def train(
             _own_rate(trainer, list(parameters), lr)
         watch = Watch(text, work is not None)
         trainer.add_callback(watch)
+        trainer.add_callback(Sealing())
         level = logging.getLogger("transformers").level
         logging.getLogger("transformers").setLevel(logging.ERROR)
         try:
-            result = trainer.train(resume_from_checkpoint=checkpoint)
+            with saving(work):
+                result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finally:
             logging.getLogger("transformers").setLevel(level)
             watch.close()

@@ -1,4 +1,4 @@
-"""What a user sees of a training run, and how a first Ctrl-C ends it."""
+"""What a user sees of a training run, and how a first Ctrl-C or SIGTERM ends it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers import TrainerCallback
 
 
 class Watch(TrainerCallback):
-    """A progress bar on standard error, and a first Ctrl-C that saves before it stops."""
+    """A progress bar on standard error; a first Ctrl-C or SIGTERM saves before it stops."""
 
     def __init__(self, text: str, can_save: bool) -> None:
         self.text, self.can_save, self.interrupted = text, can_save, False
         self.bar: Any = None
-        self.previous: Any = None
+        self.previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(
@@ -23,13 +23,18 @@ class Watch(TrainerCallback):
         )
         if self.can_save:
             try:
-                self.previous = signal.signal(signal.SIGINT, self._interrupt)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    self.previous[number] = signal.signal(number, self._interrupt)
             except ValueError:  # not in the main thread: Ctrl-C stays what it is
                 self.can_save = False
 
     def _interrupt(self, *args: Any) -> None:
         self.interrupted = True
-        signal.signal(signal.SIGINT, self.previous)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
@@ -44,5 +49,5 @@ class Watch(TrainerCallback):
         """Put the signal handler and the screen back."""
         if self.bar is not None:
             self.bar.close()
-        if self.can_save and self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
+        if self.can_save:
+            self._restore()

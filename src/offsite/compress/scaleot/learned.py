@@ -113,11 +113,13 @@ def write_state(work: Path, state: State) -> None:
 def read_state(context: Context, state: State) -> None:
     """Continue from the state in the context's work folder, in place.
 
+    Nothing happens where a run was killed before it wrote any: it starts from the beginning.
+
     Raises:
-        OffsiteError: there is none, or it is damaged.
+        OffsiteError: the state is damaged.
     """
     if context.work is None or not (context.work / STATE).is_dir():
-        raise OffsiteError(f"There is nothing to resume in '{context.work}'; run without --resume.")
+        return
     folder = context.work / STATE
     meta: _StateMeta = parse(_StateMeta, read_json(folder / META), folder / META)
     tensors = load_tensors([folder / WEIGHTS])
