@@ -35,6 +35,14 @@ def tune(
     task: Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")] = None,
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
+    dp_epsilon: Annotated[
+        float | None,
+        typer.Option(help="Tune with differential privacy (DP-SGD) and spend this epsilon."),
+    ] = None,
+    dp_delta: Annotated[
+        float, typer.Option(help="Its delta; below one over the number of examples.")
+    ] = 1e-5,
+    dp_clip: Annotated[float, typer.Option(help="Its largest gradient norm of one example.")] = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     dtype: o.Dtype = None,
     device: o.Device = None,
@@ -54,6 +62,7 @@ def tune(
     from offsite.model.checkpoint import parse_dtype
     from offsite.scores.scores import settings_of
     from offsite.tasks import check_data, load_task
+    from offsite.training.dp import PrivacyBudget
     from offsite.training.resume import finish_work, work_folder
     from offsite.tuner.tuning import run_tune
 
@@ -83,6 +92,7 @@ def tune(
         reach=parse_reach(reach),
         device=device,
         dtype=parse_dtype(dtype) or torch.float32,
+        budget=None if dp_epsilon is None else PrivacyBudget(dp_epsilon, dp_delta, dp_clip),
         work=work,
         resume=resume,
     )
@@ -111,6 +121,12 @@ def tune(
         f"{tuned.history.seconds:.0f} s, mean loss {tuned.history.loss:.4f}",
         f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
     ]
+    if manifest.dp is not None:
+        result["dp"] = manifest.dp.model_dump()
+        lines.append(
+            f"  privacy      epsilon {manifest.dp.epsilon:.3g}, delta {manifest.dp.delta:g} for "
+            f"each example (noise {manifest.dp.noise_multiplier:.2f} from {manifest.dp.noise})"
+        )
     if tuned.evaluation is not None and eval_data is not None:
         result |= settings_of(kind, eval_data, tuned.evaluation.count)
         result |= {

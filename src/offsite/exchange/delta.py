@@ -31,6 +31,7 @@ from offsite.exchange.manifest import (
 )
 from offsite.files import new_folder, read_json, shown, write_file
 from offsite.model.tensors import TensorEntry, check_finite, describe, load_tensors, save_tensors
+from offsite.training.guarantee import Guarantee
 
 WEIGHTS, HEAD = "delta.safetensors", "head.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG, README = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -210,6 +211,7 @@ def new_delta(
     head: Sequence[str] = (),
     labels: Sequence[str] = (),
     reach: Reach = "adapter",
+    dp: Guarantee | None = None,
 ) -> Delta:
     """A delta that answers ``offer``; ``head`` names the tensors that are a classifier head."""
     manifest = DeltaManifest(
@@ -230,6 +232,7 @@ def new_delta(
         head=tuple(head),
         labels=tuple(labels),
         reach=reach,
+        dp=dp,
     )
     return Delta(tensors, manifest, peft_config=peft_config and scrub_peft(peft_config))
 

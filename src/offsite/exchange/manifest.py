@@ -22,6 +22,7 @@ from offsite.errors import OffsiteError
 from offsite.files import folder_files, open_regular, read_json, sha256_file, shown, write_file
 from offsite.model.layers import Spec
 from offsite.model.tensors import NAME, TensorEntry, parse
+from offsite.training.guarantee import Guarantee
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -154,7 +155,8 @@ class DeltaManifest(Manifest):
 
     ``method`` may hold others, which hold none: a combination. ``head`` names the tensors of a
     classifier head, which travels whole; ``labels`` its classes. ``reach`` is ``all`` for a delta
-    that tunes every block of the emulator.
+    that tunes every block of the emulator. ``dp`` is the differential privacy that the tuner claims
+    for the examples of its data, if any; nobody else can check it.
     """
 
     kind: Literal["delta"] = "delta"
@@ -167,6 +169,7 @@ class DeltaManifest(Manifest):
     head: tuple[TensorName, ...] = ()
     labels: Annotated[tuple[Word, ...], Field(max_length=MAX_LABELS)] = ()
     reach: AdapterOnly = "adapter"
+    dp: Annotated[Guarantee | None, Field(exclude_if=lambda dp: dp is None)] = None
 
 
 Kind = TypeVar("Kind", OfferManifest, DeltaManifest)

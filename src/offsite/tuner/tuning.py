@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from offsite.model.tensors import DTYPES, describe
 from offsite.tasks.source import data_identity
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
+from offsite.training.dp import PrivacyBudget, train_dp
+from offsite.training.guarantee import Guarantee
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
 from offsite.training.resume import same_run
@@ -60,13 +62,14 @@ def tune(
     reach: Reach = "adapter",
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    budget: PrivacyBudget | None = None,
     work: Path | None = None,
     resume: bool = False,
 ) -> Delta:
     """Tune the adapter of ``offer`` on ``data`` and return the delta; see :func:`run_tune`."""
     return run_tune(
         offer, data, method, options=options, eval_data=eval_data, task=task, reach=reach,
-        device=device, dtype=dtype, work=work, resume=resume,
+        device=device, dtype=dtype, budget=budget, work=work, resume=resume,
     ).delta  # fmt: skip
 
 
@@ -81,6 +84,7 @@ def run_tune(
     reach: Reach = "adapter",
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    budget: PrivacyBudget | None = None,
     work: Path | None = None,
     resume: bool = False,
 ) -> Tuned:
@@ -95,6 +99,8 @@ def run_tune(
         reach: ``all`` tunes every block of the emulator, where the offer allows it and the method
             adds to weights (lora without dora); by default only the adapter blocks.
         dtype: dtype of the weights while tuning.
+        budget: tune with differential privacy within this budget; every example of ``data`` is
+            then a row of its own, and such a run cannot be resumed. None tunes without it.
         work, resume: see :func:`offsite.training.train.train`.
 
     Raises:
@@ -102,13 +108,14 @@ def run_tune(
             reach that the offer or the method does not allow.
     """
     method, task = method or Full(), task or CausalText()
+    rows_of = task if budget is None else one_example_a_row(task, resume)
     check_usable(offer, task)
     asked = options or TrainOptions()
     options = with_lr(asked, method.lr)
     device = pick_device(None if device is None else str(device))
     blocks = tuned_blocks(offer, method, reach)
     model = private_copy(offer, dtype)
-    rows = _rows(task, data, offer, model, train=True)
+    rows = _rows(rows_of, data, offer, model, train=True)
     check_labels(labels := getattr(rows, "labels", ()))
     give_head(model, labels)
     eval_rows = _rows(task, eval_data, offer, model, train=False)
@@ -134,14 +141,21 @@ def run_tune(
             options=options.identity(),
         )
 
+    dp: Guarantee | None = None
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     origin = next(offer.model.parameters()).device
     try:
-        with same_run(work, run, resume):
-            history = train(
-                runner, rows, loss=task.loss, collate=task.collate, options=options, rates=rates,
-                device=device, eval_data=eval_rows, work=work, resume=resume,
-            )  # fmt: skip
+        with same_run(None if budget else work, run, resume):
+            if budget is None:
+                history = train(
+                    runner, rows, loss=task.loss, collate=task.collate, options=options,
+                    rates=rates, device=device, eval_data=eval_rows, work=work, resume=resume,
+                )  # fmt: skip
+            else:
+                history, dp = train_dp(
+                    runner, rows, loss=task.loss, collate=task.collate, options=options,
+                    budget=budget, rates=rates, device=device,
+                )  # fmt: skip
         for parameter in head.values():
             parameter.requires_grad_(False)  # it is no part of the method's own tensors
         tensors = rounded(method.tensors(runner), offer)
@@ -160,6 +174,7 @@ def run_tune(
         head=tuple(new),
         labels=labels_of(model) if new else (),
         reach=reach,
+        dp=dp,
     )
     return Tuned(delta, runner, history, evaluation, trainable)
 
@@ -183,6 +198,20 @@ def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
             "without dora, or leave out --reach all."
         )
     return tuple(range(len(get_blocks(offer.model))))
+
+
+def one_example_a_row(task: Task, resume: bool) -> Task:
+    """The task with rows that differential privacy can count.
+
+    Raises:
+        OffsiteError: a run that is to be resumed.
+    """
+    if resume:
+        raise OffsiteError(
+            "A run with differential privacy is not saved on its way, so it cannot be resumed; run "
+            "it again without --resume."
+        )
+    return replace(task, packed=False) if isinstance(task, CausalText) else task
 
 
 def fits_contract(method: Method, runner: nn.Module, offer: Offer) -> None:

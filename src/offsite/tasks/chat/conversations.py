@@ -56,7 +56,7 @@ class Chat(CausalText):
             raise OffsiteError("The model has no tokenizer, so chats cannot be read for it.")
         length = window(self.max_length, getattr(model, "config", None))
         rows = [encode_chat(m, processor, length, where) for m, where in self.read(source)]
-        return pack_ids(rows, length, together=restarts(model))  # type: ignore[return-value]
+        return pack_ids(rows, length, together=self.packed and restarts(model))  # type: ignore[return-value]
 
 
 def read_messages(row: Row) -> list[dict[str, str]]:

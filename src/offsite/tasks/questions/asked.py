@@ -98,7 +98,8 @@ class Questions(CausalText, ABC):
         limit, length = context_length(processor, config), window(self.max_length, config)
         encoded = [self.encode(question, processor, limit) for question in self.read(source)]
         pairs = [(prompt, answer) for _, prompt, answer in encoded]
-        rows = pack_ids(training_rows(pairs, processor, length), length, together=restarts(model))
+        together = self.packed and restarts(model)
+        rows = pack_ids(training_rows(pairs, processor, length), length, together=together)
         return Asked(rows, [question for question, _, _ in encoded], processor)
 
 

@@ -28,9 +28,15 @@ class CausalText:
 
     Plain text is one stream cut into windows without padding. A completion is trained on without
     its prompt; whole examples share a window where the model keeps packed examples apart.
+
+    Attributes:
+        max_length: tokens of a row.
+        packed: whether a row may hold several examples. Without it every line of a ``.jsonl`` is
+            one row, cut to ``max_length``, as differential privacy needs it.
     """
 
     max_length: int = 512
+    packed: bool = True
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     higher_is_better: ClassVar[bool] = False
@@ -57,9 +63,11 @@ class CausalText:
             raise OffsiteError("The model has no tokenizer, so text cannot be read for it.")
         length = window(self.max_length, getattr(model, "config", None))
         documents = read_documents(Path(source))
+        if isinstance(documents[0], str) and not self.packed:
+            return single(documents, processor, length)  # type: ignore
         if isinstance(documents[0], str):
             return stream(documents, processor, length, source)  # type: ignore
-        return pack(documents, processor, length, together=restarts(model))  # type: ignore
+        return pack(documents, processor, length, together=self.packed and restarts(model))  # type: ignore
 
     def check(self, source: str | Path, processor: Any = None, config: Any = None) -> int:
         """Read a data file without any model and return the number of its documents."""
@@ -218,6 +226,13 @@ def stream(
     length = min(length, len(ids))
     windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     return [{"input_ids": window, "labels": window} for window in windows]
+
+
+def single(documents: Sequence[str], processor: Any, length: int) -> list[dict[str, torch.Tensor]]:
+    """One row a document: its first ``length`` tokens, with an end of text where there is room."""
+    end = [] if processor.eos_token_id is None else [processor.eos_token_id]
+    rows = [torch.tensor((encode(processor, text) + end)[:length]) for text in documents]
+    return [{"input_ids": row, "labels": row} for row in rows if len(row) > 1]
 
 
 def pack(
