@@ -67,7 +67,8 @@ def cost(model: Any, blocks: Sequence[int], text: str, batch: int, length: int) 
     device = pick_device(None)
     method = parse_method(method_json(text))
     torch.manual_seed(0)
-    runner = method.attach(copy.deepcopy(model).to(device), blocks)
+    attached = method.attach(copy.deepcopy(model).to(device), blocks)
+    runner = attached.model
     trained = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     tokens = torch.randint(0, VOCABULARY, (batch * STEPS, length))
     rows: Any = [{"input_ids": row, "labels": row} for row in tokens]
@@ -83,7 +84,7 @@ def cost(model: Any, blocks: Sequence[int], text: str, batch: int, length: int) 
     run(WARM)
     with measured(device) as peak:
         seconds = run(STEPS)
-    travel = sum(tensor.nbytes for tensor in method.tensors(runner).values())
+    travel = sum(tensor.nbytes for tensor in attached.tensors().values())
     return {"seconds": seconds, "memory": peak["memory"], "trained": trained, "bytes": travel}
 
 

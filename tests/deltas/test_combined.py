@@ -76,7 +76,7 @@ def test_each_method_learns_at_its_own_rate(
 
 def test_a_bottleneck_stands_behind_the_new_weights() -> None:
     model = small_model("llama")
-    runner: Any = BOTH.attach(model, (0,)).eval()
+    runner: Any = BOTH.attach(model, (0,)).model.eval()
     layer = runner.model.layers[0].mlp.down_proj
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
@@ -106,7 +106,7 @@ def test_what_cannot_stand_together_is_refused(methods: Any, message: str) -> No
 
 
 def test_two_methods_cannot_tune_the_same_numbers() -> None:
-    with pytest.raises(OffsiteError, match="'full' and 'bitfit' tune the same numbers"):
+    with pytest.raises(OffsiteError, match="'full' and 'bitfit' tune the same parameters"):
         Combined((Full(), BitFit())).attach(small_model("llama"), (0, 1))
 
 

@@ -70,7 +70,7 @@ def test_through_an_offer_and_back(
     assert torch.equal(output_of(model, batch), before), "the owner's model must not change"
     after = output_of(plugged, batch)
     assert after.dtype == dtype and not torch.equal(after, before)
-    inner = method.merge(tuned.model) if method.merges else tuned.model
+    inner = tuned.attached.merge() if method.merges else tuned.model
     for mine, theirs in zip(offer.manifest.adapter, (0, 1, 5), strict=True):
         state = get_blocks(inner)[mine].to(dtype).state_dict()
         for key, value in get_blocks(plugged)[theirs].state_dict().items():

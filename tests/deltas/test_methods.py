@@ -25,7 +25,6 @@ from tests.support.methods import (
     PAIRS,
     REFUSED,
     disturb,
-    plain_of,
     small_model,
 )
 from tests.support.models import inputs_for, language_model, output_of
@@ -42,7 +41,7 @@ def test_untrained_changes_nothing(name: str, family: str) -> None:
     method, model = METHOD_CASES[name], small_model(family)
     batch = inputs_for(model)
     before = output_of(model, batch)
-    after = output_of(method.attach(model, ADAPTER).eval(), batch)
+    after = output_of(method.attach(model, ADAPTER).model.eval(), batch)
     if name in NOT_AT_ZERO:
         assert after.shape == before.shape and not torch.equal(after, before)
     elif name == "lora-dora":
@@ -58,23 +57,24 @@ def test_numbers_move_to_another_model_and_back_from_disk(
     method, model = METHOD_CASES[name], small_model(family)
     batch = inputs_for(model)
     plain = output_of(model, batch)
-    runner = method.attach(model, ADAPTER).eval()
+    attached = method.attach(model, ADAPTER)
+    runner = attached.model.eval()
     disturb(runner)
-    tensors = {key: value.clone() for key, value in method.tensors(runner).items()}
+    tensors = {key: value.clone() for key, value in attached.tensors().items()}
     save_tensors(tensors, tmp_path / "delta.safetensors")
     loaded = load_tensors([tmp_path / "delta.safetensors"], describe(tensors))
     for key, value in tensors.items():
         assert torch.equal(loaded[key], value)
-    method.load(runner, tensors)
+    attached.load(tensors)
     there = output_of(runner, batch)
     assert not torch.equal(there, plain), "training must reach the output"
     again = parse_method(to_json(method))
     assert again == method
-    other = again.attach(small_model(family), ADAPTER).eval()
-    check_entries(describe(loaded), again.expected(other, describe(loaded)))
-    again.load(other, loaded)
-    assert torch.equal(output_of(other, batch), there)
-    for key, value in again.tensors(other).items():
+    other = again.attach(small_model(family), ADAPTER)
+    check_entries(describe(loaded), other.expected(describe(loaded)))
+    other.load(loaded)
+    assert torch.equal(output_of(other.model.eval(), batch), there)
+    for key, value in other.tensors().items():
         assert torch.equal(value, tensors[key])
 
 
@@ -82,15 +82,15 @@ def test_numbers_move_to_another_model_and_back_from_disk(
 def test_only_adapter_blocks_change(name: str, family: str) -> None:
     method, model = METHOD_CASES[name], small_model(family)
     before, path = clones(model), block_path(model)
-    runner = method.attach(model, ADAPTER)
-    for parameter, value in runner.named_parameters():
+    attached = method.attach(model, ADAPTER)
+    for parameter, value in attached.model.named_parameters():
         if value.requires_grad:
             assert block_of(parameter, path) in (None, *ADAPTER)
-    for key in method.tensors(runner):
+    for key in attached.tensors():
         assert block_of(key, path) in (None, *ADAPTER)
-    disturb(runner)
-    method.load(runner, method.tensors(runner))
-    parts, plain = getattr(method, "methods", (method,)), plain_of(method, runner)
+    disturb(attached.model)
+    attached.load(attached.tensors())
+    parts, plain = getattr(method, "methods", (method,)), attached.detach()
     after = dict(plain.state_dict())
     assert after.keys() == before.keys() and type(plain) is type(small_model(family))
     for key, value in before.items():
@@ -108,20 +108,20 @@ def test_merged_equals_attached(name: str, family: str, dtype: torch.dtype) -> N
     method, model = METHOD_CASES[name], small_model(family, dtype)
     if not method.merges:
         with pytest.raises(OffsiteError, match="cannot be folded"):
-            method.merge(model)
+            method.attach(model, ADAPTER).merge()
         return
     batch = inputs_for(model)
     for index in ADAPTER:
         get_blocks(model)[index].float()
-    runner = method.attach(model, ADAPTER).eval()
-    disturb(runner, 0.03)
-    method.load(runner, method.tensors(runner))
-    attached = output_of(runner.to(dtype), batch).float()
-    runner = method.attach(small_model(family).to(dtype).float(), ADAPTER).eval()
-    disturb(runner, 0.03)
-    method.load(runner, method.tensors(runner))
-    merged = output_of(method.merge(runner).to(dtype), batch).float()
-    torch.testing.assert_close(merged, attached, rtol=0, atol=TOLERANCE[dtype])
+    attached = method.attach(model, ADAPTER)
+    disturb(attached.model.eval(), 0.03)
+    attached.load(attached.tensors())
+    at_work = output_of(attached.model.to(dtype), batch).float()
+    attached = method.attach(small_model(family).to(dtype).float(), ADAPTER)
+    disturb(attached.model.eval(), 0.03)
+    attached.load(attached.tensors())
+    merged = output_of(attached.merge().to(dtype), batch).float()
+    torch.testing.assert_close(merged, at_work, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS, ids=IDS)
@@ -132,15 +132,15 @@ def test_positions_in_another_model_do_not_matter(name: str, family: str) -> Non
     middle = whole_middle(model, split)
     short = type(middle)(middle.blocks[:1], middle.positions[:1])
     emulator, places = join(small_model(family), split, short)
-    runner = method.attach(emulator, places).eval()
-    disturb(runner)
-    tensors = {key: value.clone() for key, value in method.tensors(runner).items()}
+    small = method.attach(emulator, places)
+    disturb(small.model.eval())
+    tensors = {key: value.clone() for key, value in small.tensors().items()}
     mapping = dict(zip(places, ADAPTER, strict=True))
-    full = method.attach(small_model(family), ADAPTER).eval()
-    method.load(full, rename_blocks(tensors, block_path(model), mapping))
-    method.load(runner, tensors)
-    if method.merges:
-        runner, full = method.merge(runner), method.merge(full)
+    large = method.attach(small_model(family), ADAPTER)
+    large.model.eval()
+    large.load(rename_blocks(tensors, block_path(model), mapping))
+    small.load(tensors)
+    runner, full = ((a.merge() if method.merges else a.model) for a in (small, large))
     for inner, outer in mapping.items():
         mine = get_blocks(runner)[inner].state_dict()
         for key, value in get_blocks(full)[outer].state_dict().items():
@@ -151,7 +151,7 @@ def test_positions_in_another_model_do_not_matter(name: str, family: str) -> Non
 def test_gradients_reach_every_number(name: str, family: str) -> None:
     """Under gradient checkpointing, too, and with the same values."""
     method, model = METHOD_CASES[name], small_model(family)
-    runner = method.attach(model, ADAPTER).train()
+    runner: Any = method.attach(model, ADAPTER).model.train()
     disturb(runner, 0.02)
     rows = torch.randint(1, 300, (8, 16), generator=torch.Generator().manual_seed(0))
     trained = {n: p for n, p in runner.named_parameters() if p.requires_grad}
@@ -187,10 +187,11 @@ def allowed_dead(key: str) -> float:
 
 @pytest.mark.parametrize("name", METHOD_CASES)
 def test_nothing_holds_a_tuned_model_in_memory(name: str) -> None:
-    runner = METHOD_CASES[name].attach(small_model("llama"), ADAPTER).train()
+    attached = METHOD_CASES[name].attach(small_model("llama"), ADAPTER)
+    runner = attached.model.train()
     runner(input_ids=torch.ones(2, 8, dtype=torch.long)).logits.sum().backward()
     held = [weakref.ref(parameter) for parameter in runner.parameters()]
-    del runner
+    del runner, attached
     gc.collect()
     assert not any(parameter() is not None for parameter in held)
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from offsite.deltas import METHODS
-from offsite.deltas.reparameterisation.intrinsic import Fastfood, hadamard
-from offsite.deltas.reparameterisation.reweight import reweighted
+from offsite.deltas.reparameterisation.intrinsic import Fastfood, Projected, hadamard
 from offsite.deltas.specification.diff_pruning import SPEED, SparseDifference
 from offsite.deltas.specification.masking import BinaryMask, pack_bits, unpack_bits
 from offsite.deltas.targets import part_of, sublayer_outputs
@@ -75,10 +74,14 @@ def test_fastfood_is_its_dense_matrix_and_isotropic() -> None:
 def test_intrinsic_is_weight_plus_scaled_projection(family: str) -> None:
     method, model = METHOD_CASES["intrinsic"], small_model(family)
     plain = {name: value.clone() for name, value in model.state_dict().items()}
-    runner = method.attach(model, ADAPTER)
-    disturb(runner)
-    parts = {n: (p.project(p.theta) * p.scale).detach() for n, p in reweighted(runner).items()}
-    merged = dict(method.merge(runner).named_parameters())
+    attached = method.attach(model, ADAPTER)
+    disturb(attached.model)
+    found = {n: m for n, m in attached.model.named_modules() if isinstance(m, Projected)}
+    parts = {
+        n.replace(".parametrizations.weight.0", ".weight"): (p.project(p.theta) * p.scale).detach()
+        for n, p in found.items()
+    }
+    merged = dict(attached.merge().named_parameters())
     assert parts
     for name, difference in parts.items():
         torch.testing.assert_close(merged[name], plain[name] + difference, rtol=0, atol=1e-6)
@@ -128,14 +131,14 @@ def test_pressure_brings_diff_pruning_to_its_density() -> None:
 
 def test_diff_pruning_ships_sorted_indices_and_refuses_others() -> None:
     method = METHOD_CASES["diff_pruning"]
-    runner = method.attach(small_model("llama"), ADAPTER)
-    disturb(runner)
-    tensors = dict(method.tensors(runner))
+    attached = method.attach(small_model("llama"), ADAPTER)
+    disturb(attached.model)
+    tensors = dict(attached.tensors())
     name = next(n for n in tensors if n.endswith(".indices"))
     assert tensors[name].dtype == torch.int32 and (tensors[name].diff() > 0).all()
     for bad in (tensors[name].flip(0), tensors[name] + 10**6, tensors[name] - 10**6):
         with pytest.raises(OffsiteError, match="ascend"):
-            method.load(runner, tensors | {name: bad})
+            attached.load(tensors | {name: bad})
 
 
 class Slow(nn.Module):
@@ -154,7 +157,7 @@ class Slow(nn.Module):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bottleneck_is_the_layer_written_out(family: str) -> None:
     method = METHOD_CASES["bottleneck"]
-    runner = method.attach(small_model(family), ADAPTER).eval()
+    runner = method.attach(small_model(family), ADAPTER).model.eval()
     disturb(runner)
     slow, batch = small_model(family), inputs_for(runner)
     for name, module in list(runner.named_modules()):
@@ -170,6 +173,6 @@ def test_vera_projections_agree_between_emulator_and_full_model() -> None:
     full = method.attach(small_model("llama"), (0, 5))
     small = method.attach(language_model("llama", num_hidden_layers=3), (0, 2))
     for name in ("vera_A", "vera_B"):
-        one, other = getattr(full.base_model, name), getattr(small.base_model, name)
+        one, other = (getattr(a.model.base_model, name) for a in (full, small))
         assert torch.equal(one["default"], other["default"])
-    assert not any("vera_A" in key or "vera_B" in key for key in method.tensors(full))
+    assert not any("vera_A" in key or "vera_B" in key for key in full.tensors())

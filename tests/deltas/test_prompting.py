@@ -27,7 +27,7 @@ def test_prepended_prefix_is_a_longer_softmax(family: str, implementation: str) 
     """The attention of one call, against scores, softmax and sum over prefix and past."""
     method = METHOD_CASES["prefix-prepended"]
     model = language_model(family, attn_implementation=implementation)
-    runner = method.attach(model, ADAPTER).eval()
+    runner = method.attach(model, ADAPTER).model.eval()
     module: Any = next(m for m in get_blocks(runner)[1].modules() if hasattr(m, "prefix"))
     from offsite.deltas.addition.prefix import prefix_attention
 
@@ -55,7 +55,7 @@ def test_prepended_prefix_is_a_longer_softmax(family: str, implementation: str) 
 def test_prefix_leaves_other_blocks_alone(name: str) -> None:
     model = small_model("llama")
     method = METHOD_CASES[name]
-    runner = method.attach(model, (4,)).eval()
+    runner = method.attach(model, (4,)).model.eval()
     configs = {
         id(m.config) for b in get_blocks(runner) for m in b.modules() if hasattr(m, "q_proj")
     }
@@ -74,10 +74,11 @@ def test_prompt_opens_in_peft_with_the_same_output(family: str, tmp_path: Path) 
     from peft import PeftModel
 
     method = METHODS["prompt"](length=4)
-    runner = method.attach(small_model(family), ADAPTER).eval()
+    attached = method.attach(small_model(family), ADAPTER)
+    runner: Any = attached.model.eval()
     disturb(runner)
-    save_tensors(method.tensors(runner), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(method.peft_config(runner))
+    save_tensors(attached.tensors(), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(attached.peft_config() or "")
     other = PeftModel.from_pretrained(small_model(family), tmp_path).eval()
     ids = inputs_for(runner)["input_ids"]
     mask = torch.ones_like(ids)
@@ -91,7 +92,7 @@ def test_prompt_opens_in_peft_with_the_same_output(family: str, tmp_path: Path) 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_prompt_stands_before_every_packed_example(family: str, implementation: str) -> None:
     model = language_model(family, attn_implementation=implementation)
-    runner = METHODS["prompt"](length=3).attach(model, ADAPTER).eval()
+    runner = METHODS["prompt"](length=3).attach(model, ADAPTER).model.eval()
     first, second = torch.randint(1, 300, (1, 5)), torch.randint(1, 300, (1, 7))
     row = torch.cat((first, second), 1)
     positions = torch.cat((torch.arange(5), torch.arange(7)))[None]
@@ -102,7 +103,7 @@ def test_prompt_stands_before_every_packed_example(family: str, implementation: 
 
 def test_prompt_pads_labels_and_refuses_rows_that_do_not_fit() -> None:
     model = small_model("llama")
-    runner = METHODS["prompt"](length=3).attach(model, ADAPTER).eval()
+    runner = METHODS["prompt"](length=3).attach(model, ADAPTER).model.eval()
     ids = torch.randint(1, 300, (2, 9))
     output = runner(input_ids=ids, labels=ids)
     slow = nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -118,7 +119,7 @@ def test_prompt_pads_labels_and_refuses_rows_that_do_not_fit() -> None:
 )
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])
 def test_generation_with_cache_and_left_padding(name: str, family: str) -> None:
-    runner = METHOD_CASES[name].attach(small_model(family), ADAPTER).eval()
+    runner = METHOD_CASES[name].attach(small_model(family), ADAPTER).model.eval()
     disturb(runner, 0.3)
     ids = torch.randint(1, 300, (2, 6), generator=torch.Generator().manual_seed(5))
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -151,7 +152,7 @@ def test_a_learnt_decoder_beats_its_start_on_every_task() -> None:
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
     give_decoder(model, tensors)
     assert "decoder" not in "".join(model.state_dict())
-    runner = METHODS["intrinsic_prompt"]().attach(model, ADAPTER)
+    runner: Any = METHODS["intrinsic_prompt"]().attach(model, ADAPTER).model
     z = runner.prompt.z
     assert z.shape == (10,) and [n for n, p in runner.named_parameters() if p.requires_grad]
     optimiser = torch.optim.Adam([z], 0.1)

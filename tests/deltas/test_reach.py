@@ -61,16 +61,16 @@ def test_with_nothing_dropped_it_is_tuning_the_full_model(
     own, method = copy.deepcopy(model), LoRA(rank=2)
     rows = TASK.load(text_file, tokenizer, own, train=True)
     torch.manual_seed(SHORT.seed)
-    runner = method.attach(own, range(6))
+    attached = method.attach(own, range(6))
     train(
-        runner,
+        attached.model,
         rows,
         loss=TASK.loss,
         collate=TASK.collate,
         options=SHORT,
         device=torch.device("cpu"),
     )
-    expected = dict(method.merge(runner).named_parameters())
+    expected = dict(attached.merge().named_parameters())
     before = dict(model.named_parameters())
     changed = 0
     for name, value in plugged.named_parameters():

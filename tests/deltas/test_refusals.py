@@ -42,7 +42,7 @@ def parts() -> tuple[Any, Offer, Record]:
 def test_gates_are_pressed_alike_however_a_batch_is_divided() -> None:
     sizes = []
     for count in (1, 4):
-        runner = METHOD_CASES["diff_pruning"].attach(small_model("llama"), ADAPTER).train()
+        runner = METHOD_CASES["diff_pruning"].attach(small_model("llama"), ADAPTER).model.train()
         disturb(runner, 0.02)
         for _ in range(count):
             torch.manual_seed(0)
@@ -182,7 +182,7 @@ def test_another_run_is_not_resumed(parts: tuple[Any, Offer, Record], tmp_path: 
 
 def test_a_prompt_leaves_the_logits_that_were_asked_for() -> None:
     model = small_model("llama")
-    runner = METHOD_CASES["prompt"].attach(model, ADAPTER).eval()
+    runner = METHOD_CASES["prompt"].attach(model, ADAPTER).model.eval()
     batch = inputs_for(model)
     whole = output_of(runner, batch)
     for keep in (1, 3, 4, whole.shape[1]):
@@ -213,5 +213,5 @@ def test_a_peft_configuration_names_no_folder() -> None:
     model = small_model("llama")
     model.name_or_path = "/home/secret/model"
     method = LoRA(rank=2)
-    text = method.peft_config(method.attach(model, ADAPTER))
+    text = method.attach(model, ADAPTER).peft_config()
     assert text is not None and "secret" not in text

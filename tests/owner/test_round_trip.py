@@ -107,16 +107,13 @@ def test_untuned_delta_plugs_to_the_model_bit_for_bit(
     offer, record = make_offer(
         model, adapter=ends(1, 1), recipe=[Drop(keep=2)], processor=tokenizer
     )
-    runner = method.attach(language_model(family), (0, 5))
     from offsite.codec import to_json
     from offsite.exchange.delta import new_delta
     from offsite.tuner.tuning import drop_unchanged, private_copy, rounded
 
-    runner = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
-    tensors = drop_unchanged(rounded(method.tensors(runner), offer), offer)
-    delta = new_delta(
-        offer.manifest, tensors, to_json(method), peft_config=method.peft_config(runner)
-    )
+    attached = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
+    tensors = drop_unchanged(rounded(attached.tensors(), offer), offer)
+    delta = new_delta(offer.manifest, tensors, to_json(method), peft_config=attached.peft_config())
     if method == Full():
         assert not tensors
     plugged = plug(model, delta, record)

@@ -74,7 +74,7 @@ def test_a_tree_folds_repeats_counts_and_colours(exchange: Path) -> None:
     assert "0-1, 5 x3" in text and "2-4 x3" in text and "up_proj.weight (32, 16)  512" in text
     coloured = picture(model_tree(after, names), colours=True)
     assert "\x1b[1;32mup_proj.weight" in coloured and "\x1b[2mdown_proj.weight" in coloured
-    assert "1,536" in picture(model_tree(METHOD_CASES["full-mlp"].attach(after, (1,))))
+    assert "1,536" in picture(model_tree(METHOD_CASES["full-mlp"].attach(after, (1,)).model))
 
 
 def test_a_delta_is_shown_alone_and_in_its_place(exchange: Path) -> None:

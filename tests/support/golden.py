@@ -32,15 +32,13 @@ GOLDEN = Path(__file__).parents[1] / "exchange" / "golden"
 def lora_delta(offer: Offer, rank: int = 2) -> Any:
     """A LoRA delta of an offer with random numbers instead of tuned ones."""
     method = LoRA(rank=rank)
-    runner = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
+    attached = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.randn(tensor.shape, generator=generator) * 0.05
-        for name, tensor in sorted(method.tensors(runner).items())
+        for name, tensor in sorted(attached.tensors().items())
     }
-    return new_delta(
-        offer.manifest, tensors, to_json(method), peft_config=method.peft_config(runner)
-    )
+    return new_delta(offer.manifest, tensors, to_json(method), peft_config=attached.peft_config())
 
 
 def make(folder: Path, tokenizer: Any, **changes: Any) -> tuple[OfferManifest, Any]:

@@ -89,16 +89,6 @@ def small_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
-def plain_of(method: Any, runner: Any) -> Any:
-    """The plain model again: what merges folded, what does not taken out."""
-    parts = [(part.method, part.runner) for part in getattr(runner, "combined", ())]
-    for method, runner in reversed(parts or [(method, runner)]):  # noqa: B020
-        plain = method.merge(runner) if method.merges else method.detach(runner)
-    if parts:
-        del plain.combined
-    return plain
-
-
 def disturb(runner: Any, size: float = 0.1) -> None:
     """Move every trainable number by a random step, as training would."""
     generator = torch.Generator().manual_seed(3)

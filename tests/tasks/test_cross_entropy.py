@@ -43,7 +43,7 @@ def test_losses_and_gradients_are_the_plain_ones(
 ) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK", 7 * VOCAB)
     model: Any = language_model(family).requires_grad_(trained == "everything")
-    runner = LoRA(rank=2).attach(model, [0, 5]) if trained == "lora" else model
+    runner = LoRA(rank=2).attach(model, [0, 5]).model if trained == "lora" else model
     batch = batch_of()
     expected, found = plain(runner, batch), token_losses(runner, batch)
     torch.testing.assert_close(found, expected)
@@ -54,7 +54,7 @@ def test_losses_and_gradients_are_the_plain_ones(
 
 
 def test_a_prompt_is_cut_off_before_the_head() -> None:
-    runner: Any = Prompt(length=4).attach(language_model("llama"), [])
+    runner: Any = Prompt(length=4).attach(language_model("llama"), []).model
     batch = batch_of()
     torch.testing.assert_close(token_losses(runner, batch), plain(runner, batch))
 

@@ -4,61 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from offsite.codec import require
-from offsite.deltas.method import Method, cannot_merge
-from offsite.deltas.specification.own_numbers import OwnNumbers
+from offsite.deltas.method import Attached, Method
 from offsite.errors import OffsiteError
-from offsite.model.tensors import TensorEntry, describe
+from offsite.model.tensors import TensorEntry
 
 ORDER = ("", "prefix", "prompt", "weights", "bottleneck")  # a bottleneck sees the new weights
 
 
 @dataclass(frozen=True)
-class Part:
-    """One method at work in a model that carries several.
-
-    Attributes:
-        runner: what its ``attach`` returned.
-        names: of what travels; peft would count what later methods put into its layers as its own.
-        numbers: by the name they travel under, as they were called when it was attached; None for a
-            method that travels in another form.
-        trained: what it tunes.
-    """
-
-    method: Method
-    runner: nn.Module
-    names: tuple[str, ...]
-    numbers: dict[str, nn.Parameter] | None
-    trained: tuple[nn.Parameter, ...]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What travels of it."""
-        if self.numbers is None:
-            found = self.method.tensors(self.runner)
-            return {name: found[name] for name in self.names}
-        return {name: number.detach() for name, number in self.numbers.items()}
-
-    def expected(self, given: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-        """What may travel of it; see :meth:`Method.expected`."""
-        whole = not getattr(self.method, "subset", False)
-        return {n: e for n, e in describe(self.tensors()).items() if whole or n in given}
-
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set its numbers."""
-        if self.numbers is None:
-            return self.method.load(self.runner, tensors)
-        with torch.no_grad():
-            for name, value in tensors.items():
-                self.numbers[name].copy_(value)
-
-
-@dataclass(frozen=True)
-class Combined:
+class Combined(Method):
     """``methods`` side by side, all tuned at once: the paper's simultaneous combination.
 
     What travels: what each would ship alone, under the same names. Starts at no change where all
@@ -80,7 +40,6 @@ class Combined:
 
     kind: ClassVar[str] = "combined"
     place: ClassVar[str] = "everything"
-    reaches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(
@@ -118,59 +77,59 @@ class Combined:
     def when(self) -> str:
         return " and ".join(method.when for method in self.methods)
 
-    def attach(self, model: Any, blocks: Sequence[int]) -> nn.Module:
-        parts: list[Part] = []
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
+        parts: list[Attached] = []
         for method in sorted(self.methods, key=lambda m: ORDER.index(m.place)):
-            runner = method.attach(model, blocks)
-            trained = tuple(p for p in runner.parameters() if p.requires_grad)
-            own = dict(method.numbers(runner)) if isinstance(method, OwnNumbers) else None
+            part = method.attach(model, blocks)
             for other in parts:
-                if {id(p) for p in trained} & {id(p) for p in other.trained}:
+                if {id(p) for p in part.parameters} & {id(p) for p in other.parameters}:
                     raise OffsiteError(
                         f"The methods '{other.method.kind}' and '{method.kind}' tune the same "
-                        "numbers of the adapter blocks; choose parts that differ, or one of them."
+                        "parameters of the adapter blocks; choose parts that differ, or one of "
+                        "them."
                     )
-            parts.append(Part(method, runner, tuple(method.tensors(runner)), own, trained))
+            parts.append(part)
         for part in parts:
-            for parameter in part.trained:
+            for parameter in part.parameters:
                 parameter.requires_grad_(True)
-        model.combined = parts
-        return model  # type: ignore[no-any-return]
-
-    def rates(self, model: Any) -> list[tuple[Sequence[nn.Parameter], float]]:
-        """What each method tunes, and the rate it learns at."""
-        return [(part.trained, part.method.lr) for part in model.combined]
-
-    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
-        return {n: value for part in model.combined for n, value in part.tensors().items()}
-
-    def expected(self, model: Any, given: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-        return {n: e for part in model.combined for n, e in part.expected(given).items()}
-
-    def load(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        for part, own in divide(model, tensors):
-            part.load(own)
-
-    def merge(self, model: Any) -> nn.Module:
-        if not self.merges:
-            raise cannot_merge(self)
-        for part in model.combined:
-            part.method.merge(part.runner)
-        del model.combined
-        return model  # type: ignore[no-any-return]
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None
+        return AttachedTogether(self, model, parts)
 
 
-def divide(
-    model: Any, tensors: Mapping[str, torch.Tensor]
-) -> list[tuple[Part, dict[str, torch.Tensor]]]:
-    """Which tensors of a combination belong to which part; ``model`` has it attached."""
-    return [
-        (part, {name: tensors[name] for name in part.names if name in tensors})
-        for part in model.combined
-    ]
+class AttachedTogether(Attached):
+    """Several methods at work in one model."""
+
+    def __init__(self, method: Method, model: nn.Module, parts: Sequence[Attached]) -> None:
+        super().__init__(method, model)
+        self.parts = tuple(parts)
+
+    @property
+    def rates(self) -> list[tuple[Sequence[nn.Parameter], float]]:
+        return [rate for part in self.parts for rate in part.rates]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {n: value for part in self.parts for n, value in part.tensors().items()}
+
+    def expected(self, given: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+        return {n: e for part in self.parts for n, e in part.expected(given).items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for part in self.parts:
+            part.load(own_of(part, tensors))
+
+    def detach(self) -> nn.Module:
+        for part in reversed(self.parts):
+            part.detach()
+        return self.model
+
+    def divide(
+        self, tensors: Mapping[str, torch.Tensor]
+    ) -> list[tuple[Method, dict[str, torch.Tensor]]]:
+        return [(part.method, own_of(part, tensors)) for part in self.parts]
+
+
+def own_of(part: Attached, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those tensors of a combination that belong to one part of it."""
+    return {name: tensors[name] for name in part.tensors() if name in tensors}
 
 
 def combine(methods: Sequence[Method]) -> Method:

@@ -15,7 +15,7 @@ from torch import nn
 
 from offsite.codec import require, to_json
 from offsite.deltas import IntrinsicPrompt, parse_method
-from offsite.deltas.method import Method
+from offsite.deltas.method import Attached, Method
 from offsite.deltas.reparameterisation.lora import cuts
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import (
@@ -46,13 +46,12 @@ class Placed:
     """A delta attached, unmerged, to a copy of the full model's blocks that it tunes.
 
     Attributes:
-        runner: the model with the delta attached; ``full`` is the untouched one.
+        attached: the delta in the copy; ``full`` is the untouched model.
         blocks: positions of the tuned blocks in the full model, ascending.
         tensors: the delta's tensors in the names and sizes of the full model, with its head.
     """
 
-    runner: nn.Module
-    method: Method
+    attached: Attached
     full: nn.Module
     blocks: tuple[int, ...]
     tensors: dict[str, torch.Tensor]
@@ -97,18 +96,18 @@ def attach_delta(
         give_decoder(skeleton, decoder_tensors(plain))
     for place in (skeleton, plain):  # what is too large fails first where it takes no memory
         give_head(place, delta.manifest.labels)
-        runner = method.attach(place, blocks)
-        expected = method.expected(runner, given)
+        attached = method.attach(place, blocks)
+        expected = attached.expected(given)
         check_entries(given, narrowed(expected, narrow))
     tensors = delta.values()
     check_norm(tensors, entry.contract)
     own = {name: value for name, value in tensors.items() if name not in head}
     own = widened(rename_blocks(own, path, mapping), expected, narrow)
-    method.load(runner, own)
+    attached.load(own)
     new_head = {name: tensors[name] for name in head}
     set_head(head_tensors(plain), new_head)
-    runner.requires_grad_(False)
-    return Placed(runner.eval(), method, model, blocks, own | new_head)
+    attached.model.requires_grad_(False).eval()
+    return Placed(attached, model, blocks, own | new_head)
 
 
 def apart(model: nn.Module, own: Sequence[int]) -> nn.Module:
@@ -242,8 +241,8 @@ def merge_delta(
         OffsiteError: see :func:`offsite.owner.offering.plug`.
     """
     placed = attach_delta(model, delta, record, prompt_decoder)
-    method = placed.method
-    plugged = method.merge(placed.runner) if method.merges else placed.runner
+    attached = placed.attached
+    plugged = attached.merge() if attached.method.merges else attached.model
     dtype = next(placed.full.parameters()).dtype
     for index in placed.blocks:
         get_blocks(plugged)[index].to(dtype)
@@ -265,11 +264,9 @@ def place(
         OffsiteError: see :func:`offsite.owner.offering.plug`.
     """
     placed, manifest = attach_delta(model, delta, record, prompt_decoder), delta.manifest
-    method, tensors = placed.method, placed.tensors
-    if isinstance(method, IntrinsicPrompt):
-        method, tensors = method.decoded(placed.runner)
+    method, tensors, config = placed.attached.served(placed.tensors)
     return Plugged(
-        method, placed.blocks, tensors, record.fingerprint, method.peft_config(placed.runner),
+        method, placed.blocks, tensors, record.fingerprint, config,
         manifest.head, manifest.labels, manifest.id,
     )  # fmt: skip
 

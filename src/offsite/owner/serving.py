@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
 from offsite.codec import require, to_json
 from offsite.deltas import Full, parse_method
-from offsite.deltas.combined import Combined, combine, divide
+from offsite.deltas.combined import combine
 from offsite.deltas.method import Attached, Method
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_entries
@@ -58,11 +57,11 @@ def merged_tensors(
         OffsiteError: a method that does not merge, or tensors that do not fit.
     """
     original = get_blocks(model)
-    runner = method.attach(apart(model, adapter), adapter).eval()
-    given = describe(tensors)
-    check_entries(given, method.expected(runner, given))
-    method.load(runner, tensors)
-    merged, path = get_blocks(method.merge(runner)), block_path(model)
+    attached, given = method.attach(apart(model, adapter), adapter), describe(tensors)
+    attached.model.eval()
+    check_entries(given, attached.expected(given))
+    attached.load(tensors)
+    merged, path = get_blocks(attached.merge()), block_path(model)
     return {
         f"{path}.{index}.{name}": value.detach()
         for index in adapter
@@ -77,12 +76,10 @@ def divided(model: nn.Module, delta: Plugged) -> list[tuple[Method, dict[str, to
     Raises:
         OffsiteError: tensors that the methods would not take in their place.
     """
-    shell, method, given = apart(model, delta.adapter), delta.method, describe(delta.own)
-    runner = method.attach(shell, delta.adapter)
-    check_entries(given, method.expected(runner, given))
-    if isinstance(method, Combined):
-        return [(part.method, tensors) for part, tensors in divide(runner, delta.own)]
-    return [(method, delta.own)]
+    attached = delta.method.attach(apart(model, delta.adapter), delta.adapter)
+    given = describe(delta.own)
+    check_entries(given, attached.expected(given))
+    return attached.divide(delta.own)
 
 
 def to_tensors(delta: Delta, offer: Offer) -> Delta:
@@ -127,7 +124,8 @@ class Served:
         self.fingerprint = model_fingerprint(model)
         self.deltas: dict[str, Plugged] = {}
         self.values: dict[str, dict[str, torch.Tensor]] = {}
-        self.modules: dict[str, list[tuple[Attached, dict[str, torch.Tensor]]]] = {}
+        self.modules: dict[str, list[tuple[Method, dict[str, torch.Tensor]]]] = {}
+        self.attached: list[Attached] = []
         self.base: dict[str, torch.Tensor] = {}
         self.active: dict[str, float] = {}
         self.head_path, self.labels = head_path(model), labels_of(model)
@@ -163,7 +161,7 @@ class Served:
                 for key in values.keys() - self.base.keys():
                     self.base[key] = self.model.get_parameter(key).detach().clone()
                 self.values[name] = values
-            self.modules[name] = [(cast(Attached, m), own) for m, own in parts if not m.merges]
+            self.modules[name] = [(m, own) for m, own in parts if not m.merges]
             self.deltas[name] = delta
         finally:
             self.switch(**active)
@@ -190,16 +188,17 @@ class Served:
         """
         wanted = {**dict.fromkeys(names, 1.0), **weights}
         self.check(wanted)
-        for name in self.active:
-            for method, _ in self.modules[name]:
-                method.detach(self.model)
+        for attached in reversed(self.attached):
+            attached.detach()
+        self.attached = []
         with torch.no_grad():
             for key in self.base:
                 self.model.get_parameter(key).copy_(self.combined(key, wanted))
         for name in wanted:
             for method, tensors in self.modules[name]:
-                method.attach(self.model, self.deltas[name].adapter)
-                method.load(self.model, tensors)
+                attached = method.attach(self.model, self.deltas[name].adapter)
+                attached.load(tensors)
+                self.attached.append(attached)
         self.show_head([self.deltas[name] for name in wanted if self.deltas[name].head])
         self.model.requires_grad_(False)
         self.active = wanted

@@ -54,8 +54,8 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
                 f"{list(allowed)}; train again with layers_to_transform={list(allowed)}."
             )
     method = method_of(config, tensors, folder)
-    runner = method.attach(private_copy(offer, torch.float32), allowed)
-    own = method.tensors(runner)
+    attached = method.attach(private_copy(offer, torch.float32), allowed)
+    own = attached.tensors()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise OffsiteError(
@@ -64,7 +64,7 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
     if method.dora and own.keys() - tensors.keys():
         raise OffsiteError("A DoRA adapter must tune the same layers in every adapter block.")
     whole = {name: tensors.get(name, torch.zeros_like(own[name])) for name in own}
-    return new_delta(offer.manifest, whole, to_json(method), peft_config=method.peft_config(runner))
+    return new_delta(offer.manifest, whole, to_json(method), peft_config=attached.peft_config())
 
 
 def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> LoRA:

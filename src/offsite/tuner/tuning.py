@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from offsite.codec import to_json
-from offsite.deltas.combined import Combined
-from offsite.deltas.method import Method
+from offsite.deltas.method import Attached, Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, check_labels, check_options, new_delta
@@ -41,14 +40,19 @@ from offsite.training.train import History, train, with_lr
 class Tuned:
     """The outcome of tuning: the delta, the tuned emulator, how training went, its score.
 
-    ``trainable`` counts the numbers that were tuned.
+    ``trainable`` counts the parameters that were tuned.
     """
 
     delta: Delta
-    model: nn.Module
+    attached: Attached
     history: History
     evaluation: Evaluation | None
     trainable: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The tuned emulator."""
+        return self.attached.model
 
 
 def tune(
@@ -120,14 +124,13 @@ def run_tune(
     give_head(model, labels)
     eval_rows = _rows(task, eval_data, offer, model, train=False)
     torch.manual_seed(options.seed)
-    runner = method.attach(model, blocks)
+    attached = method.attach(model, blocks)
     head = head_tensors(model)
     for parameter in head.values():
         parameter.requires_grad_(True)
     rates: list[tuple[Iterable[nn.Parameter], float]] = [(head.values(), options.head_lr)]
-    if isinstance(method, Combined) and asked.lr is None:
-        rates += method.rates(runner)
-    fits_contract(method, runner, offer)
+    rates += attached.rates if asked.lr is None else []
+    fits_contract(attached, offer)
 
     def run() -> Identity:
         return Identity.of(
@@ -142,6 +145,7 @@ def run_tune(
         )
 
     dp: Guarantee | None = None
+    runner = attached.model
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
     origin = next(offer.model.parameters()).device
     try:
@@ -156,10 +160,8 @@ def run_tune(
                     runner, rows, loss=task.loss, collate=task.collate, options=options,
                     budget=budget, rates=rates, device=device,
                 )  # fmt: skip
-        for parameter in head.values():
-            parameter.requires_grad_(False)  # it is no part of the method's own tensors
-        tensors = rounded(method.tensors(runner), offer)
-        method.load(runner, tensors)  # score what travels, not what was more precise
+        tensors = rounded(attached.tensors(), offer)
+        attached.load(tensors)  # score what travels, not what was more precise
         new = rounded(head, offer)
         set_head(head, new)
         changed = drop_unchanged(tensors, offer) | new
@@ -170,13 +172,13 @@ def run_tune(
         offer.manifest,
         changed,
         to_json(method),
-        peft_config=method.peft_config(runner),
+        peft_config=attached.peft_config(),
         head=tuple(new),
         labels=labels_of(model) if new else (),
         reach=reach,
         dp=dp,
     )
-    return Tuned(delta, runner, history, evaluation, trainable)
+    return Tuned(delta, attached, history, evaluation, trainable)
 
 
 def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
@@ -214,20 +216,20 @@ def one_example_a_row(task: Task, resume: bool) -> Task:
     return replace(task, packed=False) if isinstance(task, CausalText) else task
 
 
-def fits_contract(method: Method, runner: nn.Module, offer: Offer) -> None:
+def fits_contract(attached: Attached, offer: Offer) -> None:
     """Refuse, before any training, what the offer's owner would refuse after it.
 
     Raises:
         OffsiteError: more bytes than the offer lets return, or options that are out of all measure.
     """
-    entries = describe(method.tensors(runner))
+    entries = describe(attached.tensors())
     size, limit = sum(e.bytes for e in entries.values()), offer.manifest.contract.max_bytes
     if size > limit:
         raise OffsiteError(
             f"The delta would have {size} bytes of tensors, but the offer lets {limit} return; use "
             "a lower rank, size or length."
         )
-    check_options(to_json(method), entries)
+    check_options(to_json(attached.method), entries)
 
 
 def check_usable(offer: Offer, task: Task) -> None:

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from offsite.codec import require
-from offsite.deltas.specification.own_numbers import OwnNumbers, under
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.targets import sublayer_outputs
 from offsite.model.blocks import freeze, get_blocks
 from offsite.model.layers import linear_spec
@@ -29,15 +31,13 @@ class DownUp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.up(nn.functional.gelu(self.down(x)))
 
-
-def run_bottleneck(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """The forward hook of a layer that carries a bottleneck."""
-    result: torch.Tensor = layer.bottleneck(output)
-    return result
+    def hook(self, layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        """The forward hook of the layer that it stands behind."""
+        return self(output)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
-class Bottleneck(OwnNumbers):
+class Bottleneck(Method):
     """A bottleneck behind attention and behind feed-forward of each adapter block.
 
     What travels: ``down`` (size, hidden), ``up`` (hidden, size) and their biases. ``up`` is zero at
@@ -60,8 +60,9 @@ class Bottleneck(OwnNumbers):
     def __post_init__(self) -> None:
         require(self.size >= 1, f"A bottleneck needs a size of at least 1, not {self.size}.")
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         freeze(model)
+        added: list[tuple[nn.Module, RemovableHandle]] = []
         parts = ("attention", "mlp") if self.style == "houlsby" else ("mlp",)
         for index in blocks:
             outputs = sublayer_outputs(get_blocks(model)[index])
@@ -70,16 +71,13 @@ class Bottleneck(OwnNumbers):
                 plain = getattr(layer, "base_layer", layer)
                 spec = linear_spec(plain)
                 assert spec is not None and isinstance(plain.weight, torch.Tensor)
-                layer.bottleneck = DownUp(spec.outputs, self.size, plain.weight)
-                layer.bottleneck.handle = layer.register_forward_hook(run_bottleneck)  # type: ignore[assignment]
-        return model
+                bottleneck = DownUp(spec.outputs, self.size, plain.weight)
+                layer.add_module("bottleneck", bottleneck)
+                added.append((layer, layer.register_forward_hook(bottleneck.hook)))
 
-    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return under(model, self.place)
+        def undo() -> None:
+            for layer, handle in added:
+                handle.remove()
+                del layer.bottleneck
 
-    def detach(self, model: nn.Module) -> nn.Module:
-        for module in list(model.modules()):
-            if isinstance(getattr(module, "bottleneck", None), DownUp):
-                module.bottleneck.handle.remove()  # type: ignore[union-attr, operator]
-                del module.bottleneck
-        return model
+        return AttachedParameters(self, model, undo=undo)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from offsite.deltas.addition.prompt import Prompt
-from offsite.deltas.addition.prompting import add_prompt, check_takes_prompt, remove_prompt
-from offsite.deltas.specification.own_numbers import OwnNumbers
+from offsite.deltas.addition.prompt import Prompt, prompt_config
+from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_takes_prompt
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.errors import OffsiteError
 from offsite.exchange.prompt_decoder import PromptDecoder, decoder_of
 from offsite.model.blocks import freeze
 
 
-class DecodedPrompt(nn.Module):
+class DecodedPrompt(PromptModule):
     """The prompt of one vector of numbers, zero at the start, through a frozen decoder."""
 
     def __init__(self, decoder: PromptDecoder) -> None:
@@ -31,7 +32,7 @@ class DecodedPrompt(nn.Module):
 
 
 @dataclass(frozen=True)
-class IntrinsicPrompt(OwnNumbers):
+class IntrinsicPrompt(Method):
     """Tune the few numbers that the owner's prompt decoder turns into a prompt.
 
     What travels: ``intrinsic_prompt`` (dim,) float32, 250 numbers by default of the decoder. Needs
@@ -45,7 +46,7 @@ class IntrinsicPrompt(OwnNumbers):
     lr: ClassVar[float] = 5e-2
     when: ClassVar[str] = "a kilobyte in all, where the owner's decoder knows tasks like yours"
 
-    def attach(self, model: Any, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: Any, blocks: Sequence[int]) -> Attached:
         check_takes_prompt(model)
         decoder = decoder_of(model)
         if decoder is None:
@@ -54,17 +55,20 @@ class IntrinsicPrompt(OwnNumbers):
                 "none here; use prompt, or ask the owner for an offer with a decoder."
             )
         freeze(model)
-        add_prompt(model, DecodedPrompt(decoder))
-        return model  # type: ignore[no-any-return]
+        return AttachedIntrinsicPrompt(self, model, DecodedPrompt(decoder))
 
-    def numbers(self, model: Any) -> dict[str, nn.Parameter]:
-        return {"intrinsic_prompt": model.prompt.z}
 
-    def decoded(self, model: Any) -> tuple[Prompt, dict[str, torch.Tensor]]:
-        """The same prompt as a plain one, which needs no decoder: its method and its numbers."""
-        vectors = model.prompt().detach()
-        return Prompt(length=len(vectors)), {"prompt_embeddings": vectors}
+class AttachedIntrinsicPrompt(AttachedParameters):
+    """An intrinsic prompt, which is served as the plain prompt that it decodes to."""
 
-    def detach(self, model: nn.Module) -> nn.Module:
-        remove_prompt(model)
-        return model
+    def __init__(self, method: Method, model: nn.Module, prompt: DecodedPrompt) -> None:
+        undo = add_prompt(model, prompt)
+        super().__init__(method, model, {"intrinsic_prompt": prompt.z}, undo=undo)
+        self.prompt = prompt
+
+    def served(
+        self, tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[Method, dict[str, torch.Tensor], str]:
+        vectors = self.prompt().detach()
+        config = prompt_config(self.model, *vectors.shape)
+        return Prompt(length=len(vectors)), {"prompt_embeddings": vectors}, config

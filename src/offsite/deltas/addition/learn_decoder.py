@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from offsite.codec import require
-from offsite.deltas.addition.prompting import add_prompt, check_takes_prompt, remove_prompt
+from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_takes_prompt
 from offsite.exchange.offer import load_processor
 from offsite.exchange.prompt_decoder import TENSORS, decode
 from offsite.model.blocks import freeze
@@ -30,7 +30,7 @@ from offsite.training.train import train, with_lr
 LR = 1e-2
 
 
-class TaskPrompts(nn.Module):
+class TaskPrompts(PromptModule):
     """One intrinsic vector for each public task and the decoder they share, all trainable."""
 
     def __init__(self, tasks: int, dim: int, hidden: int, start: torch.Tensor) -> None:
@@ -113,7 +113,7 @@ def learn_decoder(
     table = runner.get_input_embeddings()
     start = table(torch.randint(0, len(table.weight), (length,)).to(target))
     prompts = TaskPrompts(len(tasks), dim, hidden, start.detach())
-    add_prompt(runner, prompts)
+    remove = add_prompt(runner, prompts)
 
     def collate(batch: Sequence[tuple[int, Any]]) -> dict[str, torch.Tensor]:
         chosen = torch.tensor([index for index, _ in batch])
@@ -133,7 +133,7 @@ def learn_decoder(
                 work=work, resume=resume, text="learning a prompt decoder",
             )  # fmt: skip
     finally:
-        remove_prompt(runner)
+        remove()
     return {name: getattr(prompts, name).detach().float().cpu() for name in TENSORS}
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from offsite.codec import require
-from offsite.deltas.specification.own_numbers import OwnNumbers, under
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze, get_blocks
 
@@ -87,7 +88,7 @@ def widen(
 
 
 @dataclass(frozen=True)
-class Prefix(OwnNumbers):
+class Prefix(Method):
     """Keys and values of ``length`` further positions in the attention of each adapter block.
 
     What travels: ``key`` and ``value`` (key heads, length, head width) of each block, and its
@@ -115,7 +116,7 @@ class Prefix(OwnNumbers):
     def __post_init__(self) -> None:
         require(self.length >= 1, f"A prefix needs a length of at least 1, not {self.length}.")
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         from transformers.modeling_utils import AttentionInterface
 
         freeze(model)
@@ -125,17 +126,13 @@ class Prefix(OwnNumbers):
             attention.prefix = KeyValues(attention, self.length, self.gated)
             attention.config = copy.copy(attention.config)  # of this block alone
             attention.config._attn_implementation = NAME
-        return model
 
-    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        return under(model, self.place)
+        def undo() -> None:
+            for attention in attentions:
+                attention.config = attention.prefix.base
+                del attention.prefix
 
-    def detach(self, model: nn.Module) -> nn.Module:
-        for module in list(model.modules()):
-            if isinstance(getattr(module, "prefix", None), KeyValues):
-                module.config = module.prefix.base  # type: ignore[union-attr]
-                del module.prefix
-        return model
+        return AttachedParameters(self, model, undo=undo)
 
 
 def attention_of(block: nn.Module, gated: bool) -> Any:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from offsite.codec import require
-from offsite.deltas.addition.prompting import add_prompt, check_takes_prompt, remove_prompt
+from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_takes_prompt
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.reparameterisation.through_peft import plain
-from offsite.deltas.specification.own_numbers import OwnNumbers
 from offsite.model.blocks import block_config, freeze
 
 
-class SoftPrompt(nn.Module):
+class SoftPrompt(PromptModule):
     """``length`` vectors, at first the embeddings of as many random tokens."""
 
     def __init__(self, table: nn.Module, length: int) -> None:
@@ -33,7 +34,7 @@ class SoftPrompt(nn.Module):
 
 
 @dataclass(frozen=True)
-class Prompt(OwnNumbers):
+class Prompt(Method):
     """``length`` trained vectors before the tokens; no block is touched.
 
     What travels: ``prompt_embeddings`` (length, width) float32, as a peft prompt-tuning adapter.
@@ -55,30 +56,33 @@ class Prompt(OwnNumbers):
     def __post_init__(self) -> None:
         require(self.length >= 1, f"A prompt needs a length of at least 1, not {self.length}.")
 
-    def attach(self, model: Any, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: Any, blocks: Sequence[int]) -> Attached:
         check_takes_prompt(model)
         freeze(model)
-        add_prompt(model, SoftPrompt(model.get_input_embeddings(), self.length))
-        return model  # type: ignore[no-any-return]
+        prompt = SoftPrompt(model.get_input_embeddings(), self.length)
+        remove = add_prompt(model, prompt)
+        return AttachedPrompt(self, model, {"prompt_embeddings": prompt.embedding}, undo=remove)
 
-    def numbers(self, model: Any) -> dict[str, nn.Parameter]:
-        return {"prompt_embeddings": model.prompt.embedding}
 
-    def detach(self, model: nn.Module) -> nn.Module:
-        remove_prompt(model)
-        return model
+class AttachedPrompt(AttachedParameters):
+    """A prompt, which is a peft adapter as well."""
 
-    def peft_config(self, model: Any) -> str | None:
-        from peft import PromptTuningConfig
+    def peft_config(self) -> str:
+        return prompt_config(self.model, *self.named["prompt_embeddings"].shape)
 
-        config = block_config(model)
-        settings = PromptTuningConfig(
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-            num_virtual_tokens=self.length,
-            token_dim=model.get_input_embeddings().weight.shape[1],
-            num_transformer_submodules=1,
-            num_attention_heads=config.num_attention_heads,
-            num_layers=config.num_hidden_layers,
-        )
-        return json.dumps(settings.to_dict(), indent=1, default=plain, sort_keys=True) + "\n"
+
+def prompt_config(model: nn.Module, length: int, width: int) -> str:
+    """The text of ``adapter_config.json`` for a prompt of ``length`` vectors before a model."""
+    from peft import PromptTuningConfig
+
+    config = block_config(model)
+    settings = PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        num_virtual_tokens=length,
+        token_dim=width,
+        num_transformer_submodules=1,
+        num_attention_heads=config.num_attention_heads,
+        num_layers=config.num_hidden_layers,
+    )
+    return json.dumps(settings.to_dict(), indent=1, default=plain, sort_keys=True) + "\n"

@@ -10,6 +10,7 @@ longer than the window are attended to as if there were none. Caches are dynamic
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,60 @@ from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_config
+
+
+class PromptModule(nn.Module):
+    """Gives the vectors, (n, width) or (batch, n, width), to stand before every row of tokens.
+
+    Its two hooks keep, from one forward to its end, how many vectors were added and how many tokens
+    there were.
+    """
+
+    added = tokens = 0
+
+    def before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Extend embeddings, mask, positions and labels; later steps have the vectors cached."""
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        positions, labels = kwargs.get("position_ids"), kwargs.get("labels")
+        vectors = self()
+        count = vectors.shape[-2]
+        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+            raise OffsiteError(
+                "A model with a prompt takes masks of shape (batch, length) only; leave out "
+                "cache_implementation, as only a dynamic cache has them."
+            )
+        if mask is not None:
+            kwargs["attention_mask"] = nn.functional.pad(mask, (count, 0), value=1)
+        if positions is not None:
+            kwargs["position_ids"] = positions + count
+        self.added = 0
+        if cache is not None and cache.get_seq_length():
+            return (), kwargs
+        tokens = kwargs.pop("input_ids", None)
+        embedded = kwargs.get("inputs_embeds")
+        embedded = model.get_input_embeddings()(tokens) if embedded is None else embedded
+        self.tokens = embedded.shape[1]
+        check_length(model, count + embedded.shape[1])
+        vectors = vectors.to(embedded).expand(len(embedded), -1, -1)
+        kwargs["inputs_embeds"] = torch.cat((vectors, embedded), 1)
+        if positions is not None:
+            first = torch.arange(count, device=positions.device).expand(len(positions), -1)
+            kwargs["position_ids"] = torch.cat((first, positions + count), 1)
+            if mask is None and (positions[:, 1:] == 0).any():
+                kwargs["attention_mask"] = packed_mask(model, positions, count, embedded.dtype)
+        if labels is not None:
+            kwargs["labels"] = nn.functional.pad(labels, (count, 0), value=-100)
+        self.added = count
+        return (), kwargs
+
+    def after(self, model: Any, inputs: Any, output: Any) -> Any:
+        """Cut the logits of the vectors off, where logits of all positions were asked for."""
+        logits = getattr(output, "logits", None)
+        if self.added and logits is not None and logits.shape[1] > self.tokens:
+            output.logits = logits[:, logits.shape[1] - self.tokens :]
+        return output
 
 
 def check_takes_prompt(model: Any) -> None:
@@ -33,68 +88,20 @@ def check_takes_prompt(model: Any) -> None:
         raise OffsiteError("The model has a prompt already; detach it before adding another.")
 
 
-def add_prompt(model: Any, prompt: nn.Module) -> None:
-    """Let ``prompt()``, (n, width) or (batch, n, width), stand before every row of tokens."""
-    model.prompt = prompt
-    prompt.added = prompt.tokens = 0  # type: ignore[assignment]
-    prompt.handles = [  # type: ignore[assignment]
-        model.register_forward_pre_hook(before, with_kwargs=True),
-        model.register_forward_hook(after),
-    ]
+def add_prompt(model: nn.Module, prompt: PromptModule) -> Callable[[], None]:
+    """Let a prompt stand before every row of tokens; what is returned takes it out again."""
+    model.add_module("prompt", prompt)
+    handles = (
+        model.register_forward_pre_hook(prompt.before, with_kwargs=True),
+        model.register_forward_hook(prompt.after),
+    )
 
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+        del model.prompt
 
-def remove_prompt(model: Any) -> None:
-    """Take the prompt out again."""
-    for handle in model.prompt.handles:
-        handle.remove()
-    del model.prompt
-
-
-def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Extend embeddings, mask, positions and labels by the prompt; later steps have it cached."""
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    kwargs = dict(zip(names, args, strict=False)) | kwargs
-    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    positions, labels = kwargs.get("position_ids"), kwargs.get("labels")
-    vectors = model.prompt()
-    count = vectors.shape[-2]
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
-        raise OffsiteError(
-            "A model with a prompt takes masks of shape (batch, length) only; leave out "
-            "cache_implementation, as only a dynamic cache has them."
-        )
-    if mask is not None:
-        kwargs["attention_mask"] = nn.functional.pad(mask, (count, 0), value=1)
-    if positions is not None:
-        kwargs["position_ids"] = positions + count
-    model.prompt.added = 0
-    if cache is not None and cache.get_seq_length():
-        return (), kwargs
-    tokens = kwargs.pop("input_ids", None)
-    embedded = kwargs.get("inputs_embeds")
-    embedded = model.get_input_embeddings()(tokens) if embedded is None else embedded
-    model.prompt.tokens = embedded.shape[1]
-    check_length(model, count + embedded.shape[1])
-    vectors = vectors.to(embedded).expand(len(embedded), -1, -1)
-    kwargs["inputs_embeds"] = torch.cat((vectors, embedded), 1)
-    if positions is not None:
-        first = torch.arange(count, device=positions.device).expand(len(positions), -1)
-        kwargs["position_ids"] = torch.cat((first, positions + count), 1)
-        if mask is None and (positions[:, 1:] == 0).any():
-            kwargs["attention_mask"] = packed_mask(model, positions, count, embedded.dtype)
-    if labels is not None:
-        kwargs["labels"] = nn.functional.pad(labels, (count, 0), value=-100)
-    model.prompt.added = count
-    return (), kwargs
-
-
-def after(model: Any, inputs: Any, output: Any) -> Any:
-    """Cut the prompt's logits off."""
-    logits = getattr(output, "logits", None)
-    added, tokens = model.prompt.added, model.prompt.tokens
-    if added and logits is not None and logits.shape[1] > tokens:  # not where few were asked for
-        output.logits = logits[:, logits.shape[1] - tokens :]
-    return output
+    return remove
 
 
 def packed_mask(

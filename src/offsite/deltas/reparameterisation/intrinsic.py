@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from offsite.codec import check_seed, require
-from offsite.deltas.reparameterisation.reweight import fold, reweight, reweighted
-from offsite.deltas.specification.own_numbers import OwnNumbers
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
+from offsite.deltas.reparameterisation.reweight import reweight
 from offsite.deltas.targets import linear_layers
 from offsite.model.blocks import block_of, block_path
 
@@ -91,7 +92,7 @@ class Projected(nn.Module):
 
 
 @dataclass(frozen=True)
-class IntrinsicDimension(OwnNumbers):
+class IntrinsicDimension(Method):
     """``W + scale_block * P(theta)``, ``P`` a fixed random projection: SAID, equation 4.
 
     What travels: ``theta`` (dim,) and one ``scale`` (1,) for each block, float32; the projection is
@@ -120,7 +121,7 @@ class IntrinsicDimension(OwnNumbers):
         require(2 <= self.dim <= 65536, f"dim={self.dim} is not usable; take 2 to 65536.")
         check_seed(self.seed)
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         layers, path = linear_layers(model, blocks, self.targets), block_path(model)
         device = next(model.parameters()).device
         draw = np.random.RandomState(self.seed)
@@ -135,15 +136,6 @@ class IntrinsicDimension(OwnNumbers):
             project = Fastfood(self.dim, weight.shape, draw).to(weight.device)
             return Projected(theta, scales.get(index), project)
 
-        return reweight(model, layers, build)
-
-    def numbers(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        path, found = block_path(model), {}
-        for name, part in reweighted(model).items():
-            found["theta"] = part.theta
-            if part.scale is not None:
-                found[f"{path}.{block_of(name, path)}.scale"] = part.scale
-        return found
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        return fold(model)
+        _, fold = reweight(model, layers, build)
+        named = {f"{path}.{index}.scale": scale for index, scale in scales.items()}
+        return AttachedParameters(self, model, {"theta": theta, **named}, undo=fold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from offsite.codec import require
+from offsite.deltas.method import Attached, Method
 from offsite.deltas.targets import linear_layers
 from offsite.errors import OffsiteError
-from offsite.model.tensors import TensorEntry, describe
 
 
-class ThroughPeft(ABC):
-    """The half of :class:`~offsite.deltas.method.Method` that all peft methods share.
+class ThroughPeft(Method):
+    """What all methods through peft share: everything but their configuration.
 
     The layers are named one by one, so nothing outside the given blocks can be touched. All merge,
     in the dtype of the blocks.
@@ -28,51 +27,53 @@ class ThroughPeft(ABC):
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
 
-    @property
-    def reaches(self) -> bool:
-        return False
-
     @abstractmethod
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
         """The ``peft.PeftConfig`` for some blocks of a model."""
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         from peft import get_peft_model
 
         with warnings.catch_warnings():  # a low-rank or quantised layer of ours
             warnings.filterwarnings("ignore", "Unsupported layer type")
-            return get_peft_model(model, self.config(model, blocks))  # type: ignore[arg-type]
+            return AttachedPeft(self, get_peft_model(model, self.config(model, blocks)))  # type: ignore[arg-type]
 
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+
+class AttachedPeft(Attached):
+    """A peft adapter; what other methods add to its layers later is no part of it."""
+
+    def __init__(self, method: Method, model: nn.Module) -> None:
+        super().__init__(method, model)
+        self.names = tuple(self.state())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that peft counts to the adapter."""
         from peft.utils import get_peft_model_state_dict
 
         state: dict[str, torch.Tensor] = get_peft_model_state_dict(
-            model, save_embedding_layers=False
+            self.model, save_embedding_layers=False
         )
         return state
 
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
+    def tensors(self) -> dict[str, torch.Tensor]:
+        state = self.state()
+        return {name: state[name] for name in self.names}
 
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         from peft.utils import set_peft_model_state_dict
 
         with warnings.catch_warnings():  # VeRA's, that projections are drawn again: intended
             warnings.filterwarnings("ignore", "Specified to not")
-            result = set_peft_model_state_dict(model, dict(tensors))
-        require(
-            not result.unexpected_keys,
-            "The delta's tensors do not fit its peft method on these blocks.",
-        )
+            result = set_peft_model_state_dict(self.model, dict(tensors))
+        if result.unexpected_keys:
+            raise OffsiteError("The delta's tensors do not fit its peft method on these blocks.")
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
+    def detach(self) -> nn.Module:
+        merged: nn.Module = self.model.merge_and_unload()  # type: ignore[operator]
         return merged
 
-    def peft_config(self, model: nn.Module) -> str | None:
-        config = model.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+    def peft_config(self) -> str:
+        config = self.model.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
         config |= {"base_model_name_or_path": None, "revision": None}  # it would be a local path
         config["inference_mode"] = True
         return json.dumps(config, indent=1, default=plain, sort_keys=True) + "\n"

@@ -8,13 +8,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from offsite.deltas.specification.own_numbers import OwnNumbers
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze, get_blocks
 
 
 @dataclass(frozen=True)
-class BitFit(OwnNumbers):
+class BitFit(Method):
     """Tune every bias of the adapter blocks, those of norms included, and nothing else.
 
     What travels: the new biases. Starts at no change; merges exactly. The paper tunes the biases
@@ -23,11 +24,10 @@ class BitFit(OwnNumbers):
 
     kind: ClassVar[str] = "bitfit"
     merges: ClassVar[bool] = True
-    subset: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-2
     when: ClassVar[str] = "a few kilobytes on models that have biases (GPT-2, OPT, BLOOM, ViT)"
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         freeze(model)
         biases = [
             parameter
@@ -42,4 +42,4 @@ class BitFit(OwnNumbers):
             )
         for bias in biases:
             bias.requires_grad_(True)
-        return model
+        return AttachedParameters(self, model, subset=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from offsite.codec import require
-from offsite.deltas.reparameterisation.reweight import fold, reweight, reweighted
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.reparameterisation.reweight import reweight
 from offsite.deltas.targets import linear_layers
 from offsite.errors import OffsiteError
-from offsite.model.tensors import TensorEntry, describe
 
 BETA, LOW, HIGH = 2 / 3, -0.1, 1.1  # the hard-concrete constants of Louizos et al. (1712.01312)
 SPEED = 300.0  # gates are stored divided by this, so that one learning rate suits both
@@ -82,7 +82,7 @@ class SparseDifference(nn.Module):
 
 
 @dataclass(frozen=True)
-class DiffPruning:
+class DiffPruning(Method):
     """``W + z * v`` where the gates ``z`` leave only a small share of the differences.
 
     What travels, per weight: ``indices`` (count,) int32 into the flattened weight and ``values``
@@ -104,7 +104,6 @@ class DiffPruning:
     kind: ClassVar[str] = "diff_pruning"
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
-    reaches: ClassVar[bool] = False
     lr: ClassVar[float] = 5e-3
     when: ClassVar[str] = "a sparse change of a size fixed beforehand; merges without new modules"
 
@@ -114,46 +113,57 @@ class DiffPruning:
             f"A density of {self.density} is not sparse; use more than 0 and at most 0.5.",
         )
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         layers = linear_layers(model, blocks, self.targets)
-        return reweight(model, layers, lambda _, weight: SparseDifference(weight, self.density))
+        parts, fold = reweight(
+            model, layers, lambda _, weight: SparseDifference(weight, self.density)
+        )
+        return AttachedDifferences(self, model, parts, fold)
 
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        was_training = model.training
-        model.eval()
+
+class AttachedDifferences(Attached):
+    """Sparse differences of weights, by the weight's name."""
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        parts: Mapping[str, SparseDifference],
+        fold: Callable[[], None],
+    ) -> None:
+        super().__init__(method, model)
+        self.parts, self.fold = parts, fold
+
+    def tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
-        for name, part in reweighted(model).items():
+        for name, part in self.parts.items():
+            was_training = part.training
+            part.eval()
             kept = part.kept()
             tensors[f"{name}.indices"] = kept.to(torch.int32)
             tensors[f"{name}.values"] = part.difference().detach().flatten()[kept]
-        model.train(was_training)
+            part.train(was_training)
         return tensors
 
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
-
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the differences.
 
         Raises:
             OffsiteError: indices that are not ascending or point outside the weight.
         """
-        for name, part in reweighted(model).items():
+        for name, part in self.parts.items():
             indices = tensors[f"{name}.indices"].long().to(part.value.device)
             if indices[0] < 0 or indices[-1] >= part.value.numel() or (indices.diff() <= 0).any():
                 raise OffsiteError(
                     f"The indices of '{name}' must ascend and lie within its "
-                    f"{part.value.numel()} numbers; the delta is malformed."
+                    f"{part.value.numel()} parameters; the delta is malformed."
                 )
             with torch.no_grad():
                 part.value.zero_()
                 part.value.view(-1)[indices] = tensors[f"{name}.values"].to(part.value)
                 part.gate.fill_(10 / SPEED)  # wide open: a gate of exactly one
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        return fold(model.eval())
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None
+    def detach(self) -> nn.Module:
+        self.model.eval()
+        self.fold()
+        return self.model

@@ -8,14 +8,15 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from offsite.deltas.specification.own_numbers import OwnNumbers
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.targets import part_of
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze, get_blocks
 
 
 @dataclass(frozen=True)
-class Full(OwnNumbers):
+class Full(Method):
     """Tune every parameter of the adapter blocks, or of one part of each.
 
     What travels: the new values of the tensors that changed. Starts at no change; merges exactly.
@@ -28,11 +29,10 @@ class Full(OwnNumbers):
 
     kind: ClassVar[str] = "full"
     merges: ClassVar[bool] = True
-    subset: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-3
     when: ClassVar[str] = "the best quality, when the bytes of whole blocks do not matter"
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         freeze(model)
         chosen = 0
         for index in blocks:
@@ -42,4 +42,4 @@ class Full(OwnNumbers):
                     chosen += 1
         if not chosen:
             raise OffsiteError(f"The adapter blocks have no part '{self.part}'; use part=all.")
-        return model
+        return AttachedParameters(self, model, subset=True)

@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import nn
 
-from offsite.deltas.specification.own_numbers import OwnNumbers
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.parameters import AttachedParameters
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
 from offsite.model.heads import head_path
 
 
 @dataclass(frozen=True)
-class Head(OwnNumbers):
+class Head(Method):
     """Tune no block at all; what travels is the head, which goes with every delta of an image task.
 
     It learns at the rate of heads, ``TrainOptions.head_lr``, as it does beside any other method.
@@ -29,11 +30,11 @@ class Head(OwnNumbers):
     lr: ClassVar[float] = 1e-2
     when: ClassVar[str] = "image tasks: the baseline that tuning any block must beat"
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         if head_path(model) is None:
             raise OffsiteError(
                 "The method 'head' tunes a classifier head, which this model lacks; it is for "
                 "image classification."
             )
         freeze(model)
-        return model
+        return AttachedParameters(self, model)

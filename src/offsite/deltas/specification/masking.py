@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from offsite.deltas.reparameterisation.reweight import fold, reweight, reweighted
+from offsite.deltas.method import Attached, Method
+from offsite.deltas.reparameterisation.reweight import reweight
 from offsite.deltas.targets import linear_layers
-from offsite.model.tensors import TensorEntry, describe
 
 
 class BinaryMask(nn.Module):
@@ -48,7 +48,7 @@ def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Masking:
+class Masking(Method):
     """``W * m`` with a learnt binary ``m``: weights are only ever kept or removed.
 
     What travels: ``mask``, one bit for each weight, uint8 of shape (ceil(n / 8),). Starts at no
@@ -64,31 +64,38 @@ class Masking:
     kind: ClassVar[str] = "masking"
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
-    reaches: ClassVar[bool] = False
     lr: ClassVar[float] = 3e-2
     when: ClassVar[str] = "one bit a weight; the tuned blocks hold no weight the owner did not make"
 
-    def attach(self, model: nn.Module, blocks: Sequence[int]) -> nn.Module:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         layers = linear_layers(model, blocks, self.targets)
-        return reweight(model, layers, lambda _, weight: BinaryMask(weight))
+        parts, fold = reweight(model, layers, lambda _, weight: BinaryMask(weight))
+        return AttachedMasks(self, model, parts, fold)
 
-    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        parts = reweighted(model).items()
+
+class AttachedMasks(Attached):
+    """Masks over weights, by the weight's name."""
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        parts: Mapping[str, BinaryMask],
+        fold: Callable[[], None],
+    ) -> None:
+        super().__init__(method, model)
+        self.parts, self.fold = parts, fold
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        parts = self.parts.items()
         return {f"{name}.mask": pack_bits(part.score.detach() >= 0) for name, part in parts}
 
-    def expected(
-        self, model: nn.Module, given: Mapping[str, TensorEntry]
-    ) -> dict[str, TensorEntry]:
-        return describe(self.tensors(model))
-
-    def load(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            for name, part in reweighted(model).items():
+            for name, part in self.parts.items():
                 bits = unpack_bits(tensors[f"{name}.mask"].to(part.score.device), part.score.shape)
                 part.score.copy_(bits.to(part.score) * 2 - 1)
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        return fold(model)
-
-    def peft_config(self, model: nn.Module) -> str | None:
-        return None
+    def detach(self) -> nn.Module:
+        self.fold()
+        return self.model
