@@ -24,7 +24,7 @@ from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
-from offsite.owner.plugging import place
+from offsite.owner.plugging import merge_delta, place
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.train import TrainOptions, train
@@ -57,7 +57,7 @@ def test_with_nothing_dropped_it_is_tuning_the_full_model(
 ) -> None:
     model = language_model(family)
     _, delta, record = trip(model, [], tokenizer, text_file, tmp_path)
-    plugged = plug(model, delta, record)
+    plugged = merge_delta(model, delta, record)
     own, method = copy.deepcopy(model), LoRA(rank=2)
     rows = TASK.load(text_file, tokenizer, own, train=True)
     torch.manual_seed(SHORT.seed)
@@ -86,7 +86,7 @@ def test_each_block_goes_to_the_one_it_stands_for(
     model = language_model("llama")
     tuned, delta, record = trip(model, [Drop(keep=2), Share()], tokenizer, text_file, tmp_path)
     assert record.offers[0].middle == (1, 2, 3, 4)
-    plugged = dict(plug(model, delta, record).named_parameters())
+    plugged = dict(merge_delta(model, delta, record).named_parameters())
     factors = dict(tuned.named_parameters())
     for index in range(6):
         name = f"model.layers.{index}.mlp.up_proj"
@@ -101,7 +101,7 @@ def test_dropped_blocks_stay_as_they_are(tokenizer: Any, text_file: Path, tmp_pa
     model = language_model("llama")
     _, delta, record = trip(model, [Drop(keep=2)], tokenizer, text_file, tmp_path)
     assert record.offers[0].middle == (1, 4)
-    before, after = model.state_dict(), plug(model, delta, record).state_dict()
+    before, after = model.state_dict(), merge_delta(model, delta, record).state_dict()
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"0", "1", "4", "5"}
     folder = tmp_path / "plugged"
@@ -109,7 +109,7 @@ def test_dropped_blocks_stay_as_they_are(tokenizer: Any, text_file: Path, tmp_pa
     served = load_plugged(copy.deepcopy(model), folder)
     assert torch.equal(
         output_of(served, inputs_for(model)),
-        output_of(plug(model, delta, record), inputs_for(model)),
+        output_of(merge_delta(model, delta, record), inputs_for(model)),
     )
 
 
@@ -122,7 +122,7 @@ def test_narrow_layers_are_scattered_back_into_zeros(
     _, delta, record = trip(model, recipe, tokenizer, text_file, tmp_path)
     kept = record.offers[0].kept
     assert {name.split(".")[0] for name in kept} == {"1", "4"}
-    before, after = model.state_dict(), plug(model, delta, record).state_dict()
+    before, after = model.state_dict(), merge_delta(model, delta, record).state_dict()
     for name, left in kept.items():
         full = next(n for n in before if n.endswith(f".{name}.weight"))
         change = after[full] - before[full]
@@ -143,7 +143,7 @@ def test_low_rank_and_quantised_layers_are_tuned_as_one(
 ) -> None:
     model = language_model("llama")
     _, delta, record = trip(model, [Drop(keep=2), step], tokenizer, text_file, tmp_path)
-    before, after = model.state_dict(), plug(model, delta, record).state_dict()
+    before, after = model.state_dict(), merge_delta(model, delta, record).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1, 4, 5)} <= changed
 
