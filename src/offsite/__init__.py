@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from offsite.compress.align import Align as Align
     from offsite.compress.crash import Cluster as Cluster
     from offsite.compress.crash import Share as Share
     from offsite.compress.distill import Distill as Distill
     from offsite.compress.drop import Drop as Drop
     from offsite.compress.gradot.step import GradOT as GradOT
+    from offsite.compress.narrow import Narrow as Narrow
     from offsite.compress.noise import Noise as Noise
     from offsite.compress.prune import Prune as Prune
     from offsite.compress.quantise import Quantise as Quantise
@@ -70,7 +72,9 @@ else:
 
 _HOMES = {
     "compress.crash": "Cluster Share",
+    "compress.align": "Align",
     "compress.distill": "Distill",
+    "compress.narrow": "Narrow",
     "compress.drop": "Drop",
     "compress.gradot.step": "GradOT",
     "compress.noise": "Noise",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offsite.codec import to_json
-from offsite.compress import crash, importance, parse_recipe
+from offsite.compress import Align, crash, importance, parse_recipe
 from offsite.compress.gradot import kfac
 from offsite.compress.presets import PRESETS, Shape, make_recipe
 from offsite.compress.scaleot.learning import Training, learn
@@ -24,7 +24,10 @@ def stored(middle: Any) -> int:
     return sum(t.numel() * t.itemsize for t in tensors.values())
 
 
-@pytest.mark.parametrize("name", sorted({*PRESETS} - {"distil", "leave-one-out", "prune"}))
+LONG = {"distil", "leave-one-out", "influence-align", "narrow-align"}
+
+
+@pytest.mark.parametrize("name", sorted({*PRESETS} - LONG - {"prune"}))
 def test_presets_meet_their_budget(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,3 +54,19 @@ def test_what_cannot_be_made_is_refused() -> None:
         make_recipe("unknown", shape, 0.5)
     with pytest.raises(OffsiteError, match="share of the middle's bytes"):
         make_recipe("uniform", shape, 1.5)
+
+
+@pytest.mark.parametrize("name", ["influence-align", "narrow-align"])
+def test_aligned_presets_meet_their_budget_before_they_align(name: str) -> None:
+    context = world("llama", num_hidden_layers=14, hidden_size=128, intermediate_size=512)
+    whole = stored(whole_middle(context.model, context.split))
+    for budget in (0.6, 0.45):
+        first, align = make_recipe(name, Shape.of(context.model, context.split), budget)
+        assert isinstance(align, Align)
+        assert stored(compress([first], context)) / whole == pytest.approx(budget, abs=0.05)
+
+
+def test_a_budget_below_attention_cannot_be_met_by_channels() -> None:
+    context = world("llama", num_hidden_layers=6, hidden_size=128, intermediate_size=128)
+    with pytest.raises(OffsiteError, match="leaves no feed-forward channels: attention alone"):
+        make_recipe("narrow-align", Shape.of(context.model, context.split), 0.2)

@@ -10,10 +10,12 @@ import torch
 
 from offsite.codec import to_json
 from offsite.compress import STEPS, parse_recipe
+from offsite.compress.align import Align
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
 from offsite.compress.gradot.step import GradOT
+from offsite.compress.narrow import Narrow
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
@@ -31,6 +33,7 @@ WHOLE = {
     "prune": [Prune(keep=1.0)],
     "noise": [Noise(scale=0.0)],
     "gradot": [GradOT(attention=1.0, feed_forward=1.0)],
+    "narrow": [Narrow(feed_forward=1.0, groups=1.0)],
     "replace": [LayerReplace(alpha=0.0)],
     "cluster": [Cluster(keep=4), Share()],
     "influence": [Drop(keep=4, by="influence")],
@@ -47,6 +50,7 @@ LIGHTER: dict[str, list[Any]] = {
     "int8": [Quantise(bits=8)],
     "int4": [Quantise(bits=4, group=8)],
     "gradot": [GradOT(attention=0.4, feed_forward=0.5, batches=1)],
+    "narrow": [Narrow(feed_forward=0.5), Align(steps=1, batch_size=2)],
     "replace": [REPLACE],
     "scaleot": [REPLACE, Rank(beta=0.8)],
     "all at once": [

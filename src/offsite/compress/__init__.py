@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offsite.codec import from_json
+from offsite.compress.align import Align
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
 from offsite.compress.gradot.step import GradOT
+from offsite.compress.narrow import Narrow
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
@@ -20,7 +22,20 @@ from offsite.errors import OffsiteError
 
 STEPS: Mapping[str, type[Any]] = {
     cls.kind: cls
-    for cls in (Drop, Cluster, Share, LayerReplace, Rank, GradOT, Prune, Noise, Quantise, Distill)
+    for cls in (
+        Drop,
+        Cluster,
+        Share,
+        LayerReplace,
+        Rank,
+        Narrow,
+        GradOT,
+        Prune,
+        Noise,
+        Quantise,
+        Distill,
+        Align,
+    )
 }
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from offsite.compress.align import Align
 from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop, Strategy
 from offsite.compress.gradot.step import GradOT
 from offsite.compress.linears import is_attention, linears
+from offsite.compress.narrow import Narrow
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
@@ -94,6 +96,21 @@ def _distil(shape: Shape, budget: float, learned: str | None) -> list[Step]:
     return [Drop(keep=shape.keep(budget)), Distill()]
 
 
+def _align(by: Strategy) -> Make:
+    return lambda shape, budget, learned: [Drop(keep=shape.keep(budget), by=by), Align()]
+
+
+def _narrow(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    attention = sum(m * n for m, n in shape.attention) / shape.parameters
+    share = (budget - attention) / (1 - attention)
+    if share <= 0:
+        raise OffsiteError(
+            f"A budget of {budget:g} leaves no feed-forward channels: attention alone takes "
+            f"{attention:.0%} of a block, and 'narrow-align' keeps it whole; use more than that."
+        )
+    return [Narrow(feed_forward=share), Align()]
+
+
 def _crash(shape: Shape, budget: float, learned: str | None) -> list[Step]:
     return [Cluster(keep=shape.keep(budget)), Share()]
 
@@ -139,6 +156,10 @@ PRESETS: dict[str, Preset] = {
     "influence": Preset("blocks of highest block influence (ShortGPT)", _drop("influence")),
     "angular": Preset("all but the run of least angular distance", _drop("angular")),
     "leave-one-out": Preset("blocks whose absence costs most", _drop("leave_one_out")),
+    "influence-align": Preset(
+        "blocks of highest influence, then aligned (ours)", _align("influence")
+    ),
+    "narrow-align": Preset("fewer channels in every block, then aligned (LoRAM)", _narrow),
     "distil": Preset("evenly spaced blocks, then distilled (Offsite-Tuning)", _distil),
     "crash": Preset("one block per cluster, shared by reference (CRaSh)", _crash),
     "scaleot": Preset("harmonizers and low-rank attention (ScaleOT)", _replace(BETA)),

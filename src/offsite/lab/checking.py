@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from offsite.compress.align import Align
 from offsite.compress.crash import Cluster
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop
 from offsite.compress.gradot.step import GradOT
+from offsite.compress.narrow import Narrow
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
@@ -96,7 +98,7 @@ def check_plan(plan: Plan) -> None:
 def needs_data(steps: Iterable[Step]) -> bool:
     """Whether some step looks at data of the owner."""
     return any(
-        isinstance(step, (Cluster, Distill, GradOT))
+        isinstance(step, (Align, Cluster, Distill, GradOT, Narrow))
         or (isinstance(step, Drop) and step.by not in ("uniform", "random"))
         or (isinstance(step, LayerReplace) and step.learned is None)
         for step in steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,3 +12,8 @@ from tqdm import tqdm
 def track(items: Iterable[Any], text: str, total: int | None = None) -> Any:
     """Iterate with a bar on standard error; silent when that is no terminal."""
     return tqdm(items, desc=text, total=total, disable=None, leave=False)
+
+
+def say(text: str) -> None:
+    """One line on standard error that leaves the bars whole."""
+    tqdm.write(text, file=sys.stderr)

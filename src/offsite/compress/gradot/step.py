@@ -16,7 +16,7 @@ out; statistics are those of the full model at the same position.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from offsite.codec import require
+from offsite.compress.channels import check_same, cut_channels, split_feed_forward
 from offsite.compress.gradot.kfac import Statistics, collect
-from offsite.compress.linears import is_attention, linears, map_linears, matrix, with_matrix
+from offsite.compress.linears import is_attention, linears, map_linears, matrix
 from offsite.compress.rank import factorised
 from offsite.compress.step import Context
-from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.model.split import Kept, Middle
 
@@ -74,7 +74,7 @@ class GradOT:
         for positions, statistics in collect(context, real, self.batches):
             for position in positions:
                 layers = dict(linears(standing[position], factors=False))
-                check_same(get_blocks(context.model)[position], layers)
+                check_same(get_blocks(context.model)[position], layers, "gradot")
                 known = {name: statistics[position, name] for name in layers}
                 changed, narrower = self._change(layers, known)
                 new |= {(position, name): layer for name, layer in changed.items()}
@@ -129,14 +129,8 @@ def fewer_channels(
     Raises:
         OffsiteError: a feed-forward of another shape, such as a mixture of experts.
     """
-    *rising, falling = layers
+    rising, falling = split_feed_forward(layers, "GradOT")
     channels = matrix(layers[falling]).shape[1]
-    sizes = {matrix(layers[name]).shape[0] for name in rising}
-    if not 1 <= len(rising) <= 2 or not sizes <= {channels, 2 * channels}:
-        raise OffsiteError(
-            "GradOT knows feed-forwards of two linear layers, or three where one is a gate; this "
-            "model has another kind, so set feed_forward to 1."
-        )
     curvature = gradient = torch.zeros(())
     for name in layers:
         more, slope = channel_terms(matrix(layers[name]), known[name], falling=name == falling)
@@ -144,16 +138,8 @@ def fewer_channels(
         gradient = gradient.to(slope) + slope.view(-1, channels).sum(0)
     count = max(1, round(keep * channels))
     chosen = combine(curvature, gradient, weight).topk(count).indices.sort().values
-    new = {falling: with_matrix(layers[falling], matrix(layers[falling])[:, chosen])}
-    kept = {falling: Kept(columns=tuple(chosen.tolist()))}
-    for name in rising:
-        full, bias = matrix(layers[name]), layers[name].bias
-        rows = torch.cat([chosen + start for start in range(0, len(full), channels)])
-        new[name] = with_matrix(layers[name], full[rows])
-        if isinstance(bias, torch.Tensor):
-            new[name].bias = nn.Parameter(bias.detach()[rows].clone(), bias.requires_grad)
-        kept[name] = Kept(rows=tuple(rows.tolist()))
-    return new, kept
+    cut = cut_channels(layers, rising, falling, chosen)
+    return {n: layer for n, (layer, _) in cut.items()}, {n: kept for n, (_, kept) in cut.items()}
 
 
 def channel_terms(
@@ -172,14 +158,3 @@ def combine(curvature: torch.Tensor, gradient: torch.Tensor, weight: float) -> t
     tiny = torch.finfo(curvature.dtype).tiny
     first = curvature / curvature.sum().clamp_min(tiny)
     return first - weight * gradient / gradient.abs().sum().clamp_min(tiny)
-
-
-def check_same(original: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Refuse a block whose linear layers are no longer of the model's sizes."""
-    sizes = {name: matrix(layer).shape for name, layer in linears(original)}
-    odd: Sequence[str] = [n for n, layer in layers.items() if matrix(layer).shape != sizes.get(n)]
-    if odd:
-        raise OffsiteError(
-            f"GradOT measures the model's own layers, but an earlier step made '{odd[0]}' smaller; "
-            "put 'gradot' before it."
-        )
