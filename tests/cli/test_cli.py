@@ -252,7 +252,13 @@ def test_what_the_record_does_not_know_is_not_left(
 def test_only_scores_of_the_same_data_and_length_are_merged(
     run: Run, ground: dict[str, Path], tmp_path: Path
 ) -> None:
-    score = ("score", ground["m"], "--data", ground["t"], "--json")
+    score: tuple[Any, ...] = ("score", ground["m"], "--data", ground["t"], "--json")
+    found = json.loads(run(*score)[1])
+    assert not {"eval_data", "count"} & set(found)  # they say something of the private data
+    assert set(found["details"]["zero_shot"]) == {
+        "metric", "value", "higher_is_better", "stderr", "extra",
+    }  # fmt: skip
+    score = (*score, "--details")
     status, out, err = run(*score)
     found = json.loads(out)
     assert status == 0 and found["task"] == "text" and found["max_length"] == 512, err

@@ -15,11 +15,17 @@ from offsite.errors import MissingExtraError, OffsiteError
 from offsite.owner.offering import make_offer, plug
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
+from offsite.tasks.data import TaskData
+from offsite.tasks.source import Source
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import TEXT, language_model
 
 WORDS = TEXT.split()
+
+
+def data(task: str, path: Path) -> TaskData:
+    return TaskData(load_task(task), Source.of(path))
 
 
 def made_up(path: Path, count: int) -> Path:
@@ -40,7 +46,7 @@ def test_every_question_is_scored_as_lm_eval_scores_it(tokenizer: Any, tmp_path:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
     model, source = language_model("llama"), made_up(tmp_path / "q.jsonl", 40)
     names = ("arc_easy", "openbookqa")
-    found = harness_scores(model, tokenizer, {n: (load_task(n), source) for n in names})
+    found = harness_scores(model, tokenizer, {n: data(n, source) for n in names})
     for name in names:
         task = load_task(name)
         ours = task.evaluate(model, task.load(source, tokenizer, model, train=False))
@@ -62,7 +68,7 @@ def test_open_questions_and_perplexity_go_through_the_harness(
     found = harness_scores(
         model,
         tokenizer,
-        {"open": (load_task("webquestions"), path), "text": (load_task("text"), text_file)},
+        {"open": data("webquestions", path), "text": data("text", text_file)},
     )
     assert found["open"].metric == "exact_match" and found["open"].count == 3
     assert found["text"].metric == "word_perplexity" and found["text"].value > 1
@@ -82,7 +88,9 @@ def test_emulator_tuned_and_plugged_models_go_in_as_they_are(
         plugged = plug(model, tuned.delta, record)
         for given in (offer.model, tuned.model, plugged):
             ours = task.evaluate(given, task.load(source, tokenizer, given, train=False))
-            theirs = harness_scores(given, tokenizer, {"t": (task, source)}, batch_size=8)["t"]
+            theirs = harness_scores(
+                given, tokenizer, {"t": TaskData(task, Source.of(source))}, batch_size=8
+            )["t"]
             assert ours.items == theirs.items
 
 
@@ -97,6 +105,10 @@ def test_what_the_harness_cannot_do_is_said(
     with pytest.raises(OffsiteError, match=r"no task 'arc_esy' \(near it: arc_easy"):
         harness_scores(language_model("llama"), tokenizer, ["arc_esy"])
     path = tmp_path / "chat.jsonl"
-    path.write_text("{}\n")
+    path.write_text('{"messages": [{"role": "assistant", "content": "x"}]}')
     with pytest.raises(OffsiteError, match="cannot score the task 'chat'"):
-        harness_scores(language_model("llama"), tokenizer, {"chat": (load_task("chat"), path)})
+        harness_scores(
+            language_model("llama"),
+            tokenizer,
+            {"chat": data("chat", path)},
+        )

@@ -87,7 +87,7 @@ def test_a_task_file_may_bring_its_data(run: Run, model_folder: Any, mine: Path)
     tune = ("tune", folder / "offer", "--out", folder / "delta", "--steps", 2, "--json")
     status, out, err = run(*tune, "--task", mine)
     assert status == 0 and json.loads(out)["metric"] == "accuracy", err
-    status, out, err = run("score", model, "--task", mine, "--json")
+    status, out, err = run("score", model, "--task", mine, "--json", "--details")
     details = json.loads(out)["details"]["zero_shot"]
     assert len(details["items"]) == details["count"] == 4, err
     status, out, err = run(

@@ -12,8 +12,9 @@ import pytest
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.owner.offering import make_offer
-from offsite.tasks import check_data, load_task
+from offsite.tasks import load_task
 from offsite.tasks.chat.conversations import encode_chat
+from offsite.tasks.data import read_data
 from offsite.tasks.text.causal import IGNORE
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
@@ -75,7 +76,7 @@ def test_bad_conversations_are_named_by_line(messages: Any, message: str, tmp_pa
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": messages}) + "\n")
     with pytest.raises(OffsiteError, match=f"Line 1 of .*{message}") as caught:
-        check_data(load_task("chat"), path)
+        read_data(load_task("chat"), str(path))
     assert "secret" not in str(caught.value)
 
 

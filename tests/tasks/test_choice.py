@@ -14,9 +14,11 @@ from offsite.errors import OffsiteError
 from offsite.exchange.offer import load_processor
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
-from offsite.tasks import check_data, default_data, load_task, task_names
+from offsite.tasks import load_task, task_names
+from offsite.tasks.data import TaskData, read_data
 from offsite.tasks.questions.likelihood import continues, scores_with_cache, scores_without_cache
 from offsite.tasks.questions.open_question import normal
+from offsite.tasks.source import Source
 from offsite.tasks.text.causal import IGNORE
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
@@ -152,7 +154,7 @@ def test_classification_as_text_reads_headerless_tsv(tokenizer: Any, tmp_path: P
     assert found[0].prompt.startswith('a "good film\nQuestion:')
     path.write_text("a film\t1\nthe log\t2\n")
     with pytest.raises(OffsiteError, match=r"Line 2 of .*dev.tsv.* unknown label .* 0 to 1"):
-        check_data(task, path)
+        read_data(task, str(path))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_classification_as_text_reads_headerless_tsv(tokenizer: Any, tmp_path: P
         ({"question": "secret", "choices": ["a\ud800", "b"], "answer": 0}, "surrogate"),
         ({"question": "secret", "choices": "ab", "answer": 0}, "list of texts"),
         ({"question": ["secret"], "choices": ["a", "b"], "answer": 0}, "needs text in"),
-        (["secret"], "no JSON object"),
+        (["secret"], "not a JSON object"),
     ],
 )
 def test_bad_rows_are_named_by_line_and_never_quoted(
@@ -177,7 +179,7 @@ def test_bad_rows_are_named_by_line_and_never_quoted(
 ) -> None:
     path = write(tmp_path / "bad.jsonl", [ROWS[0], row])
     with pytest.raises(OffsiteError, match=message) as caught:
-        check_data(load_task("arc_easy"), path)
+        read_data(load_task("arc_easy"), str(path))
     assert "Line 2 of" in str(caught.value) and "secret" not in str(caught.value)
 
 
@@ -192,7 +194,7 @@ def test_labels_may_be_more_than_the_choices_of_a_row(tmp_path: Path) -> None:
     assert [question.answer for question in found] == [0, 1]
     rows[1]["a"] = "C"
     with pytest.raises(OffsiteError, match=r"Line 2 of .* unknown label .* one of A, B\."):
-        check_data(load_task(file), write(tmp_path / "b.jsonl", rows))
+        read_data(load_task(file), str(write(tmp_path / "b.jsonl", rows)))
 
 
 def test_choices_over_the_context_length_are_found_before_a_model_loads(
@@ -202,7 +204,7 @@ def test_choices_over_the_context_length_are_found_before_a_model_loads(
     path = write(tmp_path / "long.jsonl", [ROWS[0], long])
     config = language_model("llama").config
     with pytest.raises(OffsiteError, match=r"Line 2 of .*the model reads 128 at once") as caught:
-        check_data(load_task("arc_easy"), path, tokenizer, config)
+        TaskData(load_task("arc_easy"), Source.of(path)).prepare(tokenizer, config)
     assert "secret" not in str(caught.value)
 
 
@@ -216,6 +218,7 @@ def test_every_builtin_task_reads_its_public_data(shared: Path) -> None:
     assert {*files, "text", "chat", "image-classification"} == set(task_names())
     for name, file in files.items():
         task = load_task(name)
-        check_data(task, shared / "data" / "qa" / name / file)
-        assert task.name == name and default_data(task, "train") is None
-    check_data(load_task("sst2"), shared / "data" / "qa" / "sst2" / "dev.tsv", tokenizer)
+        read_data(task, str(shared / "data" / "qa" / name / file))
+        assert task.name == name and task.default_source("train") is None
+    dev = Source.of(shared / "data" / "qa" / "sst2" / "dev.tsv")
+    TaskData(load_task("sst2"), dev).prepare(tokenizer, None)

@@ -10,7 +10,7 @@ import pytest
 
 import offsite.tasks
 from offsite.errors import OffsiteError
-from offsite.tasks import default_data, load_task
+from offsite.tasks import load_task
 from offsite.tasks.questions.file import parse_task
 from offsite.tasks.questions.template import render
 from offsite.tasks.rows import Row, read_rows
@@ -35,8 +35,8 @@ def test_a_users_own_task_is_one_small_file(tmp_path: Path) -> None:
         'goal,first,second,label\n"two\nlines, quoted",a,b,two\nshort,a,b,one\n'
     )
     task = load_task(path, max_length=64)
-    source = default_data(task, "train")
-    assert source is not None and default_data(task, "test") is None
+    source = task.default_source("train")
+    assert source is not None and task.default_source("test") is None
     first, second = task.read(source)  # type: ignore[attr-defined]
     assert first.prompt == "two\nlines, quoted - {so}:" and first.answer == 1
     assert second.where.startswith("Line 4 of") and second.choices == ("a", "b")
@@ -94,7 +94,7 @@ def test_templates_evaluate_nothing() -> None:
         ("a.jsonl", '{"a": 1}\n\n{"secret": \n', r"Line 3 of .* not valid JSON"),
         ("a.json", '[\n{"a": 1},\n{"secret" 2}\n]', r"Line 3 of .* not valid JSON"),
         ("a.json", '[{"a": 1}', "ends inside its list"),
-        ("a.json", '{"a": 1}', "no JSON list"),
+        ("a.json", '{"a": 1}', "not a JSON list"),
         ("a.tsv", "a\tb\nsecret\n", r"Line 2 of .* 1 columns instead of 2"),
         ("a.csv", "a,b\n", "is empty"),
         ("a.csv", 'a,b\n1,2\n3,"secret\n5,6\n7,"8"\n', "Line 3 of .* quotation mark"),
@@ -107,7 +107,7 @@ def test_templates_evaluate_nothing() -> None:
         ("a.jsonl", '{"a": 1} {"secret": 2}', "Line 1 of .* not valid JSON"),
         ("a.jsonl", '{"a": ["secret \\uD800"]}', "Line 1 of .* half of a surrogate pair"),
         ("a.json", '[{"a": "\\udc00 secret"}]', "Line 1 of .* half of a surrogate pair"),
-        ("a.txt", "secret", "no table of examples"),
+        ("a.txt", "secret", "not a table of examples"),
     ],
 )
 def test_bad_tables_name_the_line_and_never_its_text(

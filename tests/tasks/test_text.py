@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from offsite.errors import OffsiteError
-from offsite.tasks.text.causal import IGNORE, CausalText, read_documents, token_losses
+from offsite.model.replay import IGNORE
+from offsite.tasks.text.causal import CausalText
+from offsite.tasks.text.cross_entropy import token_losses
+from offsite.tasks.text.documents import read_documents
 from tests.support.models import LANGUAGE, language_model
 
 PAIRS = [("the cat", " sat on the mat"), ("a bird", " sang"), ("who sat", " the dog on a log")]
@@ -51,11 +54,11 @@ def test_examples_that_share_a_row_do_not_see_each_other(
 def test_what_a_file_holds_is_told_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "a.JSONL"
     path.write_text('{"text": "the cat"}\n', encoding="utf-8-sig")
-    assert read_documents(path) == ["the cat"]
+    assert [d.text for d in read_documents(path)] == ["the cat"]
     plain = tmp_path / "a.txt"
     plain.write_text("the dog", encoding="utf-8-sig")
-    assert read_documents(plain) == ["the dog"]
-    for name in ("a.csv", "a.TSV", "a.ndjson", "a.parquet"):
+    assert [d.text for d in read_documents(plain)] == ["the dog"]
+    for name in ("a.csv", "a.TSV", "a.parquet"):
         (tmp_path / name).write_text("secret")
         with pytest.raises(OffsiteError, match=f"{name}' is a table.*jsonl") as caught:
             read_documents(tmp_path / name)

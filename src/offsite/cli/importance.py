@@ -40,12 +40,12 @@ def importance(
     from offsite.compress.step import Context
     from offsite.exchange.offer import load_processor
     from offsite.files import check_free
-    from offsite.lab.checking import check_sources
     from offsite.model.blocks import get_blocks
-    from offsite.model.checkpoint import load_model, parse_dtype, pick_device
+    from offsite.model.checkpoint import load_config, load_model, parse_dtype, pick_device
     from offsite.model.split import Split
     from offsite.report.bars import PURPOSE, check_picture, draw_importance, importance_table
     from offsite.tasks import load_task
+    from offsite.tasks.data import prepare_all, read_data, rows_of
     from offsite.training.resume import finish_work, work_folder
 
     for path in filter(None, (learn, out)):
@@ -57,10 +57,12 @@ def importance(
     if learn is None and (resume or learn_steps is not None):
         raise OffsiteError("--resume and --learn-steps are of the learning, so give --learn too.")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
-    check_sources(kind, (data,), model)
+    own = read_data(kind, data, train=True)
+    processor = load_processor(model, kind.name)
+    prepare_all((own,), processor, load_config(model))
     full = load_model(model, kind.auto_class, dtype=parse_dtype(dtype or "float32"))
     full = full.to(pick_device(device)).requires_grad_(False)
-    rows = kind.load(data, load_processor(model, kind.name), full, train=True)
+    rows = rows_of(kind, own, processor, full, train=True)
     training = Training() if learn_steps is None else Training(steps=learn_steps)
     work = work_folder(learn, resume) if learn else None
     context = Context(full, Split((0,), len(get_blocks(full))), kind, rows, seed, work, resume)

@@ -14,6 +14,13 @@ import typer
 from offsite.errors import OffsiteError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details",
+        help="With --json: a hash of the data, counts and per-item scores too. Keep such a file.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; default float32 to compute in.")

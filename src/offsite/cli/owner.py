@@ -13,6 +13,7 @@ from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:
     from offsite.compress.step import Step
+    from offsite.tasks.data import TaskData
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
 Budget = Annotated[
@@ -67,24 +68,30 @@ def offer(
     from offsite.exchange.offer import load_processor
     from offsite.exchange.record import Record
     from offsite.files import check_free
-    from offsite.lab.checking import check_sources, choose_data
     from offsite.lab.measure import folder_bytes, offer_bytes
-    from offsite.model.checkpoint import checkpoint_fingerprint, parse_dtype, pick_device
+    from offsite.model.checkpoint import (
+        checkpoint_fingerprint,
+        load_config,
+        parse_dtype,
+        pick_device,
+    )
     from offsite.model.split import parse_adapter
     from offsite.owner.offering import make_offer
     from offsite.report.structure import spell
     from offsite.tasks import load_task
+    from offsite.tasks.data import find_source, prepare_all, read_data
     from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
     pick_device(device)
     record = record or out.with_name(f"{out.name}.record.json")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
-    data, eval_data = choose_data(kind, data, "train"), choose_data(kind, eval_data, "test")
-    check_sources(kind, (data, eval_data), model)
+    own = read_data(kind, find_source(kind, data, "train"), train=True)
+    test = read_data(kind, find_source(kind, eval_data, "test"))
     check_record(record, model, kind.auto_class)
-    if (data or eval_data) and load_processor(model, kind.name) is None:
-        raise OffsiteError(f"'{model}' has no tokenizer or image processor, which data needs.")
+    processor = load_processor(model, kind.name)
+    if own is not None or test is not None:
+        prepare_all((own, test), processor, load_config(model))
     by_learned = adapter.startswith("learned")
     if by_learned:
         print_ = checkpoint_fingerprint(model, kind.auto_class)
@@ -102,7 +109,8 @@ def offer(
         model,
         adapter=parse_adapter(adapter),
         recipe=steps,
-        data=data,
+        data=own,
+        processor=processor,
         task=kind,
         seed=seed,
         device=device,
@@ -119,7 +127,9 @@ def offer(
     made.save(out, record)
     finish_work(work)
     everything = Record.load(record)
-    zero_shot = score_model(made.model, kind, eval_data or data, made.processor, device)
+    if test is None and own is not None:
+        test = read_data(kind, str(own.source))  # a folder may have a part to score on
+    zero_shot = score_model(made.model, test, made.processor, device)
     result: dict[str, Any] = {
         "offer": str(out),
         "record": str(record),
@@ -259,13 +269,10 @@ def build_recipe(
     return steps
 
 
-def score_model(
-    model: Any, task: Any, source: str | None, processor: Any, device: str | None
-) -> Any:
-    """The task's evaluation of a model on a data source; None without one."""
+def score_model(model: Any, data: TaskData | None, processor: Any, device: str | None) -> Any:
+    """The task's evaluation of a model on data; None without any."""
     from offsite.model.checkpoint import pick_device
 
-    if source is None:
+    if data is None:
         return None
-    rows = task.load(source, processor, model, train=False)
-    return task.evaluate(model.to(pick_device(device)), rows)
+    return data.task.evaluate(model.to(pick_device(device)), data.rows(processor, model))

@@ -36,7 +36,8 @@ def prompt_decoder(
     from offsite.deltas.addition.learn_decoder import learn_decoder
     from offsite.exchange.prompt_decoder import save_decoder
     from offsite.files import check_free
-    from offsite.tasks import check_data, load_task
+    from offsite.tasks import load_task
+    from offsite.tasks.data import read_data
     from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
@@ -44,10 +45,8 @@ def prompt_decoder(
     for given in data:
         name, found, path = given.partition("=")
         name, path = (name, path) if found and not Path(given).exists() else (task, given)
-        o.check_source(path)
         kind = load_task(name, max_length=max_length)
-        check_data(kind, path)
-        tasks.append((kind, path))
+        tasks.append((kind, read_data(kind, path, train=True)))
     work = work_folder(out, resume)
     tensors = learn_decoder(
         model,

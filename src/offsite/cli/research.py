@@ -40,37 +40,41 @@ def score(
     batch_size: o.BatchSize = 16,
     dtype: o.Dtype = None,
     device: o.Device = None,
+    details: o.Details = False,
     json: o.Json = False,
 ) -> None:
     """Score a model, an offer or a tuned model, and merge with the scores others know."""
     from dataclasses import asdict
+    from functools import partial
 
     from offsite.files import read_json
     from offsite.lab.cells import known
-    from offsite.lab.checking import check_sources, need_data
     from offsite.lab.environment import environment
     from offsite.model.checkpoint import parse_dtype, pick_device
     from offsite.scores.harness import find_tasks, harness_scores
-    from offsite.scores.scores import DERIVED, KEYS, TITLES, Scores, check_same, settings_of
+    from offsite.scores.scores import DERIVED, KEYS, TITLES, Scores
     from offsite.scores.scoring import load_scored
-    from offsite.tasks import check_data, load_task
+    from offsite.scores.settings import check_same, private_settings, settings_of, shareable
+    from offsite.tasks import load_task
+    from offsite.tasks.data import need_source, prepare_all, read_data
 
     if role is not None and role not in KEYS:
         raise OffsiteError(f"'{role}' is no score; choose one of: {', '.join(KEYS)}.")
     if role is not None and len(paths) > 1:
         raise OffsiteError("--as names the score of one path; score the paths one by one.")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
-    source = ""
+    test = None
     if harness_task is None:
-        source = need_data(kind, data, "test")
-        check_sources(kind, (source,))
+        test = read_data(kind, need_source(kind, data, "test"))
     elif data is None:
         o.note(f"fetching the data of '{harness_task}'")
         find_tasks([harness_task])
     else:
         raise OffsiteError("Give --data, or --harness-task, which fetches its own; not both.")
     through, name = harness or harness_task is not None, harness_task or kind.name
-    facts: dict[str, Any] = settings_of(kind, source) if source else {"task": harness_task}
+    facts: dict[str, Any] = {"task": harness_task} if test is None else settings_of(kind)
+    if details and test is not None:
+        facts |= private_settings(test)
     if through:  # which reads as much at once as the model can, unless told otherwise
         length = max_length if o.typed(context, "max_length") else None
         facts["max_length"] = length
@@ -80,39 +84,37 @@ def score(
         check_same(facts, theirs, file)
     total: Scores | None = None
     lines: list[Any] = []
-    details = {}
-
-    def check_lengths(processor: Any, config: Any) -> None:
-        if source:
-            check_data(kind, source, processor, config)
-
+    kept = {}
     for path in paths:
-        found = load_scored(path, kind, parse_dtype(dtype or "float32"), base, check_lengths)
+        computed = parse_dtype(dtype or "float32")
+        found = load_scored(path, kind, computed, base, partial(prepare_all, (test,)))
         key = role or found.key
         model = found.model.to(pick_device(device))
         if through:
-            given: Any = [harness_task] if harness_task else {kind.name: (kind, source)}
+            given: Any = [harness_task] if test is None else {kind.name: test}
             result = harness_scores(
                 model, found.processor, given, batch_size=batch_size, max_length=length
             )[name]
         else:
-            rows = kind.load(source, found.processor, model, train=False)
+            assert test is not None
+            rows = test.rows(found.processor, model)
             result = kind.evaluate(model, rows, batch_size=batch_size)
-        details[key] = known(asdict(result))
-        one = Scores(result.metric, result.higher_is_better, **{key: details[key]["value"]})
+        kept[key] = known(asdict(result))
+        one = Scores(result.metric, result.higher_is_better, **{key: kept[key]["value"]})
         total = one if total is None else total.merge(one)
         lines.append(f"{TITLES[key]:20} {o.describe(result)}   [dim]{path}[/]")
     assert total is not None
-    scored = set(details)
-    facts["count"] = result.count
+    scored = set(kept)
+    if details:
+        facts["count"] = result.count
     for file, theirs in others.items():
         check_same(facts, theirs, file)
         total = total.merge(Scores.from_json(theirs))
-        details = {**(theirs.get("details") or {}), **details}
+        kept = {**(theirs.get("details") or {}), **kept}
     story = total.to_json()
     lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in story["scores"].items() if k not in scored]
     lines += [f"{k:20} {story[k]:.4f}" for k in DERIVED if k in story]
-    more = {"environment": environment(), "details": details}
+    more = {"environment": environment(), "details": kept if details else shareable(kept)}
     o.emit({**story, **facts, **more}, json, lines)
 
 
@@ -155,19 +157,19 @@ def lab(
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
     from offsite.deltas import method_json
-    from offsite.lab.checking import choose_data, need_data
     from offsite.lab.experiment import make_recipes, read_experiment, uniform
     from offsite.lab.plan import Plan
     from offsite.lab.results import run_plans
     from offsite.tasks import load_task
+    from offsite.tasks.data import find_source, need_source
 
     if model.endswith((".toml", ".json")):
         o.leave_to_file(context, model, ("model", "out", "cached", "device", "json"))
         plans = read_experiment(model)
     else:
         kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
-        eval_data = need_data(kind, eval_data, "test", "--eval-data")
-        data = choose_data(kind, data, "train")
+        eval_data = need_source(kind, eval_data, "test", "--eval-data")
+        data = find_source(kind, data, "train")
         names = list(delta or ["full"])
         if "all" in names:
             fitting = all_that_fit(model, task, adapter, prompt_decoder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,11 +46,14 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     dtype: o.Dtype = None,
     device: o.Device = None,
+    details: o.Details = False,
     json: o.Json = False,
     *,
     training: TrainOptions,
 ) -> None:
     """Tune the adapter of an offer on private data and write the delta."""
+    from functools import partial
+
     import torch
 
     from offsite.deltas import method_json, method_text, parse_method
@@ -58,10 +61,10 @@ def tune(
     from offsite.exchange.manifest import OfferManifest, parse_reach, read_manifest
     from offsite.exchange.offer import Offer
     from offsite.files import check_free
-    from offsite.lab.checking import check_sources, choose_data, need_data
     from offsite.model.checkpoint import parse_dtype
-    from offsite.scores.scores import settings_of
-    from offsite.tasks import check_data, load_task
+    from offsite.scores.settings import private_settings, settings_of
+    from offsite.tasks import load_task
+    from offsite.tasks.data import find_source, need_source, prepare_all, read_data
     from offsite.training.dp import PrivacyBudget
     from offsite.training.resume import finish_work, work_folder
     from offsite.tuner.tuning import run_tune
@@ -69,25 +72,21 @@ def tune(
     check_free(out)
     name = task or read_manifest(offer, OfferManifest).task
     kind = load_task(name, max_length=max_length, skip_bad=skip_bad)
-    data, eval_data = need_data(kind, data, "train"), choose_data(kind, eval_data, "test")
-    check_sources(kind, (data, eval_data))
+    private = read_data(kind, need_source(kind, data, "train"), train=True)
+    test = read_data(kind, find_source(kind, eval_data, "test"))
     method = parse_method(method_json(delta, option or ()))
     if training.lr is not None and method.kind == "head":
         raise OffsiteError("A head learns at --head-lr, and nothing else is tuned; give that.")
 
-    def check_lengths(processor: Any, config: Any) -> None:
-        for source in filter(None, (data, eval_data)):
-            check_data(kind, source, processor, config)
-
     computed = parse_dtype(dtype or "float32")
-    loaded = Offer.load(offer, dtype=computed, before=check_lengths)
+    loaded = Offer.load(offer, dtype=computed, before=partial(prepare_all, (private, test)))
     work = work_folder(out, resume)
     tuned = run_tune(
         loaded,
-        data,
+        private,
         method,
         options=training,
-        eval_data=eval_data,
+        eval_data=test,
         task=kind,
         reach=parse_reach(reach),
         device=device,
@@ -127,8 +126,10 @@ def tune(
             f"  privacy      epsilon {manifest.dp.epsilon:.3g}, delta {manifest.dp.delta:g} for "
             f"each example (noise {manifest.dp.noise_multiplier:.2f} from {manifest.dp.noise})"
         )
-    if tuned.evaluation is not None and eval_data is not None:
-        result |= settings_of(kind, eval_data, tuned.evaluation.count)
+    if tuned.evaluation is not None and test is not None:
+        result |= settings_of(kind)
+        if details:
+            result |= private_settings(test, tuned.evaluation.count)
         result |= {
             "scores": {"emulator_tuned": tuned.evaluation.value},
             "metric": tuned.evaluation.metric,

@@ -41,7 +41,7 @@ def tune_all(
     model: nn.Module, rows: Any, task: Task, options: TrainOptions, device: torch.device, text: str
 ) -> History:
     """Tune every weight of a model that :func:`trainable` gave, in place; returns how it went."""
-    give_head(model, getattr(rows, "labels", ()))
+    give_head(model, task.labels(rows))
     return train(
         model.requires_grad_(True), rows, loss=task.loss, collate=task.collate, options=options,
         rates=[(head_tensors(model).values(), options.head_lr)], device=device, text=text,

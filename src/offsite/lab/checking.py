@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 from offsite.compress.align import Align
 from offsite.compress.crash import Cluster
@@ -18,62 +19,25 @@ from offsite.exchange.offer import load_processor
 from offsite.lab.plan import Plan, Recipe
 from offsite.model.checkpoint import load_config
 from offsite.model.split import parse_adapter
-from offsite.tasks import check_data, default_data
+from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source
-from offsite.tasks.task import Task
 
 
-def choose_data(task: Task, given: str | None, split: str) -> str | None:
-    """The data a user gave, else what the task file names for ``"train"`` or ``"test"``."""
-    if given is not None:
-        return given
-    found = default_data(task, split)
-    return None if found is None else str(found)
+@dataclass(frozen=True)
+class PlanData:
+    """The data sets of a plan, read and found to fit its model, and that model's processor."""
+
+    processor: Any
+    evaluation: TaskData
+    private: TaskData | None
+    public: TaskData | None
 
 
-def need_data(task: Task, given: str | None, split: str, option: str = "--data") -> str:
-    """Like :func:`choose_data`, where there must be some.
-
-    Raises:
-        OffsiteError: neither was given.
-    """
-    found = choose_data(task, given, split)
-    if found is None:
-        raise OffsiteError(
-            f"There is no data for the task '{task.name}'; give it with {option}, or name it as "
-            f"'{split}' in a task file."
-        )
-    return found
-
-
-def check_sources(
-    task: Task, sources: Iterable[str | None], model: str | Path | None = None
-) -> None:
-    """Read data files without any model.
-
-    Args:
-        sources: paths; None is passed over.
-        model: folder or hub name, whose tokenizer and context length tell what is too long.
+def check_plan(plan: Plan) -> PlanData:
+    """Read the data of a plan of the lab, and see whether its recipes have what they need.
 
     Raises:
-        OffsiteError: a missing or malformed file, a missing column, an unknown label, or what is
-            longer than the model can read; file and line are named.
-    """
-    given = list(dict.fromkeys(source for source in sources if source is not None))
-    for source in given:
-        Source.of(source).check()
-        check_data(task, source)
-    if given and model is not None and hasattr(task, "check"):
-        config, processor = load_config(model), load_processor(model, task.name)
-        for source in given:
-            check_data(task, source, processor, config)
-
-
-def check_plan(plan: Plan) -> None:
-    """The data of a plan of the lab, and whether its recipes have what they need.
-
-    Raises:
-        OffsiteError: see :func:`check_sources`; a recipe that needs data of the owner, and none; or
+        OffsiteError: missing or malformed data; a recipe that needs data of the owner, and none; or
             one whose adapter is none.
     """
     for name, value in plan.recipes.items():
@@ -91,8 +55,17 @@ def check_plan(plan: Plan) -> None:
                 "--calibration, or leave the recipe out."
             )
     private, public = plan.tasks()
-    check_sources(private, (plan.eval_data, plan.data), plan.model)
-    check_sources(public, (plan.calibration,), plan.model)
+    data = PlanData(
+        load_processor(plan.model, private.name),
+        TaskData(private, Source.of(plan.eval_data)),
+        None if plan.data is None else TaskData(private, Source.of(plan.data), train=True),
+        None if plan.calibration is None else TaskData(public, Source.of(plan.calibration), True),
+    )
+    sets = [one for one in (data.evaluation, data.private, data.public) if one is not None]
+    for one in sets:
+        one.check()
+    prepare_all(sets, data.processor, load_config(plan.model))
+    return data
 
 
 def needs_data(steps: Iterable[Step]) -> bool:

@@ -39,10 +39,10 @@ from offsite.codec import to_json
 from offsite.compress.presets import Shape, make_recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
-from offsite.lab.checking import choose_data, need_data
 from offsite.lab.plan import FULL_LR, Plan, Recipe
 from offsite.model.split import ends, parse_adapter
 from offsite.tasks import load_task
+from offsite.tasks.data import find_source, need_source
 from offsite.training.options import TrainOptions
 
 UNUSED = {
@@ -130,8 +130,8 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
     kind = load_task(task)
     return Plan(
         model=name,
-        eval_data=need_data(kind, resolve(entry.eval_data), "test", "eval_data"),
-        data=choose_data(kind, resolve(entry.data), "train"),
+        eval_data=need_source(kind, resolve(entry.eval_data), "test", "eval_data"),
+        data=find_source(kind, resolve(entry.data), "train"),
         task=task,
         max_length=entry.max_length or found.max_length,
         skip_bad=found.skip_bad,

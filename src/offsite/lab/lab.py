@@ -21,12 +21,12 @@ from offsite.compress.scaleot.step import LayerReplace, most_important
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.offer import Offer, load_processor
+from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.files import read_json, write_file
 from offsite.lab.baselines import best_rate, trainable, tune_all
 from offsite.lab.cells import finite, identity, known, make_row, method_key, options_key
-from offsite.lab.checking import check_plan
+from offsite.lab.checking import PlanData, check_plan
 from offsite.lab.environment import environment
 from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.lab.plan import Plan, Recipe, Row, Tuning, slug
@@ -36,7 +36,8 @@ from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.model.split import Adapter, Split, parse_adapter
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
-from offsite.tasks.task import Evaluation, Task
+from offsite.tasks.data import TaskData
+from offsite.tasks.task import Evaluation
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
@@ -62,16 +63,17 @@ class Lab:
         *,
         exchange: Path | None = None,
         cached: bool = False,
+        data: PlanData | None = None,
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
         self.task, self.public = plan.tasks()
-        check_plan(plan)
+        self.data = data or check_plan(plan)
         self.recipes = {
             name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
         }
         self.tunings = {name: Tuning.of(delta) for name, delta in plan.deltas.items()}
         self.device = pick_device(device)
-        self.processor = load_processor(plan.model, self.task.name)
+        self.processor = self.data.processor
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
         for recipe in self.recipes.values():
             recipe.check(len(get_blocks(self.model)))
@@ -140,8 +142,8 @@ class Lab:
             if not offer:
                 offer.append(self.make_offer(recipe, seed))
             made, record = offer[0]
-            assert self.plan.data is not None
-            rows = self.load(self.plan.data, made.model, train=True)
+            assert self.data.private is not None
+            rows = self.load(self.data.private, made.model)
             with measured(self.device) as cost:
                 tuned = run_tune(
                     made, rows, tuning.method, options=options, task=self.task,
@@ -190,9 +192,9 @@ class Lab:
         """Tune every weight of a model at each rate of the plan; the outcome of the best one."""
 
         def run(options: TrainOptions) -> dict[str, Any]:
-            assert self.plan.data is not None
+            assert self.data.private is not None
             copied = trainable(model())
-            rows = self.load(self.plan.data, copied, train=True)
+            rows = self.load(self.data.private, copied)
             with measured(self.device) as cost:
                 history = tune_all(
                     copied, rows, self.task, options, self.device, f"{key['stage']}, {options.lr:g}"
@@ -257,21 +259,19 @@ class Lab:
 
     def public_rows(self) -> Any:
         """The owner's calibration rows; None where the plan has no such data."""
-        source = self.plan.calibration
-        return source and self.load(source, self.model, train=True, task=self.public)
+        return None if self.data.public is None else self.load(self.data.public, self.model)
 
-    def load(self, source: str, model: Any, *, train: bool, task: Task | None = None) -> Any:
-        """Rows of a data set, read once for each set of classes a model may have."""
-        task = task or self.task
-        key = (task.name, source, train, labels_of(model))
+    def load(self, data: TaskData, model: Any) -> Any:
+        """Rows of a data set, made once for each set of classes a model may have."""
+        key = (id(data), labels_of(model))
         if key not in self.rows:
-            self.rows[key] = task.load(source, self.processor, model, train=train)
+            self.rows[key] = data.rows(self.processor, model)
         return self.rows[key]
 
     def score(self, model: Any) -> dict[str, Any]:
         """The task's evaluation of a model, as JSON; a head for other classes starts fresh."""
-        rows = self.load(self.plan.eval_data, model, train=False)
-        labels = getattr(rows, "labels", ())
+        rows = self.load(self.data.evaluation, model)
+        labels = self.task.labels(rows)
         if labels and not same_classes(labels_of(model), labels):
             model = copy.deepcopy(model)
             give_head(model, labels)

@@ -33,10 +33,9 @@ def run_plans(
         The rows, and the environments that their cells were computed in, as one.
     """
     rows, environments = [], []
-    for plan in plans[1:]:  # the lab checks the first; the others are not to fail hours later
-        check_plan(plan)
-    for plan in plans:
-        lab = Lab(plan, out, device, cached=cached)
+    checked = [check_plan(plan) for plan in plans]  # the last is not to fail hours later
+    for plan, data in zip(plans, checked, strict=True):
+        lab = Lab(plan, out, device, cached=cached, data=data)
         for row in lab.run():
             rows.append(row.to_json())
             plug = row.scores.plug_in

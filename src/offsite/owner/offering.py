@@ -40,7 +40,7 @@ from offsite.model.stored import model_fingerprint
 from offsite.owner.plugging import merge_delta
 from offsite.owner.reach import check_reach
 from offsite.owner.verbatim import verbatim_tensors
-from offsite.tasks.source import data_identity
+from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.identity import Identity, processor_identity
@@ -112,14 +112,13 @@ def make_offer(
                 adapter=cut.split.adapter,
                 recipe=recipe_identity(recipe),
                 task=task.identity(),
-                data=data_identity(given),
+                data=identity_of(given),
                 processor=processor_identity(processor),
                 seed=seed,
                 dtype=str(dtype),
             )
 
-        if data is not None and isinstance(data, (str, Path)):
-            data = task.load(data, processor, full, train=True)
+        data = rows_of(task, data, processor, full, train=True)
         context = Context(full, cut.split, task, data, seed, work, resume)
         with same_run(work, run, resume):
             middle = compress(recipe, context, cut.middle)

@@ -8,17 +8,18 @@ own is found by name and fetches its data.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.tasks.questions.choice import MultipleChoice
-from offsite.tasks.questions.open_question import OpenQuestions
-from offsite.tasks.task import Evaluation, Task
-from offsite.tasks.text.causal import CausalText, read_documents
+from offsite.tasks.data import TaskData
+from offsite.tasks.questions.open_question import stop_tokens
+from offsite.tasks.task import Evaluation
+from offsite.tasks.text.tokens import without_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ METRICS = {
 def harness_scores(
     model: Any,
     tokenizer: Any,
-    tasks: Sequence[str] | Mapping[str, tuple[Task, str | Path]],
+    tasks: Sequence[str] | Mapping[str, TaskData],
     *,
     batch_size: int = 16,
     max_length: int | None = None,
@@ -49,8 +50,8 @@ def harness_scores(
     Args:
         model: a causal language model in memory, on the device to compute on.
         tokenizer: its tokenizer.
-        tasks: names of the harness's own tasks (which may need a network), or a task of this
-            package with a data path under each name.
+        tasks: names of the harness's own tasks (which may need a network), or data of a task of
+            this package under each name.
         max_length: tokens the model reads at once; None for as many as it can.
         limit: only the first so many examples of each task.
         shots: solved examples in the prompt; None for what the task says.
@@ -73,9 +74,11 @@ def harness_scores(
     with _quiet():
         local = isinstance(tasks, Mapping)
         manager = TaskManager(include_defaults=not local)  # reading all its own takes seconds
-        given = _own(tasks) if isinstance(tasks, Mapping) else _named(tasks, manager)
+        stops = [tokenizer.decode([stop]) for stop in stop_tokens(model, tokenizer)]
+        given = _own(tasks, stops) if isinstance(tasks, Mapping) else _named(tasks, manager)
         model.eval()
-        runner = HFLM(model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        reader = without_end(tokenizer)
+        runner = HFLM(model, tokenizer=reader, backend="causal", batch_size=batch_size)
         if max_length is not None:
             if not 2 <= max_length <= runner.max_length:
                 raise OffsiteError(
@@ -83,19 +86,21 @@ def harness_scores(
                     f"{runner.max_length}."
                 )
             runner._max_length = max_length
-        found = lm_eval.simple_evaluate(
-            runner,
-            tasks=given,
-            task_manager=manager,
-            limit=limit,
-            num_fewshot=shots,
-            log_samples=True,
-            bootstrap_iters=1000,
-        )
-    return {
+        with _odd_numbers(model) as odd:
+            found = lm_eval.simple_evaluate(
+                runner,
+                tasks=given,
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=shots,
+                log_samples=True,
+                bootstrap_iters=1000,
+            )
+    done = {
         name: _evaluation(found["results"][name], found["samples"].get(name, []))
         for name in found["results"]
     }
+    return {name: _no_number(one) for name, one in done.items()} if odd else done
 
 
 def find_tasks(names: Sequence[str]) -> None:
@@ -113,19 +118,45 @@ def find_tasks(names: Sequence[str]) -> None:
         _named(names, TaskManager())
 
 
-def harness_tasks(tasks: Mapping[str, tuple[Task, str | Path]]) -> list[dict[str, Any]]:
+def harness_tasks(tasks: Mapping[str, TaskData]) -> list[dict[str, Any]]:
     """Definitions of tasks of this package in the harness's own terms, with their examples.
 
     Raises:
         OffsiteError: data that cannot be read, or images.
     """
-    return [_definition(name, task, source) for name, (task, source) in tasks.items()]
+    return [_definition(name, data) for name, data in tasks.items()]
 
 
-def _own(tasks: Mapping[str, tuple[Task, str | Path]]) -> list[Any]:
+def _own(tasks: Mapping[str, TaskData], stops: Sequence[str]) -> list[Any]:
     from lm_eval.api.task import ConfigurableTask
 
-    return [ConfigurableTask(config=config) for config in harness_tasks(tasks)]
+    configs = harness_tasks(tasks)
+    for config in configs:
+        if "generation_kwargs" in config:
+            config["generation_kwargs"]["until"] = list(stops)
+    return [ConfigurableTask(config=config) for config in configs]
+
+
+@contextmanager
+def _odd_numbers(model: Any) -> Iterator[list[bool]]:
+    """A list that is not empty once a forward has given logits that are not numbers."""
+    found: list[bool] = []
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        if not found and bool(output.logits.isnan().any()):
+            found.append(True)
+
+    handle = model.register_forward_hook(look)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _no_number(found: Evaluation) -> Evaluation:
+    """An evaluation without numbers: the harness counts logits that are none as some answer."""
+    nothing = dict.fromkeys(found.extra, math.nan)
+    return replace(found, value=math.nan, stderr=None, extra=nothing, items=())
 
 
 def _named(tasks: Sequence[str], manager: Any) -> list[Any]:
@@ -147,40 +178,17 @@ def _named(tasks: Sequence[str], manager: Any) -> list[Any]:
     return list(tasks)
 
 
-def _definition(name: str, task: Task, source: str | Path) -> dict[str, Any]:
-    rows: list[dict[str, Any]]
-    if isinstance(task, MultipleChoice):
-        asked = task.read(source)
-        rows = [{"text": q.prompt, "choices": list(q.choices), "target": q.answer} for q in asked]
-        metrics = ["acc", "acc_norm"]
-        options: dict[str, Any] = {"output_type": "multiple_choice", "doc_to_choice": "choices"}
-        options |= {"target_delimiter": task.file.separator}
-    elif isinstance(task, OpenQuestions):
-        rows = [{"text": q.prompt, "target": list(q.answers)} for q in task.read(source)]
-        metrics = ["exact_match"]
-        generation = {"until": ["\n"], "do_sample": False, "max_gen_toks": task.file.new_tokens}
-        options = {"output_type": "generate_until", "generation_kwargs": generation}
-    elif type(task) is CausalText:
-        texts = [text for text in read_documents(Path(source)) if isinstance(text, str)]
-        if not texts:
-            raise OffsiteError(
-                f"'{source}' holds completions, whose perplexity lm-eval has no task for."
-            )
-        rows = [{"text": "", "target": text} for text in texts]
-        metrics = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
-        options = {"output_type": "loglikelihood_rolling"}
-    else:
-        raise OffsiteError(
-            f"lm-eval cannot score the task '{task.name}'; score it without --harness."
-        )
+def _definition(name: str, data: TaskData) -> dict[str, Any]:
+    asked = data.task.harness(data.documents())
     return {
         "task": name,
-        "custom_dataset": lambda **_: _split(rows),
+        "custom_dataset": lambda **_: _split(asked.rows),
         "test_split": "test",
         "doc_to_text": lambda row: row["text"],
         "doc_to_target": lambda row: row["target"],
-        "metric_list": [_metric(metric) for metric in metrics],
-        **options,
+        "metric_list": [_metric(metric) for metric in asked.metrics],
+        "output_type": asked.output,
+        **asked.options,
     }
 
 

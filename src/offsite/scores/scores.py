@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from offsite.errors import OffsiteError
 from offsite.files import shown
-from offsite.tasks.source import Source
 
 KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "healed", "plug_in")
 DERIVED = ("recovered", "gap", "margin", "verbatim")
@@ -146,38 +144,6 @@ class Scores:
             ) from error
         known = {key: value for key, value in found.scores.items() if key in KEYS}
         return cls(found.metric, found.higher_is_better, **known, verbatim=found.verbatim)
-
-
-def settings_of(task: Any, source: str | Path, count: int | None = None) -> dict[str, Any]:
-    """What a score was obtained on, so that only scores of the same are put together.
-
-    Args:
-        task: a task; one that reads text has a ``max_length``.
-        source: the evaluation data, named in the answer by its hash alone.
-        count: how many tokens, questions or images the score is the mean of.
-    """
-    found = {
-        "task": task.name,
-        "max_length": getattr(task, "max_length", None),
-        "eval_data": Source.of(source).identity(),
-        "count": count,
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], file: str | Path) -> None:
-    """Refuse to put scores together that were not obtained on the same.
-
-    Raises:
-        OffsiteError: both say a task, a length, data or a count, and not the same.
-    """
-    for key in ("task", "eval_data", "max_length", "count"):
-        if mine.get(key) is not None and theirs.get(key) is not None and mine[key] != theirs[key]:
-            values = "" if key == "eval_data" else f" ({shown(theirs[key])}, here {mine[key]})"
-            raise OffsiteError(
-                f"'{file}' was scored with another '{key}'{values}, so it cannot be merged; score "
-                "both with the same --task, --data and --max-length."
-            )
 
 
 def mean(scores: Iterable[Scores]) -> Scores:

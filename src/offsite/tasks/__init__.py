@@ -1,13 +1,12 @@
 """The kinds of private data, found by name.
 
-Only :func:`load_task` and what the command line needs live here; each task's module is imported
-when it is asked for.
+Each task's module is imported when it is asked for.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offsite.errors import OffsiteError
 
@@ -64,25 +63,3 @@ def load_task(name: str | Path, max_length: int = 512, *, skip_bad: bool = False
     file, folder = read_task_file(name)
     questions = MultipleChoice if file.kind == "multiple-choice" else OpenQuestions
     return questions(max_length, file=file, folder=folder)
-
-
-def check_data(task: Task, source: str | Path, processor: Any = None, config: Any = None) -> None:
-    """Read a data file as a task would, before any model is loaded.
-
-    Args:
-        processor: the tokenizer, to find also what is longer than fits; None reads text alone.
-        config: the model's configuration, for its context length.
-
-    Raises:
-        OffsiteError: what :meth:`Task.load` would raise; file and line are named.
-    """
-    check = getattr(task, "check", None)
-    if check is not None:
-        check(source, processor, config)
-
-
-def default_data(task: Task, split: str) -> Path | None:
-    """The data path a task file names for ``"train"`` or ``"test"``; None where it names none."""
-    file = getattr(task, "file", None)
-    path = getattr(file, split, None)
-    return None if path is None else (getattr(task, "folder", None) or Path()) / path

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offsite.errors import OffsiteError
+from offsite.files import shown
 
-SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
+JSON_LINES = (".jsonl", ".jsonlines", ".ndjson", ".jl")
+TABLES = (".tsv", ".csv")
 SPACE = " \t\r\n"
 
 
@@ -35,7 +38,8 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
     """Read a whole data file.
 
     Args:
-        path: ``.jsonl`` (one object a line), ``.json`` (a list of objects), ``.tsv`` or ``.csv``.
+        path: ``.jsonl``, ``.jsonlines``, ``.ndjson`` or ``.jl`` (one object a line), ``.json`` (a
+            list of objects), ``.tsv`` or ``.csv``.
         columns: names of the columns of a TSV or CSV file that has no header line.
 
     Raises:
@@ -43,25 +47,56 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
             named, its text never.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (*JSON_LINES, ".json", *TABLES) and path.is_file():
+        raise OffsiteError(
+            f"'{path}' is not a table of examples; use a file ending in "
+            f"{', '.join((*JSON_LINES, '.json', *TABLES))}."
+        )
+    content = read_text(path)
+    if suffix not in TABLES:
+        return json_rows(content, path, lines=suffix != ".json")
+    return _filled(_table(content, path, columns), path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a data file.
+
+    Raises:
+        OffsiteError: missing, or not UTF-8.
+    """
     if not path.is_file():
         raise OffsiteError(f"There is no data file '{path}'.")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise OffsiteError(f"'{path}' is no table of examples; use {', '.join(SUFFIXES)}.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise OffsiteError(f"'{path}' is not UTF-8 text; convert it first.") from None
-    if suffix == ".jsonl":
-        found = _lines(content, path)
-    elif suffix == ".json":
-        found = _list(content, path)
-    else:
-        found = _table(content, path, columns)
+
+
+def json_rows(content: str, path: Path, *, lines: bool | None = None) -> list[Row]:
+    """Rows from JSON lines or from a JSON list of objects; by default as the text begins.
+
+    Raises:
+        OffsiteError: empty, or malformed; the line is named.
+    """
+    if lines is None:
+        lines = not content.lstrip().startswith("[")
+    return _filled(_lines(content, path) if lines else _list(content, path), path)
+
+
+def _filled(found: Iterator[Row], path: Path) -> list[Row]:
     rows = list(found)
     if not rows:
         raise OffsiteError(f"The data file '{path}' is empty.")
     return rows
+
+
+def parse_start(content: str) -> Any:
+    """The JSON value that a text begins with; None where it does not begin with one."""
+    try:
+        return json.JSONDecoder().raw_decode(content.lstrip(SPACE))[0]
+    except (ValueError, RecursionError):
+        return None
 
 
 def parse_line(line: str, where: str) -> Any:
@@ -79,13 +114,29 @@ def parse_line(line: str, where: str) -> Any:
 
 def _value(content: str, place: int, where: str) -> tuple[Any, int]:
     """The JSON value that begins at ``place``, and where it ends."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise OffsiteError(f"{where} has the key '{shown(key)}' twice; keep one of them.")
+            if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value)):
+                raise OffsiteError(
+                    f"{where} has NaN or an infinite number under '{shown(key)}', as some tools "
+                    "write a missing value; fill it in or remove the line."
+                )
+            seen[key] = value
+        return seen
+
     try:
-        value, end = json.JSONDecoder().raw_decode(content, place)
+        value, end = json.JSONDecoder(object_pairs_hook=checked).raw_decode(content, place)
         if "\\ud" in content[place:end].lower():
             json.dumps(value, ensure_ascii=False).encode()
+    except OffsiteError:
+        raise
     except UnicodeEncodeError:
         raise OffsiteError(
-            f"{where} has one half of a surrogate pair (\\ud800 to \\udfff), which is no "
+            f"{where} has one half of a surrogate pair (\\ud800 to \\udfff), which is not a "
             "character; remove it."
         ) from None
     except (ValueError, RecursionError):  # the cause would quote the line
@@ -93,9 +144,13 @@ def _value(content: str, place: int, where: str) -> tuple[Any, int]:
     return value, end
 
 
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise OffsiteError(f"{where} is no JSON object; each example must be one.")
+        raise OffsiteError(f"{where} is not a JSON object; each example must be one.")
     return Row(value, where)
 
 
@@ -109,7 +164,7 @@ def _lines(content: str, path: Path) -> Iterator[Row]:
 def _list(content: str, path: Path) -> Iterator[Row]:
     place = _skip(content, 0, "")
     if content[place : place + 1] != "[":
-        raise OffsiteError(f"'{path}' is no JSON list of objects; use one, or JSON lines.")
+        raise OffsiteError(f"'{path}' is not a JSON list of objects; use one, or JSON lines.")
     place = _skip(content, place + 1, "")
     while content[place : place + 1] not in ("]", ""):
         where = _line(content, place, path)
@@ -151,6 +206,10 @@ def _table(content: str, path: Path, columns: Sequence[str]) -> Iterator[Row]:
             continue
         if not header:
             header = values
+            if twice := [name for name in header if header.count(name) > 1]:
+                raise OffsiteError(
+                    f"{where} names the column '{shown(twice[0])}' twice; rename one of them."
+                )
         elif len(values) != len(header):
             raise OffsiteError(f"{where} has {len(values)} columns instead of {len(header)}.")
         else:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from offsite.errors import OffsiteError
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -41,6 +43,28 @@ class Evaluation:
     weights: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class HarnessForm:
+    """Examples of a task in the terms of EleutherAI's lm-eval.
+
+    Attributes:
+        rows: one mapping for each example, with the ``text`` that is read and the ``target``.
+        metrics: the harness's names of them, the main one first.
+        output: its output type, such as ``"multiple_choice"``.
+        options: further entries of its task definition.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    metrics: tuple[str, ...]
+    output: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def no_harness(task: str) -> OffsiteError:
+    """The refusal of a task that lm-eval has no form for."""
+    return OffsiteError(f"lm-eval cannot score the task '{task}'; score it without --harness.")
+
+
 def mean_of(metric: str, values: Sequence[float], **extra: float) -> Evaluation:
     """The mean of per-item values where larger is better, with its standard error."""
     count = len(values)
@@ -51,7 +75,16 @@ def mean_of(metric: str, values: Sequence[float], **extra: float) -> Evaluation:
 
 
 class Task(Protocol):
-    """One kind of private data; ``name`` is what :func:`offsite.tasks.load_task` knows it by."""
+    """One kind of private data; ``name`` is what :func:`offsite.tasks.load_task` knows it by.
+
+    Data becomes rows in three stages: :meth:`read` needs only the file, :meth:`prepare` the
+    model's tokenizer or image processor and its configuration, :meth:`rows` the model. So whatever
+    is wrong with the data is found before any weights are read, and nothing is read twice.
+
+    Attributes:
+        auto_class: the transformers auto class of the models it needs.
+        higher_is_better: direction of the metric.
+    """
 
     auto_class: ClassVar[str]
     higher_is_better: ClassVar[bool]
@@ -62,15 +95,49 @@ class Task(Protocol):
     @property
     def metric(self) -> str: ...
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens a row may have; None for what is not text."""
+
     def identity(self) -> dict[str, Any]:
         """All that the rows, the loss and the metric depend on beside the data, as JSON."""
 
-    def load(self, source: str | Path, processor: Any, model: Any, *, train: bool) -> Dataset[Any]:
-        """Read a data set into rows; ``train`` turns augmentation on where there is any.
+    def one_by_one(self) -> Task:
+        """This task with every example in a row of its own, as differential privacy counts them."""
+
+    def default_source(self, split: str) -> Path | None:
+        """The data that a task file names for ``"train"`` or ``"test"``, or None."""
+
+    def read(self, source: str | Path, *, train: bool = False) -> Any:
+        """First stage: the examples of a file or folder, each with its place in it.
 
         Raises:
             OffsiteError: missing or malformed data, naming file and line but never their text.
         """
+
+    def prepare(self, documents: Any, processor: Any, config: Any) -> Any:
+        """Second stage: examples as a model of this tokenizer and configuration reads them.
+
+        Args:
+            documents: what :meth:`read` returned.
+            processor: the tokenizer or image processor.
+            config: the model's configuration, for its context length and vocabulary; may be None.
+
+        Raises:
+            OffsiteError: no processor, or an example that it or the model cannot read; file and
+                line are named.
+        """
+
+    def rows(self, prepared: Any, model: Any, *, train: bool = False) -> Dataset[Any]:
+        """Third stage: rows for one model; ``train`` turns augmentation on where there is any."""
+
+    def load(
+        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
+    ) -> Dataset[Any]:
+        """All three stages at once."""
+
+    def labels(self, rows: Any) -> tuple[str, ...]:
+        """Names of the classes of some rows, in the order of a model's outputs; none for text."""
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch of rows as tensors."""
@@ -79,6 +146,13 @@ class Task(Protocol):
         self, model: nn.Module, batch: Mapping[str, Any], items: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The training loss; ``items`` is the number of targets in the whole accumulated batch."""
+
+    def harness(self, documents: Any) -> HarnessForm:
+        """Documents for EleutherAI's lm-eval.
+
+        Raises:
+            OffsiteError: lm-eval has no form for such data.
+        """
 
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
         """The task's metric of a model on a data set."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from offsite.model.blocks import assemble, get_blocks
 from offsite.model.checkpoint import pick_device
 from offsite.model.heads import give_head, head_tensors, labels_of, set_head
 from offsite.model.tensors import DTYPES, describe
-from offsite.tasks.source import data_identity
+from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.dp import PrivacyBudget, train_dp
@@ -96,7 +96,7 @@ def run_tune(
 
     Args:
         offer: a loaded offer; its model is not changed, and the tuned one ends where it is.
-        data: a path, or rows the task made.
+        data: a path, rows the task made, or a :class:`~offsite.tasks.data.TaskData`.
         method: what is tuned in the adapter blocks; all of them by default.
         eval_data: like ``data``; scored after tuning, and during it for curves and early stopping.
         task: the kind of data; by default the offer's.
@@ -112,17 +112,17 @@ def run_tune(
             reach that the offer or the method does not allow.
     """
     method, task = method or Full(), task or CausalText()
-    rows_of = task if budget is None else one_example_a_row(task, resume)
     check_usable(offer, task)
     asked = options or TrainOptions()
     options = with_lr(asked, method.lr)
     device = pick_device(None if device is None else str(device))
     blocks = tuned_blocks(offer, method, reach)
     model = private_copy(offer, dtype)
-    rows = _rows(rows_of, data, offer, model, train=True)
-    check_labels(labels := getattr(rows, "labels", ()))
+    counted = task if budget is None else one_example_a_row(task, resume)
+    rows = rows_of(counted, data, offer.processor, model, train=True)
+    check_labels(labels := task.labels(rows))
     give_head(model, labels)
-    eval_rows = _rows(task, eval_data, offer, model, train=False)
+    eval_rows = rows_of(task, eval_data, offer.processor, model, train=False)
     torch.manual_seed(options.seed)
     attached = method.attach(model, blocks)
     head = head_tensors(model)
@@ -137,8 +137,8 @@ def run_tune(
             offer=offer.manifest.id,
             method=to_json(method),
             reach=reach,
-            data=data_identity(data),
-            eval_data=data_identity(eval_data),
+            data=identity_of(data),
+            eval_data=identity_of(eval_data),
             task=task.identity(),
             dtype=str(dtype),
             options=options.identity(),
@@ -213,7 +213,7 @@ def one_example_a_row(task: Task, resume: bool) -> Task:
             "A run with differential privacy is not saved on its way, so it cannot be resumed; run "
             "it again without --resume."
         )
-    return replace(task, packed=False) if isinstance(task, CausalText) else task
+    return task.one_by_one()
 
 
 def fits_contract(attached: Attached, offer: Offer) -> None:
@@ -275,9 +275,3 @@ def drop_unchanged(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, 
         for name, tensor in tensors.items()
         if name not in own or not torch.equal(own[name].detach().cpu().to(tensor.dtype), tensor)
     }
-
-
-def _rows(task: Task, data: Any, offer: Offer, model: nn.Module, *, train: bool) -> Any:
-    if isinstance(data, (str, Path)):
-        return task.load(data, offer.processor, model, train=train)
-    return data

@@ -20,7 +20,7 @@ from offsite.exchange.prompt_decoder import TENSORS, decode
 from offsite.model.blocks import freeze
 from offsite.model.checkpoint import load_model, pick_device
 from offsite.model.stored import model_fingerprint
-from offsite.tasks.source import data_identity
+from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Task
 from offsite.training.identity import Identity, processor_identity
 from offsite.training.options import TrainOptions
@@ -93,7 +93,7 @@ def learn_decoder(
     else:
         runner = copy.deepcopy(model)
     check_takes_prompt(runner)
-    rows = balanced([rows_of(task, data, processor, runner) for task, data in tasks])
+    rows = balanced([rows_of(task, data, processor, runner, train=True) for task, data in tasks])
     fingerprint = model_fingerprint(runner)
 
     def run() -> Identity:
@@ -102,7 +102,7 @@ def learn_decoder(
             length=length,
             dim=dim,
             hidden=hidden,
-            tasks=[{"task": task.identity(), "data": data_identity(data)} for task, data in tasks],
+            tasks=[{"task": task.identity(), "data": identity_of(data)} for task, data in tasks],
             processor=processor_identity(processor),
             options=options.identity(),
         )
@@ -135,13 +135,6 @@ def learn_decoder(
     finally:
         remove()
     return {name: getattr(prompts, name).detach().float().cpu() for name in TENSORS}
-
-
-def rows_of(task: Task, data: Any, processor: Any, model: nn.Module) -> Sequence[Any]:
-    """The rows of one public task."""
-    path = isinstance(data, (str, Path))
-    rows: Sequence[Any] = task.load(data, processor, model, train=True) if path else data  # type: ignore[assignment]
-    return rows
 
 
 def balanced(tasks: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +19,10 @@ from offsite.model.heads import labels_of, same_classes
 from offsite.model.replay import forward
 from offsite.tasks.image.augment import ALL, augment, check_kinds
 from offsite.tasks.image.fitting import check_shapes, check_size
-from offsite.tasks.image.pictures import Pictures, pillow, read_pictures, shown_names
-from offsite.tasks.task import Evaluation, mean_of
+from offsite.tasks.image.pictures import Pictures, read_pictures, shown_names
+from offsite.tasks.image.rows import MODES, ImageRows, Readable, match_classes, read_picture
+from offsite.tasks.task import Evaluation, HarnessForm, mean_of, no_harness
 from offsite.training.progress import track
-
-MODES = {1: "L", 3: "RGB"}
-DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
-CACHE_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class ImageClassification:
     skip_bad: bool = False
 
     name: ClassVar[str] = "image-classification"
+    max_length: ClassVar[int | None] = None
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
@@ -56,36 +55,83 @@ class ImageClassification:
         """Name, augmentation and what is left out; see :class:`~offsite.tasks.task.Task`."""
         return {"name": self.name, "augment": list(self.augment), "skip_bad": self.skip_bad}
 
-    def load(
-        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
-    ) -> ImageRows:
-        """Read labelled pictures; see :class:`~offsite.tasks.task.Task`.
+    def one_by_one(self) -> ImageClassification:
+        """This task: every picture is a row; see :class:`~offsite.tasks.task.Task`."""
+        return self
 
-        The classes take the order of the model's own where they are the same ones; pictures to
-        score on may show only some of these.
+    def default_source(self, split: str) -> Path | None:
+        """None: no file names data; see :class:`~offsite.tasks.task.Task`."""
+        return None
+
+    def read(self, source: str | Path, *, train: bool = False) -> Readable:
+        """Open a source and try every picture; see :class:`~offsite.tasks.task.Task`.
 
         Raises:
-            OffsiteError: no image processor, an unreadable picture (its file is named), an empty
-                class, a single class, or pictures whose size differs or does not fit the model.
+            OffsiteError: an unreadable picture (its file is named), an empty class, or a single
+                class.
+        """
+        pictures, sizes = self.readable(read_pictures(source, train=train))
+        if train and len(pictures.classes) < 2:
+            raise OffsiteError(
+                f"'{source}' has the one class '{pictures.classes[0]}'; at least two are needed."
+            )
+        return Readable(pictures, sizes, str(source))
+
+    def prepare(self, documents: Readable, processor: Any, config: Any) -> ImageRows:
+        """Pictures as the model's processor prepares them; see :class:`~offsite.tasks.task.Task`.
+
+        Raises:
+            OffsiteError: no image processor, a model of other channels than 1 or 3, or pictures
+                that it gives different sizes.
         """
         if processor is None:
             raise OffsiteError(
                 "The model has no image processor, so pictures cannot be read for it; put a "
                 "preprocessor_config.json beside its weights."
             )
-        pictures, sizes = self.readable(read_pictures(source, train=train))
+        channels = getattr(config, "num_channels", None) or 3
+        if channels not in MODES:
+            raise OffsiteError(
+                f"The model reads pictures of {channels} channels, but pictures are read here as "
+                "grey (1 channel) or colour (3 channels); use a model of 1 or 3 channels."
+            )
+        pictures = documents.pictures
+        rows = ImageRows(pictures, pictures.targets, pictures.classes, processor, channels)
+        check_shapes(rows, documents.sizes)
+        return rows
+
+    def rows(self, prepared: ImageRows, model: Any, *, train: bool = False) -> ImageRows:
+        """Rows for one model; see :class:`~offsite.tasks.task.Task`.
+
+        The classes take the order of the model's own where they are the same ones; pictures to
+        score on may show only some of these.
+
+        Raises:
+            OffsiteError: a single class, or pictures whose size does not fit the model.
+        """
+        pictures = prepared.pictures
         labels, order = match_classes(pictures.classes, labels_of(model), train=train)
         if len(labels) < 2:
             raise OffsiteError(
-                f"'{source}' has the one class '{labels[0]}'; at least two are needed."
+                f"The pictures show the one class '{labels[0]}'; at least two are needed."
             )
         targets = tuple(order[target] for target in pictures.targets)
-        channels = getattr(getattr(model, "config", None), "num_channels", 3)
-        rows = ImageRows(pictures, targets, labels, processor, channels, train)
-        check_shapes(rows, sizes)
+        rows = replace(prepared, targets=targets, labels=labels, train=train)
         if isinstance(model, nn.Module):
             check_size(model, rows[0]["pixel_values"])
         return rows
+
+    def load(
+        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
+    ) -> ImageRows:
+        """All three stages at once; see :class:`~offsite.tasks.task.Task`."""
+        config = getattr(model, "config", None)
+        prepared = self.prepare(self.read(source, train=train), processor, config)
+        return self.rows(prepared, model, train=train)
+
+    def labels(self, rows: Any) -> tuple[str, ...]:
+        """Names of the classes of rows; see :class:`~offsite.tasks.task.Task`."""
+        return rows.labels if isinstance(rows, ImageRows) else ()
 
     def readable(self, pictures: Pictures) -> tuple[Pictures, list[tuple[int, int]]]:
         """The pictures that can be decoded, and their sizes; every one is tried, so that no run
@@ -133,6 +179,10 @@ class ImageClassification:
         )
         return losses.sum() / (losses.numel() if items is None else items)
 
+    def harness(self, documents: Readable) -> HarnessForm:
+        """Always refused; see :class:`~offsite.tasks.task.Task`."""
+        raise no_harness(self.name)
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 64) -> Evaluation:
         """Share of pictures whose highest score is their class, with the mean loss beside it.
@@ -140,7 +190,7 @@ class ImageClassification:
         Raises:
             OffsiteError: no picture, or a model made for other classes.
         """
-        labels, own = getattr(data, "labels", ()), labels_of(model)
+        labels, own = self.labels(data), labels_of(model)
         if labels and not same_classes(own, labels):
             raise OffsiteError(
                 f"The pictures show the classes {shown_names(labels)}, but the model knows "
@@ -155,99 +205,11 @@ class ImageClassification:
             batch = {key: value.to(device) for key, value in batch.items()}
             scores = class_scores(model, batch)
             loss += nn.functional.cross_entropy(scores, batch["labels"], reduction="sum").item()
-            right += (scores.argmax(-1) == batch["labels"]).double().tolist()
+            hits = (scores.argmax(-1) == batch["labels"]).double()
+            right += hits.masked_fill(scores.isnan().any(-1), math.nan).tolist()
         if not right:
             raise OffsiteError("There is no picture to score on; give some with --eval-data.")
         return mean_of(self.metric, right, loss=loss / len(right))
-
-
-@dataclass
-class ImageRows(Dataset[Any]):
-    """Pictures as rows: ``pixel_values`` (channels, height, width), ``labels`` (a class index).
-
-    Rows to tune on also have their ``index``, which :meth:`ImageClassification.collate` takes as
-    leave to augment. Prepared pictures are kept in memory up to 2 GiB.
-
-    Attributes:
-        targets: for each picture, the index of its class in ``labels``.
-        labels: names of the classes, in the order of the model's outputs.
-    """
-
-    pictures: Pictures
-    targets: tuple[int, ...]
-    labels: tuple[str, ...]
-    processor: Any
-    channels: int = 3
-    train: bool = False
-    kept: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self.kept.get(index)
-        if pixels is None:
-            pixels = self.prepare(index)
-            if (len(self.kept) + 1) * pixels.numel() * pixels.element_size() <= CACHE_BYTES:
-                self.kept[index] = pixels
-        row = {"pixel_values": pixels, "labels": self.targets[index]}
-        return {**row, "index": index} if self.train else row
-
-    def prepare(self, index: int) -> torch.Tensor:
-        """One picture through the image processor, as float32 (channels, height, width)."""
-        image = read_picture(self.pictures, index).convert(MODES.get(self.channels, "RGB"))
-        try:
-            pixels = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise OffsiteError(
-                f"The image processor cannot take {self.pictures.where(index)} of {image.width} x "
-                f"{image.height} pixels and mode {image.mode}; check its preprocessor_config.json."
-            ) from error
-        prepared: torch.Tensor = pixels.float()
-        return prepared
-
-
-def read_picture(pictures: Pictures, index: int) -> Any:
-    """One picture, decoded and turned upright.
-
-    Raises:
-        OffsiteError: it is no picture, damaged, absurdly large, or has more than 8 bits a channel.
-    """
-    pillow()
-    from PIL import ImageOps
-
-    try:
-        image = ImageOps.exif_transpose(pictures.read(index))
-    except Exception:  # each format's reader raises what it likes; None is a missing picture
-        raise OffsiteError(
-            f"Cannot read {pictures.where(index)} as a picture; repair or remove it, or leave such "
-            "pictures out with --skip-bad."
-        ) from None
-    if image.mode in DEEP:
-        raise OffsiteError(
-            f"{pictures.where(index)} has more than 8 bits per channel (mode {image.mode}); "
-            "convert it to 8 bits first, or leave such pictures out with --skip-bad."
-        )
-    return image
-
-
-def match_classes(
-    names: Sequence[str], present: Sequence[str], *, train: bool
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The classes of some data in the order of a model's outputs, where they are the model's own.
-
-    Args:
-        names: classes of the data, in its order.
-        present: classes of the model.
-        train: whether the model will be tuned to exactly these classes; else a part will do.
-
-    Returns:
-        Names of the outputs, and for each of ``names`` its index among them.
-    """
-    own = set(names) == set(present) or (not train and set(names) <= set(present))
-    if own:
-        return tuple(present), tuple(present.index(name) for name in names)
-    return tuple(names), tuple(range(len(names)))
 
 
 def class_scores(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from offsite.errors import MissingExtraError, OffsiteError
+from offsite.files import shown
 
-TRAIN, EVAL = ("train", "training"), ("test", "validation", "val", "valid", "eval")
+TRAIN = ("train", "training")
+EVAL = ("test", "testing", "validation", "val", "valid", "eval", "dev")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 NAMES = ("labels", "label_names", "classes")
 
@@ -118,12 +120,16 @@ def parse_source(source: str | Path) -> tuple[Path, str, tuple[str, ...]]:
 def pick_split(found: Sequence[str], asked: str, train: bool, path: Path) -> str:
     """The split asked for, else the one of the right kind, else the only one there is.
 
+    Capitals do not count, except where two splits differ by them alone.
+
     Raises:
         OffsiteError: none fits, with the splits to choose from.
     """
-    fitting = [name for name in (TRAIN if train else EVAL) if name in found]
+    fitting = [s for kind in (TRAIN if train else EVAL) for s in found if s.lower() == kind]
     if asked in found:
         return asked
+    if asked and len(same := [s for s in found if s.lower() == asked.lower()]) == 1:
+        return same[0]
     if not asked and fitting:
         return fitting[0]
     if not asked and len(found) == 1:
@@ -137,11 +143,18 @@ def pick_split(found: Sequence[str], asked: str, train: bool, path: Path) -> str
 def from_folder(path: Path, split: str, train: bool) -> Pictures:
     """One folder per class, by itself or under ``train`` and ``test``."""
     classes = folders(path)
-    if split or (classes and all(name in TRAIN + EVAL for name in classes)):
+    if split or (classes and all(name.lower() in TRAIN + EVAL for name in classes)):
         path = path / pick_split(classes, split, train, path)
         classes = folders(path)
     files, targets = [], []
     for target, name in enumerate(classes):
+        if deeper := folders(path / name):
+            raise OffsiteError(
+                f"The folder '{path / name}' holds the folder '{shown(deeper[0])}' and not only "
+                f"pictures; put the pictures of a class directly into its folder, or, if "
+                f"'{shown(name)}' is a split, write '{path}:{shown(name)}' (splits found by "
+                f"themselves are {', '.join(TRAIN + EVAL)})."
+            )
         inside = [f for f in sorted((path / name).iterdir()) if not f.name.startswith(".")]
         files += inside
         targets += [target] * len(inside)

@@ -14,7 +14,9 @@ from offsite.errors import OffsiteError
 from offsite.tasks.questions.file import TaskFile
 from offsite.tasks.questions.template import render
 from offsite.tasks.rows import Row
-from offsite.tasks.text.causal import CausalText, labelled, pack_ids, restarts, window
+from offsite.tasks.text.causal import CausalText, Prepared, check_processor
+from offsite.tasks.text.packing import example, pack, restarts, window
+from offsite.tasks.text.tokens import Convention, encode_after
 
 
 class Asked(Dataset[Any]):
@@ -57,8 +59,13 @@ class Questions(CausalText, ABC):
         said = self.file.model_dump(mode="json", exclude={"train", "test", "source"})
         return {**super().identity(), "file": said}
 
+    def default_source(self, split: str) -> Path | None:
+        """The data path that the task file names for ``"train"`` or ``"test"``."""
+        found = {"train": self.file.train, "test": self.file.test}[split]
+        return None if found is None else (self.folder or Path()) / found
+
     @abstractmethod
-    def read(self, source: str | Path) -> list[Any]:
+    def read(self, source: str | Path, *, train: bool = False) -> list[Any]:
         """The questions of a data file, as text.
 
         Raises:
@@ -71,54 +78,35 @@ class Questions(CausalText, ABC):
     ) -> tuple[Any, list[int], list[int]]:
         """What is scored of a question, and token ids of its prompt and of its right answer.
 
+        The prompt begins as the tokenizer begins a text; neither has an end token.
+
         Raises:
             OffsiteError: a prompt with an answer over ``length`` tokens, or one without tokens.
         """
 
-    def check(self, source: str | Path, processor: Any = None, config: Any = None) -> int:
-        """Read a data file without any model and return the number of its questions.
+    def prepare(self, documents: Sequence[Any], processor: Any, config: Any) -> Prepared:
+        """Token ids of questions; see :class:`~offsite.tasks.task.Task`."""
+        check_processor(processor)
+        around, length = Convention.of(processor), window(self.max_length, config)
+        limit = context_length(processor, config)
+        encoded = [self.encode(question, processor, limit) for question in documents]
+        examples = [
+            example(prompt[len(around.begin) :], answer, around, length)
+            for _, prompt, answer in encoded
+        ]
+        questions = [question for question, _, _ in encoded]
+        return self.prepared(examples, processor, config, questions=questions)
 
-        Raises:
-            OffsiteError: as :meth:`read`; with a tokenizer also as :meth:`encode`.
-        """
-        questions = self.read(source)
-        if processor is not None:
-            length = context_length(processor, config)
-            for question in questions:
-                self.encode(question, processor, length)
-        return len(questions)
-
-    def load(
-        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
-    ) -> Dataset[Any]:
-        """Read, encode and pack a data file; see :class:`~offsite.tasks.task.Task`."""
-        if processor is None:
-            raise OffsiteError("The model has no tokenizer, so questions cannot be read for it.")
-        config = getattr(model, "config", None)
-        limit, length = context_length(processor, config), window(self.max_length, config)
-        encoded = [self.encode(question, processor, limit) for question in self.read(source)]
-        pairs = [(prompt, answer) for _, prompt, answer in encoded]
-        together = self.packed and restarts(model)
-        rows = pack_ids(training_rows(pairs, processor, length), length, together=together)
-        return Asked(rows, [question for question, _, _ in encoded], processor)
+    def rows(self, prepared: Prepared, model: Any, *, train: bool = False) -> Dataset[Any]:
+        """Rows to learn, and the questions to score; see :class:`~offsite.tasks.task.Task`."""
+        rows = pack(prepared.examples, prepared.length, together=self.packed and restarts(model))
+        return Asked(rows, prepared.questions, prepared.processor)
 
 
 def context_length(processor: Any, config: Any) -> int:
     """Tokens the model can read at once, as far as it or its tokenizer says; else 2048."""
     stated = getattr(processor, "model_max_length", None) or 0
     return window(stated if 0 < stated < 10**7 else 2048, config)
-
-
-def training_rows(
-    pairs: Sequence[tuple[list[int], list[int]]], processor: Any, length: int
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids and labels of prompts with their answers and an end of text.
-
-    What is over ``length`` is cut from the start of the prompt, then from the end of the answer.
-    """
-    end = [] if processor.eos_token_id is None else [processor.eos_token_id]
-    whole = [(prompt, (answer + end)[: length - 1]) for prompt, answer in pairs]
-    return [labelled(prompt[-(length - len(answer)) :], answer) for prompt, answer in whole]
 
 
 def asked(data: Any, name: str) -> Asked:
@@ -136,16 +124,18 @@ def prompt_of(file: TaskFile, row: Row) -> str:
     return prompt
 
 
-def encode_after(
+def encode_question(
     prompt: str, endings: Sequence[str], processor: Any, length: int, where: str
 ) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a prompt, and of each text that may follow it."""
-    stripped = prompt.rstrip()
-    gap = prompt[len(stripped) :]  # spaces at the end belong to what follows
-    start = ids_of(stripped, processor)
-    tails = [ids_of(stripped + gap + ending, processor)[len(start) :] for ending in endings]
-    if not start or not all(tails):
-        raise OffsiteError(f"{where} has a prompt or a choice that the tokenizer makes nothing of.")
+    """Token ids of a prompt as the tokenizer begins a text, and of each text that may follow it.
+
+    Raises:
+        OffsiteError: a prompt or a choice without tokens, or over ``length`` tokens together.
+    """
+    start, tails = encode_after(processor, prompt, endings, where)
+    start = [*Convention.of(processor).begin, *start]
+    if not start:
+        raise OffsiteError(f"{where} has a prompt that the tokenizer gives no token for.")
     longest = len(start) + max(map(len, tails))
     if longest > length:
         raise OffsiteError(
@@ -153,8 +143,3 @@ def encode_after(
             f"{length} at once; shorten or remove it."
         )
     return start, tails
-
-
-def ids_of(text: str, processor: Any) -> list[int]:
-    """Token ids with the special tokens that the tokenizer puts around a text."""
-    return list(processor(text, verbose=False)["input_ids"])

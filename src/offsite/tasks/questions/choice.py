@@ -6,6 +6,9 @@ after the prompt, and ``accuracy_norm``, where it is divided by the choice's len
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +19,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
-from offsite.tasks.questions.asked import Questions, asked, encode_after, prompt_of
+from offsite.tasks.questions.asked import Questions, asked, encode_question, prompt_of
 from offsite.tasks.questions.file import TaskFile
 from offsite.tasks.questions.likelihood import Question, choice_scores
 from offsite.tasks.questions.template import render
 from offsite.tasks.rows import Row, read_rows
-from offsite.tasks.task import Evaluation, mean_of
+from offsite.tasks.task import Evaluation, HarnessForm, mean_of
+
+NUMBER = re.compile(r"[0-9]{1,9}(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class MultipleChoice(Questions):
         """``"accuracy"`` or ``"accuracy_norm"``."""
         return self.file.metric or "accuracy"
 
-    def read(self, source: str | Path) -> list[Choices]:
+    def read(self, source: str | Path, *, train: bool = False) -> list[Choices]:
         """The questions of a data file, as text.
 
         Raises:
@@ -61,14 +66,25 @@ class MultipleChoice(Questions):
             OffsiteError: a prompt with a choice over ``length`` tokens, or a choice without tokens.
         """
         endings = [self.file.separator + choice for choice in question.choices]
-        prompt, tails = encode_after(question.prompt, endings, processor, length, question.where)
+        prompt, tails = encode_question(question.prompt, endings, processor, length, question.where)
         lengths = tuple(len(choice) for choice in question.choices)
         encoded = Question(prompt, tails, question.answer, lengths)
         return encoded, prompt, tails[question.answer]
 
+    def harness(self, documents: Sequence[Choices]) -> HarnessForm:
+        """Questions for the harness; see :class:`~offsite.tasks.task.Task`."""
+        rows = [
+            {"text": q.prompt, "choices": list(q.choices), "target": q.answer} for q in documents
+        ]
+        options = {"doc_to_choice": "choices", "target_delimiter": self.file.separator}
+        return HarnessForm(rows, ("acc", "acc_norm"), "multiple_choice", options)
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
-        """Accuracy with its standard error; both accuracies are in ``extra``."""
+        """Accuracy with its standard error; both accuracies are in ``extra``.
+
+        It is not a number (NaN) where a choice's log-likelihood is not.
+        """
         questions = asked(data, self.name).questions
         right: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": []}
         for question, scores in zip(
@@ -76,7 +92,8 @@ class MultipleChoice(Questions):
         ):
             per_length = [s / n for s, n in zip(scores, question.lengths, strict=True)]
             for metric, values in (("accuracy", scores), ("accuracy_norm", per_length)):
-                right[metric].append(float(values.index(max(values)) == question.answer))
+                best = float(values.index(max(values)) == question.answer)
+                right[metric].append(math.nan if any(map(math.isnan, values)) else best)
         means = {metric: mean_of(metric, values) for metric, values in right.items()}
         extra = {metric: mean.value for metric, mean in means.items()}
         extra |= {f"{metric}_stderr": mean.stderr or 0.0 for metric, mean in means.items()}
@@ -102,18 +119,43 @@ def read_choices(file: TaskFile, row: Row) -> Choices:
 
 
 def find_answer(file: TaskFile, choices: Sequence[str], row: Row) -> int:
-    """The 0-based number of the right choice: from a number, a label or a choice's text."""
+    """The 0-based number of the right choice: from a number, a label or a choice's text.
+
+    JSON's ``true`` and ``1`` stand for the labels ``"true"`` and ``"1"``; ``1.0`` is the number 1.
+
+    Raises:
+        OffsiteError: none of these, or a text that is one choice and the number of another.
+    """
     value = row[file.answer]
-    names = file.labels[: len(choices)] or choices
-    if isinstance(value, str) and value in names:
-        return list(names).index(value)
-    if not file.labels and not isinstance(value, bool):
-        digits = isinstance(value, str) and value.isdecimal() and len(value) < 10
-        number = int(value) if digits else value
-        if isinstance(number, int) and 0 <= number < len(choices):
-            return number
+    names = list(file.labels[: len(choices)] or choices)
+    number = None if isinstance(value, bool) else whole_number(value)
+    if file.labels:
+        spelt = json.dumps(value) if isinstance(value, bool) else value
+        texts = [spelt] if isinstance(spelt, str) else [str(value), str(number)]
+        found = next((names.index(text) for text in texts if text in names), None)
+    else:
+        found = names.index(value) if isinstance(value, str) and value in names else None
+        numbered = number if number is not None and 0 <= number < len(choices) else None
+        if found is not None and numbered is not None and found != numbered:
+            raise OffsiteError(
+                f"{row.where} has an ambiguous label in its column '{file.answer}': it is the text "
+                "of one choice and the number of another; name the choices with 'labels' in the "
+                "task file."
+            )
+        found = numbered if found is None else found
+    if found is not None:
+        return found
     known = f"one of {', '.join(names)}" if file.labels else f"0 to {len(choices) - 1}"
     raise OffsiteError(
         f"{row.where} has an unknown label in its column '{file.answer}'; it must be {known}"
         f"{'' if file.labels else ', or the text of a choice'}."
     )
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number, also one written as text or as ``1.0``; else None."""
+    if isinstance(value, str) and len(value) < 12 and NUMBER.fullmatch(value):
+        return int(float(value))
+    if isinstance(value, (int, float)) and value == int(value):
+        return int(value)
+    return None

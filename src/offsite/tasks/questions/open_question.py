@@ -5,8 +5,9 @@ The answer is generated greedily, up to the end of its line.
 
 from __future__ import annotations
 
+import math
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import forward
-from offsite.tasks.questions.asked import Questions, asked, encode_after, prompt_of
+from offsite.tasks.questions.asked import Questions, asked, encode_question, prompt_of
 from offsite.tasks.questions.file import TaskFile
 from offsite.tasks.questions.likelihood import continues, same_length
 from offsite.tasks.rows import Row, read_rows
-from offsite.tasks.task import Evaluation, mean_of
-from offsite.tasks.text.causal import window
+from offsite.tasks.task import Evaluation, HarnessForm, mean_of
+from offsite.tasks.text.packing import window
 from offsite.training.progress import track
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -47,7 +48,7 @@ class OpenQuestions(Questions):
         """``"exact_match"``."""
         return "exact_match"
 
-    def read(self, source: str | Path) -> list[OpenQuestion]:
+    def read(self, source: str | Path, *, train: bool = False) -> list[OpenQuestion]:
         """The questions of a data file, as text.
 
         Raises:
@@ -60,20 +61,33 @@ class OpenQuestions(Questions):
     ) -> tuple[OpenQuestion, list[int], list[int]]:
         """The question with its prompt's token ids, and those of its first accepted answer."""
         first = self.file.separator + question.answers[0]
-        prompt, tails = encode_after(question.prompt, [first], processor, length, question.where)
+        prompt, tails = encode_question(question.prompt, [first], processor, length, question.where)
         return replace(question, ids=tuple(prompt)), prompt, tails[0]
+
+    def harness(self, documents: Sequence[OpenQuestion]) -> HarnessForm:
+        """Questions for the harness, judged as here; see :class:`~offsite.tasks.task.Task`."""
+        rows = [{"text": q.prompt, "target": list(q.answers)} for q in documents]
+        generation = {"until": [], "do_sample": False, "max_gen_toks": self.file.new_tokens}
+
+        def judged(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
+            return {"exact_match": float(is_right(first_line(texts[0]), row["target"]))}
+
+        options = {"generation_kwargs": generation, "process_results": judged}
+        return HarnessForm(rows, ("exact_match",), "generate_until", options)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
         """Share of questions whose generated answer is an accepted one, with its standard error.
 
-        Case, punctuation and surrounding spaces do not count; an answer ends at its line's end.
+        Case, punctuation and surrounding spaces do not count; an answer ends at its line's end or
+        at any token that ends a text for the tokenizer or the model. It is not a number (NaN) where
+        the model's logits are not.
         """
         loaded = asked(data, self.name)
         prompts = [list(question.ids) for question in loaded.questions]
         found = generate(model, prompts, loaded.processor, self.file.new_tokens, batch_size)
         right = [
-            float(normal(text) in {normal(answer) for answer in question.answers})
+            math.nan if text is None else float(is_right(text, question.answers))
             for text, question in zip(found, loaded.questions, strict=True)
         ]
         return mean_of(self.metric, right)
@@ -91,22 +105,45 @@ def read_question(file: TaskFile, row: Row) -> OpenQuestion:
 
 
 def normal(text: str) -> str:
-    """A text without case, ASCII punctuation and surrounding or doubled spaces."""
-    return " ".join(text.lower().translate(PUNCTUATION).split())
+    """A text without case, ASCII punctuation and surrounding or doubled spaces.
+
+    A text of nothing but punctuation keeps it.
+    """
+    return " ".join(text.lower().translate(PUNCTUATION).split()) or " ".join(text.split())
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Whether a generated text is one of the accepted answers."""
+    return normal(text) in {normal(answer) for answer in answers}
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that is not empty."""
+    return text.lstrip("\n").partition("\n")[0]
+
+
+def stop_tokens(model: Any, processor: Any) -> set[int]:
+    """Ids that end a text: the tokenizer's end-of-text, and all that the model generates up to."""
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = stated if isinstance(stated, (list, tuple)) else [stated]
+    return {int(stop) for stop in (processor.eos_token_id, *more) if stop is not None}
 
 
 def generate(
     model: nn.Module, prompts: Sequence[list[int]], processor: Any, new_tokens: int, batch_size: int
-) -> list[str]:
+) -> list[str | None]:
     """What the model says after each prompt, greedily, up to the end of the line.
 
     Args:
         prompts: token ids.
         new_tokens: longest answer, in tokens.
+
+    Returns:
+        The answers; None where the logits are not numbers.
     """
     model.eval()
     cached = continues(model, prompts[0] * 2)
-    texts = [""] * len(prompts)
+    texts: list[str | None] = [""] * len(prompts)
     for part in track(list(same_length(prompts, batch_size)), "answering"):
         ids = torch.tensor([prompts[i] for i in part], device=next(model.parameters()).device)
         found = _generate(ids, model, processor, new_tokens, cached)
@@ -117,29 +154,30 @@ def generate(
 
 def _generate(
     ids: torch.Tensor, model: nn.Module, processor: Any, new_tokens: int, cached: bool
-) -> list[str]:
+) -> list[str | None]:
     """Answers to prompts (batch, length) of one length."""
     length, limit = ids.shape[1], window(10**9, getattr(model, "config", None))
     read, cache, texts = ids, None, [""] * len(ids)
+    stops, odd = stop_tokens(model, processor), torch.zeros(len(ids), dtype=torch.bool)
     for _ in range(min(new_tokens, limit - length)):
         if cached:
             output = model(input_ids=read, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
         else:
             output = forward(model, {"input_ids": read})
-        new = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-        ids = torch.cat([ids, new], dim=1)
-        read = new if cached else ids
-        texts = [_answer(row, processor) for row in ids[:, length:].tolist()]
+        logits = output.logits[:, -1]
+        odd |= logits.isnan().any(dim=-1).cpu()
+        ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
+        read = ids[:, -1:] if cached else ids
+        texts = [_answer(row, processor, stops) for row in ids[:, length:].tolist()]
         if all(text.endswith("\n") for text in texts):
             break
-    return [text.rstrip("\n") for text in texts]
+    found = zip(texts, odd.tolist(), strict=True)
+    return [None if not_a_number else text.rstrip("\n") for text, not_a_number in found]
 
 
-def _answer(ids: list[int], processor: Any) -> str:
+def _answer(ids: list[int], processor: Any, stops: set[int]) -> str:
     """The text of an answer; it ends with a newline if and only if it is complete."""
-    stop = processor.eos_token_id
-    ended = stop in ids
-    text = processor.decode(ids[: ids.index(stop)] if ended else ids, skip_special_tokens=True)
-    lines = text.lstrip("\n").split("\n")
-    return str(lines[0]) + ("\n" if ended or len(lines) > 1 else "")
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    text = processor.decode(ids[:end], skip_special_tokens=True).lstrip("\n")
+    return first_line(text) + ("\n" if end is not None or "\n" in text else "")

@@ -58,7 +58,7 @@ def render(template: str, row: Row) -> str:
             if not isinstance(value, list) or index >= len(value):
                 raise OffsiteError(f"{row.where} has no entry {index} in its column '{column}'.")
             value = value[index]
-        if not isinstance(value, (str, int, float)):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise OffsiteError(f"{row.where} needs text in its column '{column}'.")
         text += str(value)
     return text

@@ -1,0 +1,138 @@
+"""What a tokenizer does by itself: the tokens it puts around a text, and where prompt meets answer.
+
+Every row of every text task is made here, so that it holds what the tokenizer's own convention
+says: a begin token where the tokenizer adds one, and an end token only at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import processors
+
+from offsite.errors import OffsiteError
+
+PROBE = "a b"
+BEFORE = ("\n", "|", "0")  # characters that rarely melt into one token with what follows
+
+
+@dataclass(frozen=True)
+class Convention:
+    """The token ids that a tokenizer puts around every text.
+
+    Attributes:
+        begin: before it; none for many tokenizers.
+        end: after an example that is complete: what the tokenizer appends, else its end-of-text
+            token, else nothing.
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @classmethod
+    def of(cls, processor: Any) -> Convention:
+        """The convention of a tokenizer, tried on a short text.
+
+        Raises:
+            OffsiteError: the tokenizer puts tokens inside a text.
+        """
+        plain = encode(processor, PROBE)
+        whole = [int(i) for i in processor(PROBE, verbose=False)["input_ids"]]
+        size = len(plain)
+        starts = range(len(whole) - size + 1)
+        start = next((s for s in starts if whole[s : s + size] == plain), None)
+        if start is None:
+            raise OffsiteError(
+                "The tokenizer changes a text when it adds its begin and end tokens, so rows "
+                "cannot be made with it; use a tokenizer that puts them around the text."
+            )
+        appended, eos = tuple(whole[start + size :]), processor.eos_token_id
+        return cls(tuple(whole[:start]), appended or (() if eos is None else (eos,)))
+
+
+def without_end(processor: Any) -> Any:
+    """A tokenizer that begins a text as this one does, and appends nothing; itself where it can.
+
+    Tools that cut an answer out of the ids of prompt and answer, as lm-eval does, cut at the wrong
+    place where the tokenizer appends a token.
+    """
+    probe = encode(processor, PROBE)
+    appended = [int(i) for i in processor(PROBE, verbose=False)["input_ids"]][-1:] != probe[-1:]
+    if not appended or not hasattr(processor, "_tokenizer"):
+        return processor
+    begin = processor.convert_ids_to_tokens(list(Convention.of(processor).begin))
+    plain = copy.deepcopy(processor)
+    plain._tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*begin, "$A"],
+        pair=[*begin, "$A", "$B:1"],
+        special_tokens=[(token, processor.convert_tokens_to_ids(token)) for token in set(begin)],
+    )
+    return plain
+
+
+def encode(processor: Any, text: str) -> list[int]:
+    """Token ids without special tokens, however long the text."""
+    found = processor(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [int(i) for i in found]
+
+
+def encode_after(
+    processor: Any, prompt: str, endings: Sequence[str], where: str
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a prompt, and of each text that may follow it, without special tokens.
+
+    As in EleutherAI's lm-eval the two are encoded together and cut where the prompt ends, and
+    spaces at the prompt's end belong to what follows. Where a token would reach over the cut,
+    lm-eval cuts inside the answer; here the two are encoded apart, so that the ids of each decode
+    to its text.
+
+    Raises:
+        OffsiteError: an answer that has no token ids of its own.
+    """
+    stripped = prompt.rstrip()
+    gap = prompt[len(stripped) :]
+    start = encode(processor, stripped)
+    tails = []
+    for ending in endings:
+        whole = encode(processor, stripped + gap + ending)
+        alone = whole[: len(start)] != start
+        tails.append(encode_inside(processor, gap + ending) if alone else whole[len(start) :])
+    if not all(tails):
+        raise OffsiteError(
+            f"{where} has an answer or a choice that the tokenizer gives no token for; change it "
+            "or remove the line."
+        )
+    return start, tails
+
+
+def encode_inside(processor: Any, text: str) -> list[int]:
+    """Token ids of a text that stands after another, without the space some tokenizers prepend."""
+    for before in BEFORE:
+        start, whole = encode(processor, before), encode(processor, before + text)
+        if start and whole[: len(start)] == start:
+            return whole[len(start) :]
+    return encode(processor, text)
+
+
+def check_embedded(rows: Iterable[Sequence[int]], processor: Any, config: Any) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Args:
+        rows: token ids.
+        config: the model's configuration; None where it is unknown.
+
+    Raises:
+        OffsiteError: an id at or over the size of the vocabulary; the token is named.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(text, "vocab_size", None)
+    highest = max((max(ids) for ids in rows if ids), default=-1)
+    if size is not None and highest >= size:
+        raise OffsiteError(
+            f"The tokenizer gives the token '{processor.convert_ids_to_tokens(highest)}' the id "
+            f"{highest}, but the model's embedding has {size} rows; use the tokenizer that belongs "
+            "to the model, or resize the embedding first (resize_token_embeddings)."
+        )
