@@ -76,7 +76,8 @@ def write_checkpoint(folder: Path, hidden: int, blocks: int, shard: int, send: A
 def attempt(folder: Path, out: Path, keep: int, allowance: int, whole: bool, send: Any) -> None:
     """Make the offer (or load the whole model) with ``allowance`` bytes more than at the start."""
     from offsite.compress.drop import Drop
-    from offsite.model.checkpoint import build_skeleton, load_config, load_model
+    from offsite.model.checkpoint import build_skeleton, load_model
+    from offsite.model.configuration import load_config
     from offsite.owner.offering import ends, make_offer
 
     threading.stack_size(MB)  # a stack counts in full from the start

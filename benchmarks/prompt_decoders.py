@@ -22,9 +22,9 @@ import torch
 from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
 from offsite.deltas.addition.learn_decoder import learn_decoder
-from offsite.exchange.offer import load_processor
 from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.checkpoint import load_model, pick_device
+from offsite.model.processor import load_processor
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks import load_task

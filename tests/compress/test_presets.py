@@ -35,7 +35,7 @@ def test_presets_meet_their_budget(
     monkeypatch.setattr(crash, "SAMPLES", 8)
     monkeypatch.setattr(kfac, "ROWS", 1)
     context = world("llama", num_hidden_layers=14, hidden_size=128, intermediate_size=256)
-    shape = Shape.of(context.model, context.split)
+    shape = Shape(context.model, context.split)
     learn(context, Training(steps=1)).save(tmp_path / "learned")
     whole = stored(whole_middle(context.model, context.split))
     for budget in (0.6, 0.45, 0.3):
@@ -48,7 +48,7 @@ def test_presets_meet_their_budget(
 
 def test_what_cannot_be_made_is_refused() -> None:
     context = world()
-    shape = Shape.of(context.model, context.split)
+    shape = Shape(context.model, context.split)
     assert shape.blocks == 4 and shape.hidden == 16 and len(shape.attention) == 4
     with pytest.raises(OffsiteError, match="uniform"):
         make_recipe("unknown", shape, 0.5)
@@ -61,7 +61,7 @@ def test_aligned_presets_meet_their_budget_before_they_align(name: str) -> None:
     context = world("llama", num_hidden_layers=14, hidden_size=128, intermediate_size=512)
     whole = stored(whole_middle(context.model, context.split))
     for budget in (0.6, 0.45):
-        first, align = make_recipe(name, Shape.of(context.model, context.split), budget)
+        first, align = make_recipe(name, Shape(context.model, context.split), budget)
         assert isinstance(align, Align)
         assert stored(compress([first], context)) / whole == pytest.approx(budget, abs=0.05)
 
@@ -69,4 +69,4 @@ def test_aligned_presets_meet_their_budget_before_they_align(name: str) -> None:
 def test_a_budget_below_attention_cannot_be_met_by_channels() -> None:
     context = world("llama", num_hidden_layers=6, hidden_size=128, intermediate_size=128)
     with pytest.raises(OffsiteError, match="leaves no feed-forward channels: attention alone"):
-        make_recipe("narrow-align", Shape.of(context.model, context.split), 0.2)
+        make_recipe("narrow-align", Shape(context.model, context.split), 0.2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import offsite.exchange.offer
-import offsite.model.checkpoint
+import offsite.model.stored
 from offsite.lab.experiment import read_experiment
 from tests.support import Run
 
@@ -54,8 +54,8 @@ def test_bad_data_stops_every_command_before_a_model_loads(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(offsite.model.checkpoint, "read_blocks", refuse)
-    monkeypatch.setattr(offsite.model.checkpoint, "stored_tensors", refuse)
+    monkeypatch.setattr(offsite.model.stored.StoredModel, "tensors", refuse)
+    monkeypatch.setattr(offsite.model.stored.StoredModel, "source", refuse)
     monkeypatch.setattr(offsite.exchange.offer, "load_tensors", refuse)
     experiment = folder / "experiment.toml"
     experiment.write_text(

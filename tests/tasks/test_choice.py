@@ -11,7 +11,7 @@ import torch
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.exchange.offer import load_processor
+from offsite.model.processor import load_processor
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks import load_task, task_names

@@ -38,10 +38,11 @@ def importance(
     from offsite.compress.scaleot.learning import Training
     from offsite.compress.scaleot.learning import learn as learn_scores
     from offsite.compress.step import Context
-    from offsite.exchange.offer import load_processor
     from offsite.files import check_free
     from offsite.model.blocks import get_blocks
-    from offsite.model.checkpoint import load_config, load_model, parse_dtype, pick_device
+    from offsite.model.checkpoint import load_model, parse_dtype, pick_device
+    from offsite.model.configuration import load_config
+    from offsite.model.processor import load_processor
     from offsite.model.split import Split
     from offsite.report.bars import PURPOSE, check_picture, draw_importance, importance_table
     from offsite.tasks import load_task

@@ -65,16 +65,12 @@ def offer(
 
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.exchange.manifest import now, parse_reach
-    from offsite.exchange.offer import load_processor
     from offsite.exchange.record import Record
     from offsite.files import check_free
     from offsite.lab.measure import folder_bytes, offer_bytes
-    from offsite.model.checkpoint import (
-        checkpoint_fingerprint,
-        load_config,
-        parse_dtype,
-        pick_device,
-    )
+    from offsite.model.checkpoint import checkpoint_fingerprint, parse_dtype, pick_device
+    from offsite.model.configuration import load_config
+    from offsite.model.processor import load_processor
     from offsite.model.split import parse_adapter
     from offsite.owner.offering import make_offer
     from offsite.report.structure import spell

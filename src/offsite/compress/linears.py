@@ -27,14 +27,15 @@ def linears(block: nn.Module, *, factors: bool = True) -> Iterator[tuple[str, nn
     counted.
 
     Raises:
-        OffsiteError: the block is quantised already, so no weight is left to work on, or has
-            weights that are no linear layers, such as a mixture of experts.
+        OffsiteError: the block is quantised already, so no weight is left to work on, or it has
+            weights that are not linear layers, such as fused experts or a convolution.
     """
     for name, parameter in block.named_parameters():
         if parameter.dim() > 2:
+            what = "fused experts" if "expert" in name else f"a weight of {parameter.dim()} axes"
             raise OffsiteError(
-                f"The blocks hold experts ('{name}'), which this step cannot change; drop, share "
-                "or distil whole blocks instead."
+                f"This step changes plain linear layers only, but the blocks hold {what} "
+                f"('{name}'); drop, share or distil whole blocks instead."
             )
     inside: list[str] = []
     for name, module in block.named_modules():

@@ -22,7 +22,7 @@ from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_config, get_blocks
-from offsite.model.checkpoint import build_skeleton, model_config
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.layers import linear_spec
 from offsite.model.split import Adapter, Split, make_split
 
@@ -32,35 +32,47 @@ SCALE = 0.4
 
 @dataclass(frozen=True)
 class Shape:
-    """What a preset must know of a model to meet a budget.
+    """What a preset must know of a model to meet a budget, looked up when it asks.
 
     Attributes:
-        blocks: how many the middle has.
-        hidden: width of the hidden states.
-        parameters: of one middle block.
-        attention: (outputs, inputs) of each of its attention projections.
-        itemsize: bytes of one weight in the checkpoint.
+        model: the model, or its skeleton on the meta device.
+        split: which of its blocks are adapter.
     """
 
-    blocks: int
-    hidden: int
-    parameters: int
-    attention: tuple[tuple[int, int], ...]
-    itemsize: int
+    model: nn.Module
+    split: Split
 
-    @classmethod
-    def of(cls, model: nn.Module, split: Split) -> Shape:
-        """The shape of a model, or of its skeleton on the meta device."""
-        block, config = get_blocks(model)[split.middle[0]], block_config(model)
-        specs = [linear_spec(layer) for name, layer in linears(block) if is_attention(name)]
-        dtype = getattr(config, "dtype", None) or next(block.parameters()).dtype
-        return cls(
-            len(split.middle),
-            config.hidden_size,
-            sum(p.numel() for p in block.parameters()),
-            tuple((spec.outputs, spec.inputs) for spec in specs if spec is not None),
-            dtype.itemsize,
-        )
+    @property
+    def blocks(self) -> int:
+        """How many blocks the middle has."""
+        return len(self.split.middle)
+
+    @property
+    def block(self) -> nn.Module:
+        """The first block of the middle, which stands for all."""
+        return get_blocks(self.model)[self.split.middle[0]]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden states."""
+        return int(block_config(self.model).hidden_size)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one middle block."""
+        return sum(p.numel() for p in self.block.parameters())
+
+    @property
+    def attention(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of each attention projection of a middle block."""
+        specs = [linear_spec(layer) for name, layer in linears(self.block) if is_attention(name)]
+        return tuple((spec.outputs, spec.inputs) for spec in specs if spec is not None)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one weight in the checkpoint."""
+        dtype = getattr(block_config(self.model), "dtype", None)
+        return int((dtype or next(self.block.parameters()).dtype).itemsize)
 
     @classmethod
     def of_name(cls, model: str, adapter: Adapter, auto_class: str) -> Shape:
@@ -69,8 +81,8 @@ class Shape:
         Raises:
             OffsiteError: no such model, or an adapter that does not fit it.
         """
-        skeleton = build_skeleton(model_config(model, auto_class), auto_class)
-        return cls.of(skeleton, make_split(adapter, len(get_blocks(skeleton))))
+        skeleton = Checkpoint.of(model, auto_class).outline
+        return cls(skeleton, make_split(adapter, len(get_blocks(skeleton))))
 
     def keep(self, share: float) -> int:
         """The number of blocks nearest to a share of them, at least one."""

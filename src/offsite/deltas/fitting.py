@@ -9,7 +9,7 @@ from offsite.deltas import METHODS, IntrinsicPrompt
 from offsite.errors import OffsiteError
 from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import build_skeleton, model_config
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import make_split, parse_adapter
 
 
@@ -28,8 +28,9 @@ def misfits(
         OffsiteError: no such model, adapter or decoder.
     """
     reasons: dict[str, str | None] = {}
+    checkpoint = Checkpoint.of(model, auto_class)
     for kind, method in METHODS.items():
-        skeleton = build_skeleton(model_config(model, auto_class), auto_class)
+        skeleton = checkpoint.outline
         total = len(get_blocks(skeleton))
         learned = adapter.startswith("learned:")
         blocks = (0,) if learned else make_split(parse_adapter(adapter), total).adapter

@@ -38,7 +38,10 @@ from offsite.exchange.vetting import (
 )
 from offsite.files import new_folder
 from offsite.model import layers
-from offsite.model.checkpoint import build_skeleton, fill_model, load_config, quiet
+from offsite.model.checkpoint import build_skeleton, fill_model, quiet
+from offsite.model.configuration import load_config
+from offsite.model.kind import kind_of_task
+from offsite.model.processor import read_processor
 from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
 
 PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
@@ -122,17 +125,18 @@ class Offer:
         with tempfile.TemporaryDirectory(prefix="offsite-") as private:
             inner = Path(private)
             manifest, _, config, weights = vet_offer(folder, inner)
-            auto_class = task_auto_class(manifest.task)
-            processor = read_processor(inner, manifest, folder)
+            kind = kind_of_task(manifest.task)
+            processor = read_processor(inner, kind, folder)
             if before is not None:
                 before(processor, config)
             hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
             tensors = load_tensors([folder / name for name in weights], manifest.tensors, hashes)
             if manifest.layers or manifest.shared:
-                model = build_special(config, manifest, auto_class, tensors)
+                model = build_special(config, manifest, kind.auto_class, tensors)
                 model = model.to(dtype) if dtype else model
             else:
-                model = fill_model(config, auto_class, tensors, folder, dtype=dtype)
+                build = kind.model_class(config)
+                model = fill_model(build, config, tensors, folder, dtype=dtype)
             if (inner / "generation_config.json").is_file():
                 generation = transformers.GenerationConfig.from_pretrained(inner)
                 model.generation_config = generation
@@ -164,7 +168,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     vet_contents(inner, manifest, weights)
     config = load_config(inner, folder)
     vet_depth(config, manifest)
-    skeleton = build_skeleton(config, task_auto_class(manifest.task))
+    skeleton = build_skeleton(config, kind_of_task(manifest.task).auto_class)
     vet_family(skeleton, manifest)
     layers.rebuild(skeleton, manifest.layers)
     vet_tensors(skeleton, manifest)
@@ -182,50 +186,10 @@ def read_offer(folder: str | Path) -> tuple[OfferManifest, Any]:
         return vet_offer(Path(folder), Path(inner))[:2]
 
 
-def task_auto_class(task: str) -> str:
-    """The transformers auto class for a task name of the manifest."""
-    return "AutoModelForImageClassification" if task.startswith("image") else "AutoModelForCausalLM"
-
-
-def load_processor(folder: str | Path, task: str) -> Any:
-    """The tokenizer (text) or image processor (images) of a folder or hub name; None if absent."""
-    build = "AutoImageProcessor" if task.startswith("image") else "AutoTokenizer"
-    try:
-        with quiet():
-            return getattr(transformers, build).from_pretrained(
-                str(folder), trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
-
-
-def read_processor(inner: Path, manifest: OfferManifest, folder: Path) -> Any:
-    """The tokenizer or image processor of an offer; None where the offer has none.
-
-    Raises:
-        OffsiteError: there is one, and it cannot be read.
-    """
-    name = "preprocessor_config" if manifest.task.startswith("image") else "tokenizer_config"
-    if f"{name}.json" not in manifest.files:
-        return None
-    try:
-        processor = load_processor(inner, manifest.task)
-    except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise OffsiteError(f"The {name}.json of '{folder}' cannot be read.") from error
-    if processor is None:
-        raise OffsiteError(
-            f"The tokenizer or image processor of '{folder}' cannot be read by this transformers; "
-            "it is damaged, or needs a package or a release that is not here."
-        )
-    return processor
-
-
 def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     """Fill an empty folder and return the finished manifest."""
     model = offer.model
-    family = build_skeleton(model.config, task_auto_class(offer.manifest.task))
+    family = build_skeleton(model.config, kind_of_task(offer.manifest.task).auto_class)
     specs, shared = layers.find_specs(model, family), layers.find_shared(model)
     if specs or shared:
         tensors = unique_tensors(model, shared)
@@ -269,7 +233,7 @@ def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> No
     """
     if not hasattr(processor, "get_vocab"):
         return
-    loaded = read_processor(folder, manifest, folder)
+    loaded = read_processor(folder, kind_of_task(manifest.task))
     if loaded is None or loaded(PROBE)["input_ids"] != processor(PROBE)["input_ids"]:
         raise OffsiteError(
             f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "

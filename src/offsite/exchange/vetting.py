@@ -137,7 +137,7 @@ def fault(key: str, value: Any, name: str) -> str | None:
     if name == "config.json" and isinstance(value, str) and re.search(r"[/\\]", value):
         return "looks like a path or the name of a repository"
     if name in ("config.json", "preprocessor_config.json") and isinstance(value, int):
-        parts = () if key.endswith("_size") else LIMITS  # a width, and no count
+        parts = () if "size" in key or "dim" in key else LIMITS  # a width, not a count
         limits = [LIMITS[part] for part in parts if part in key.lower()]
         if abs(value) > min([2**31, *limits]):
             return TOO_LARGE
@@ -197,10 +197,10 @@ def vet_family(skeleton: nn.Module, manifest: OfferManifest) -> None:
     Raises:
         OffsiteError: a tensor larger than all that the offer brings, or large hidden buffers.
     """
-    largest = max((entry.count for entry in manifest.tensors.values()), default=0)
+    brought = sum(entry.count for entry in manifest.tensors.values())
     stored = set(skeleton.state_dict())
     hidden = sum(b.nbytes for name, b in skeleton.named_buffers() if name not in stored)
-    if hidden > SIDE_BUFFERS or any(p.numel() > largest for p in skeleton.parameters()):
+    if hidden > SIDE_BUFFERS or any(p.numel() > brought for p in skeleton.parameters()):
         raise OffsiteError(
             "The offer's config.json describes a larger model than its tensors fill; it is damaged "
             "or hostile, so ask for a fresh copy."

@@ -15,9 +15,9 @@ from offsite.compress.narrow import Narrow
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
-from offsite.exchange.offer import load_processor
 from offsite.lab.plan import Plan, Recipe
-from offsite.model.checkpoint import load_config
+from offsite.model.configuration import load_config
+from offsite.model.processor import load_processor
 from offsite.model.split import parse_adapter
 from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source

@@ -1,4 +1,4 @@
-"""Load and save transformers checkpoints, whole or only some blocks of them.
+"""A model by name, and the models and configurations that transformers makes of it.
 
 Only safetensors are read, remote code is never run, and a checkpoint that does not fit its model
 exactly is refused: transformers would fill what is missing with random numbers.
@@ -7,10 +7,11 @@ exactly is refused: transformers would fill what is missing with random numbers.
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,15 @@ import transformers
 from torch import nn
 
 from offsite.errors import OffsiteError
-from offsite.model.blocks import assemble, block_path, get_blocks, renumber
-from offsite.model.heads import head_tensors
-from offsite.model.stored import (
-    fingerprint,
-    is_converted,
-    model_fingerprint,
-    read_blocks,
-    stored_dtype,
-    stored_names,
-    stored_tensors,
-)
+from offsite.model.blocks import block_path, renumber
+from offsite.model.configuration import load_config
+from offsite.model.judge import judge
+from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class
+from offsite.model.processor import read_processor
+from offsite.model.quiet import quiet as quiet
+from offsite.model.stored import StoredModel
 
 ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
-IMAGES = "AutoModelForImageClassification"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -80,46 +76,116 @@ def accelerator(device: torch.device) -> Iterator[None]:
             os.environ[ACCELERATE] = before
 
 
-def load_config(name: str | Path, label: str | Path | None = None) -> Any:
-    """The configuration of a local folder or a hub model; ``label`` is what messages call it.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model by folder or hub name; whatever is asked of it is read once.
 
-    Raises:
-        OffsiteError: neither a folder with a ``config.json`` nor a model the hub can deliver, or
-            one that needs remote code.
+    Attributes:
+        name: folder or hub name.
+        kind: whether it reads text or images.
     """
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise OffsiteError(f"The folder '{name}' has no config.json, so it holds no model.")
-    try:
-        return transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # strict configurations raise types of their own
-        reason = (
-            "its architecture is not one that transformers knows (remote code is never run)"
-            if Path(name).is_dir()
-            else "it is no local folder, and no model of that name could be fetched from the hub"
-        )
-        raise OffsiteError(f"Cannot load the model '{label or name}': {reason}.") from error
 
+    name: str
+    kind: Kind = TEXT
 
-def model_config(name: str | Path, auto_class: str) -> Any:
-    """The configuration of a checkpoint, as an auto class can build it.
+    @classmethod
+    def of(cls, name: str | Path, auto_class: str) -> Checkpoint:
+        """The model by this name, as this auto class builds it."""
+        return cls(str(name), kind_of_class(auto_class))
 
-    For an image classifier, that of a bare vision tower (CLIP, SigLIP) is put inside its family's
-    whole one, and a checkpoint without a classifier head gets one class, as a place for the head.
+    @cached_property
+    def config(self) -> Any:
+        """The configuration, as the kind's auto class can build it.
 
-    Raises:
-        OffsiteError: see :func:`load_config`.
-    """
-    config = load_config(name)
-    if auto_class != IMAGES:
+        For an image classifier, that of a bare vision tower (CLIP, SigLIP) is put inside its
+        family's whole one.
+
+        Raises:
+            OffsiteError: see :func:`load_config`.
+        """
+        config = load_config(self.name)
+        if self.kind is IMAGE:
+            for family in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+                if getattr(family, "sub_configs", {}).get("vision_config") is type(config):
+                    return family(vision_config=config.to_dict(), dtype=config.dtype)
         return config
-    for family in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        if getattr(family, "sub_configs", {}).get("vision_config") is type(config):
-            config = family(vision_config=config.to_dict(), dtype=config.dtype)
-            break
-    skeleton = build_skeleton(config, auto_class)
-    if not set(head_tensors(skeleton)) & set(stored_names(name, skeleton)):
-        config.num_labels = 1
-    return config
+
+    @cached_property
+    def stored(self) -> StoredModel:
+        """The weights on disk, judged by their headers; see :func:`offsite.model.judge.judge`.
+
+        An image model without a classifier head gets one class, as a place for the head.
+
+        Raises:
+            OffsiteError: weights that do not fit, or a configuration of another kind of model.
+        """
+        build = self.kind.model_class(self.config)
+        if build is None:
+            raise wrong_kind(self.config, self.kind.auto_class)
+        text = self.config.sub_configs.get("text_config")
+        own = text is not None and build.config_class is text
+        config = copy.deepcopy(self.config.get_text_config() if own else self.config)
+        with quiet():
+            stored = judge(self.name, config, build)
+            if stored.empty:
+                config.num_labels = 1
+                stored = judge(self.name, config, build)
+        return stored
+
+    @property
+    def skeleton(self) -> Any:
+        """The model on the meta device, exactly as transformers loads it."""
+        return self.stored.skeleton
+
+    @property
+    def total(self) -> int:
+        """How many blocks the model has."""
+        return skeleton_blocks(self.skeleton)
+
+    @property
+    def outline(self) -> Any:
+        """The model on the meta device by its configuration alone, made anew each time.
+
+        Raises:
+            OffsiteError: a configuration of another kind of model.
+        """
+        return build_skeleton(self.config, self.kind.auto_class)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The name of these weights; every tensor is read once."""
+        return self.stored.fingerprint()
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer or image processor, or None where the model comes without."""
+        return read_processor(self.name, self.kind)
+
+    def load(self, *, keep: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
+        """The model in evaluation mode on the CPU.
+
+        Args:
+            keep: load only these blocks (ascending positions); never holds more than their tensors
+                and one tensor in passing.
+            dtype: to convert to after loading; None for the dtype that transformers chooses.
+
+        Raises:
+            OffsiteError: weights that do not fit, or blocks that this family cannot leave out.
+        """
+        config = copy.deepcopy(self.skeleton.config)
+        own = next(self.skeleton.parameters()).dtype
+        cut = keep is not None and list(keep) != list(range(self.total))
+        if keep is None or not cut:
+            tensors = self.stored.source()
+        else:
+            smaller = copy.deepcopy(self.skeleton)
+            renumber(smaller, keep)
+            config, tensors = smaller.config, self.stored.blocks(keep)
+        model = fill_model(type(self.skeleton), config, tensors, self.name, dtype=own, cut=cut)
+        if model.can_generate():
+            with suppress(OSError):  # it has no generation_config.json
+                model.generation_config = transformers.GenerationConfig.from_pretrained(self.name)
+        return model.to(dtype) if dtype else model
 
 
 def load_model(
@@ -129,80 +195,70 @@ def load_model(
     dtype: torch.dtype | None = None,
     keep: Sequence[int] | None = None,
 ) -> Any:
-    """Load a model in evaluation mode on the CPU, from a local folder or the hub.
-
-    Args:
-        name: folder or hub name.
-        auto_class: which ``transformers`` auto class builds it.
-        dtype: None for the dtype of the checkpoint.
-        keep: load only these blocks (ascending positions); never holds more than their tensors
-            and one tensor in passing.
-
-    Raises:
-        OffsiteError: no such model, no safetensors, or weights that do not fit the architecture.
-    """
-    config = model_config(name, auto_class)
-    if keep is not None or auto_class == IMAGES:
-        skeleton = build_skeleton(config, auto_class)
-        path, total = block_path(skeleton), skeleton_blocks(skeleton)
-        native = dtype or getattr(config, "dtype", None) or stored_dtype(name)
-        keep = range(total) if keep is None else keep
-        if is_converted(name, skeleton):
-            model = load_model(name, auto_class, dtype=dtype)
-            return assemble(model, [get_blocks(model)[index] for index in keep], list(keep))
-        tensors = read_blocks(name, skeleton, path, keep, native)
-        small = build_skeleton(config, auto_class)
-        renumber(small, keep)
-        return fill_model(small.config, auto_class, tensors, name, dtype=native)
-    return _from_pretrained(
-        getattr(transformers, auto_class), str(name), config, name, dtype=dtype or "auto"
-    )
+    """:meth:`Checkpoint.load` of a folder or hub name."""
+    return Checkpoint.of(name, auto_class).load(keep=keep, dtype=dtype)
 
 
 def fill_model(
+    build: Any,
     config: Any,
-    auto_class: str,
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, Any],
     label: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    cut: bool = False,
 ) -> Any:
     """A model in evaluation mode made of the given tensors, which are not copied unless cast.
 
     Args:
+        build: the transformers class of the model.
         tensors: names as in a checkpoint.
         label: what messages call the checkpoint.
         dtype: None for that of the configuration.
+        cut: some blocks were left out, so that what does not fit depends on their number.
 
     Raises:
         OffsiteError: the tensors do not fit the architecture.
     """
-    build = type(build_skeleton(config, auto_class))
-    model = _from_pretrained(build, None, config, label, dtype=dtype or "auto", state_dict=tensors)
-    model.name_or_path = model.config._name_or_path = ""
-    return model
-
-
-def _from_pretrained(
-    build: Any, name: str | None, config: Any, label: str | Path, **options: Any
-) -> Any:
     try:
         with quiet():
             model, info = build.from_pretrained(
-                name, config=config, use_safetensors=True, output_loading_info=True, **options
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype or "auto",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-    except Exception as error:  # whatever a damaged checkpoint makes the loaders raise
+    except Exception as error:  # whatever damaged tensors make the loaders raise
         raise OffsiteError(
-            f"Cannot load the weights of '{label}' as {build.__name__}; a complete set of "
+            f"The weights of '{label}' cannot be loaded as {build.__name__}; a complete set of "
             "safetensors weights of a matching architecture is needed."
         ) from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    wrong = [*info["mismatched_keys"], *info["missing_keys"], *info["unexpected_keys"]]
     if wrong:
+        first = wrong[0] if isinstance(wrong[0], str) else wrong[0][0]
+        if cut:
+            raise cannot_move(first, first.startswith(f"{block_path(model)}."))
         raise OffsiteError(
             f"The weights of '{label}' do not fit its architecture: {len(wrong)} tensors are "
-            f"missing, unexpected or of another shape, first '{wrong[0]}'."
+            f"missing, unexpected or of another shape, first '{first}'."
         )
+    model.name_or_path = model.config._name_or_path = ""
     return model.eval()
+
+
+def cannot_move(name: str, in_block: bool) -> OffsiteError:
+    """The refusal of a family that builds other tensors for another number of blocks."""
+    return OffsiteError(
+        f"This family builds another '{name}' where blocks are left out: "
+        + (
+            "its blocks differ by position and cannot move"
+            if in_block
+            else "outside the blocks it holds a part for every one of them"
+        )
+        + "; keep the whole middle."
+    )
 
 
 def build_skeleton(config: Any, auto_class: str) -> Any:
@@ -211,10 +267,15 @@ def build_skeleton(config: Any, auto_class: str) -> Any:
         try:
             return getattr(transformers, auto_class).from_config(copy.deepcopy(config))
         except Exception as error:  # a configuration whose numbers do not fit each other
-            raise OffsiteError(
-                f"A model of type '{config.model_type}' cannot be built as {auto_class} from its "
-                "configuration; choose the task that fits the model."
-            ) from error
+            raise wrong_kind(config, auto_class) from error
+
+
+def wrong_kind(config: Any, auto_class: str) -> OffsiteError:
+    """The refusal of a configuration that an auto class cannot build."""
+    return OffsiteError(
+        f"A model of type '{config.model_type}' cannot be built as {auto_class} from its "
+        "configuration; choose the task that fits the model."
+    )
 
 
 def skeleton_blocks(skeleton: nn.Module) -> int:
@@ -223,25 +284,5 @@ def skeleton_blocks(skeleton: nn.Module) -> int:
 
 
 def checkpoint_fingerprint(name: str | Path, auto_class: str) -> str:
-    """:func:`fingerprint` of a checkpoint on disk, reading one tensor at a time."""
-    skeleton = build_skeleton(model_config(name, auto_class), auto_class)
-    parameters = dict(skeleton.named_parameters())
-    if is_converted(name, skeleton):
-        return model_fingerprint(load_model(name, auto_class))
-    return fingerprint(stored_tensors(name, skeleton, parameters.__contains__))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' loading reports off the screen; what matters is checked and raised."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+    """:attr:`Checkpoint.fingerprint` of a folder or hub name."""
+    return Checkpoint.of(name, auto_class).fingerprint

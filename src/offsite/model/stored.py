@@ -1,142 +1,132 @@
-"""The tensors of a checkpoint as it is stored: one at a time, under their names in the model."""
+"""The tensors of a checkpoint on disk, one at a time, as transformers loads them."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
 
-from offsite.errors import OffsiteError
 from offsite.model.blocks import block_of, block_path, rename_blocks
-from offsite.model.heads import head_tensors
+from offsite.model.weights import StoredTensor
 
-IMAGES = "AutoModelForImageClassification"
+Names = Mapping[str, tuple[str, ...]]
 
 
-def shard_files(name: str | Path) -> list[Path]:
-    """The safetensors files of a checkpoint, local or from the hub.
+@dataclass(frozen=True)
+class StoredModel:
+    """A checkpoint that fits its model, with its tensors still on disk.
 
-    Raises:
-        OffsiteError: the checkpoint has no safetensors weights.
+    Attributes:
+        name: folder or hub name, for messages.
+        skeleton: the model on the meta device, as transformers loads it: dtypes, tied parameters.
+        stored: every tensor of the files by its name there.
+        names: for each tensor of the model, the stored ones it is made of.
+        converted: those of ``names`` that transformers computes from the stored ones, as for
+            experts; of several tensors computed together, the first stands for all.
+        empty: tensors of a classifier head that the checkpoint lacks; they are zeros.
     """
-    try:
-        index = cached_file(
-            str(name), SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False
-        )
-        if index:
-            return [Path(f) for f in get_checkpoint_shard_files(str(name), index)[0]]
-        single = cached_file(
-            str(name), SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False
-        )
-    except OSError:
-        single = None
-    if not single:
-        raise OffsiteError(f"'{name}' has no safetensors weights; convert it to safetensors first.")
-    return [Path(single)]
+
+    name: str
+    skeleton: Any
+    stored: Mapping[str, StoredTensor]
+    names: Names
+    converted: frozenset[str]
+    empty: tuple[str, ...] = ()
+
+    def source(self) -> dict[str, Any]:
+        """The stored tensors that the model uses, unread, for transformers' own loader."""
+        used = {key for keys in self.names.values() for key in keys}
+        files: dict[Path, Any] = {}
+        found: dict[str, Any] = {}
+        for key, tensor in self.stored.items():
+            if key in used:
+                file = files.setdefault(tensor.file, safe_open(tensor.file, framework="pt"))
+                found[key] = file.get_slice(tensor.key)
+        state = self.skeleton.state_dict()
+        return found | {name: zeros(state[name]) for name in self.empty}
+
+    def tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The wanted tensors of the model, one after the other, in the dtype it holds them in.
+
+        Each has memory of its own, so that no file stays mapped longer than it is read.
+        """
+        receiver = copy.deepcopy(self.skeleton)
+        state = self.skeleton.state_dict()
+        with ExitStack() as stack:
+            files = {
+                file: stack.enter_context(safe_open(file, framework="pt"))
+                for file in {tensor.file for tensor in self.stored.values()}
+            }
+            for name, keys in self.names.items():
+                if not wanted(name):
+                    continue
+                part = {key: files[self.stored[key].file].get_tensor(key).clone() for key in keys}
+                if name in self.converted or len(keys) > 1:
+                    yield from convert(receiver, part)
+                else:
+                    yield name, part.pop(keys[0]).to(state[name].dtype)
+            for name in filter(wanted, self.empty):
+                yield name, zeros(state[name])
+
+    def blocks(self, keep: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The tensors outside the block list and of the blocks ``keep``, renumbered."""
+        path = block_path(self.skeleton)
+        mapping = {position: index for index, position in enumerate(keep)}
+
+        def wanted(name: str) -> bool:
+            position = block_of(name, path)
+            return position is None or position in mapping
+
+        return rename_blocks(dict(self.tensors(wanted)), path, mapping)
+
+    def fingerprint(self) -> str:
+        """:func:`fingerprint` of the model, reading one tensor at a time."""
+        state = self.skeleton.state_dict(keep_vars=True)
+        first = {id(tensor): name for name, tensor in self.skeleton.named_parameters()}
+
+        def once() -> Iterator[tuple[str, torch.Tensor]]:
+            """Parameters under their first name; a tied one that is stored twice counts once."""
+            for name, tensor in self.tensors(lambda name: id(state[name]) in first):
+                if known := first.pop(id(state[name]), None):
+                    yield known, tensor
+
+        return fingerprint(once())
 
 
-def stored_tensors(
-    name: str | Path, skeleton: nn.Module, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors of a checkpoint, one at a time, under their names in the model.
+def zeros(like: torch.Tensor) -> torch.Tensor:
+    """Zeros on the CPU of the shape and dtype of a tensor on the meta device."""
+    return torch.zeros(like.shape, dtype=like.dtype)
 
-    Each has memory of its own, so that no file stays mapped longer than it is read.
-    A classifier head that the checkpoint lacks comes as zeros; see :func:`stored_names`.
+
+def convert(receiver: nn.Module, part: dict[str, torch.Tensor]) -> Iterator[tuple[str, Any]]:
+    """The tensors of a model that transformers makes out of some stored ones, as for experts.
+
+    Args:
+        receiver: the model on the meta device; it is left as it was.
+        part: stored tensors by their names in the checkpoint.
     """
-    names = stored_names(name, skeleton)
-    for file in sorted({file for file, _ in names.values()}):
-        with safe_open(file, framework="pt") as shard:
-            for candidate, (place, key) in names.items():
-                if place == file and wanted(candidate):
-                    yield candidate, shard.get_tensor(key).clone()
-    for head, parameter in head_tensors(skeleton).items():
-        if head not in names and wanted(head):
-            yield head, torch.zeros(parameter.shape)
-
-
-def stored_names(name: str | Path, skeleton: nn.Module) -> dict[str, tuple[Path, str]]:
-    """For each tensor of a model that a checkpoint holds: the file, and its name there.
-
-    Names of older releases are translated as transformers does it. Checkpoints saved from a bare
-    backbone lack the name of its module in the model; it is added. Tensors that the model does not
-    have (old buffers, tied heads, another tower) are passed over, but for blocks.
-
-    Raises:
-        OffsiteError: the checkpoint has more blocks than its configuration says.
-    """
-    known = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
-    path = block_path(skeleton)
-    prefix, total = path.partition(".")[0], len(skeleton.get_submodule(path))  # type: ignore[arg-type]
-    mapping = get_model_conversion_mapping(skeleton)  # type: ignore[arg-type]
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    names: dict[str, tuple[Path, str]] = {}
-    for file in shard_files(name):
-        with safe_open(file, framework="pt") as shard:
-            for key in shard.keys():  # noqa: SIM118 (not a dictionary)
-                renamed = rename_source_key(key, renamings, [])[0]
-                for base in (key, renamed):
-                    for candidate in (base, f"{prefix}.{base}", base.removeprefix(f"{prefix}.")):
-                        if candidate in known:
-                            names.setdefault(candidate, (file, key))
-                        elif (block_of(candidate, path) or 0) >= total:
-                            raise OffsiteError(
-                                f"The weights of '{name}' do not fit its architecture: they have "
-                                f"more than the {total} blocks of its config.json."
-                            )
-    return names
-
-
-def stored_dtype(name: str | Path) -> torch.dtype:
-    """The dtype of a checkpoint's first floating-point tensor."""
-    for file in shard_files(name):
-        with safe_open(file, framework="pt") as shard:
-            for key in shard.keys():  # noqa: SIM118 (not a dictionary)
-                if (dtype := shard.get_tensor(key).dtype).is_floating_point:
-                    return dtype
-    return torch.float32
-
-
-def is_converted(name: str | Path, skeleton: nn.Module) -> bool:
-    """Whether transformers makes tensors of the blocks out of others on loading, as for experts.
-
-    Such a checkpoint is read whole.
-    """
-    mapping = get_model_conversion_mapping(skeleton)  # type: ignore[arg-type]
-    if all(isinstance(entry, WeightRenaming) for entry in mapping):
-        return False
-    path, stored = block_path(skeleton), stored_names(name, skeleton)
-    return any(
-        block_of(parameter, path) is not None and parameter not in stored
-        for parameter, _ in skeleton.named_parameters()
-    )
-
-
-def read_blocks(
-    name: str | Path, skeleton: nn.Module, path: str, keep: Sequence[int], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint outside the block list and of the blocks ``keep``, renumbered.
-
-    Floating-point tensors come in ``dtype``.
-    """
-    mapping = {position: index for index, position in enumerate(keep)}
-
-    def wanted(key: str) -> bool:
-        position = block_of(key, path)
-        return position is None or position in mapping
-
-    tensors = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in stored_tensors(name, skeleton, wanted)
-    }
-    return rename_blocks(tensors, path, mapping)
+    before = receiver.state_dict(keep_vars=True)
+    mapping = get_model_conversion_mapping(receiver)  # type: ignore[arg-type]
+    options = LoadStateDictConfig(weight_mapping=mapping)
+    convert_and_load_state_dict_in_model(receiver, part, options)  # type: ignore[arg-type]
+    for name, tensor in receiver.state_dict(keep_vars=True).items():
+        if not tensor.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            holder = receiver.get_submodule(owner)
+            table = holder._parameters if leaf in holder._parameters else holder._buffers
+            table[leaf] = before[name]
+            yield name, tensor.detach()
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

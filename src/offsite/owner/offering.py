@@ -24,17 +24,12 @@ from offsite.exchange.manifest import (
     now,
     tool_versions,
 )
-from offsite.exchange.offer import Offer, load_processor
+from offsite.exchange.offer import Offer
 from offsite.exchange.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.exchange.record import OfferRecord, Record
 from offsite.model.blocks import block_path, get_blocks
-from offsite.model.checkpoint import (
-    build_skeleton,
-    checkpoint_fingerprint,
-    load_model,
-    model_config,
-    pick_device,
-)
+from offsite.model.checkpoint import Checkpoint, pick_device
+from offsite.model.processor import load_processor
 from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.model.stored import model_fingerprint
 from offsite.owner.plugging import merge_delta
@@ -212,12 +207,13 @@ def _cut_checkpoint(
     task: Task,
     dtype: torch.dtype | None,
 ) -> _Cut:
-    skeleton = build_skeleton(model_config(source, task.auto_class), task.auto_class)
-    split = make_split(adapter, len(get_blocks(skeleton)))
+    checkpoint = Checkpoint.of(source, task.auto_class)
+    skeleton = checkpoint.skeleton
+    split = make_split(adapter, checkpoint.total)
     kept = plan(recipe, split.middle, seed)
     planned = recipe_is_planned(recipe, split.middle, seed)
     order = places(split, kept)[0]
-    model = load_model(source, task.auto_class, keep=order if planned else None)
+    model = checkpoint.load(keep=order if planned else None)
     native = next(model.parameters()).dtype
     if not planned:
         model = model.to(dtype or torch.float32)
@@ -227,8 +223,10 @@ def _cut_checkpoint(
         if planned
         else whole_middle(model, split)
     )
-    print_ = checkpoint_fingerprint(source, task.auto_class)
-    return _Cut(model, split, middle, not planned, native, print_, *_sizes(skeleton, split, native))
+    return _Cut(
+        model, split, middle, not planned, native, checkpoint.fingerprint,
+        *_sizes(skeleton, split, native),
+    )  # fmt: skip
 
 
 def recipe_is_planned(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> bool:

@@ -11,11 +11,11 @@ from offsite.deltas import method_text, parse_method
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
-from offsite.exchange.offer import load_processor
 from offsite.exchange.prompt_decoder import Decoder
 from offsite.exchange.record import Record
 from offsite.files import check_free, new_folder
 from offsite.model.checkpoint import load_model, quiet
+from offsite.model.processor import load_processor
 from offsite.owner.plugging import Plugged, merge_delta, place, write_note
 
 

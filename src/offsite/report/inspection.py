@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import transformers
 from rich.table import Table
 from rich.text import Text
 
@@ -15,10 +14,12 @@ from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.manifest import MANIFEST, OfferManifest
-from offsite.exchange.offer import read_offer, task_auto_class
+from offsite.exchange.offer import read_offer
 from offsite.exchange.record import Record
 from offsite.files import read_json, shown
-from offsite.model.checkpoint import build_skeleton, load_config, model_config
+from offsite.model.checkpoint import Checkpoint
+from offsite.model.configuration import load_config
+from offsite.model.kind import kind_of_config
 from offsite.owner.plugging import MANIFEST as PLUGGED
 from offsite.owner.plugging import TUNED, Plugged
 from offsite.report.structure import delta_tree, model_tree, spell
@@ -54,9 +55,9 @@ def inspect_path(path: Path, base: str | None = None) -> Shown:
     )
 
 
-def skeleton_of(model: str | Path, auto_class: str) -> Any:
+def skeleton_of(model: str | Path) -> Any:
     """A model without weights, from its folder or its hub name."""
-    return build_skeleton(model_config(model, auto_class), auto_class)
+    return Checkpoint(str(model), kind_of_config(load_config(model))).outline
 
 
 def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
@@ -142,8 +143,7 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
     ]
     skeleton = None
     if base is not None:
-        kind = "image" if plugged.head or reads_images(load_config(base)) else "text"
-        skeleton = skeleton_of(base, task_auto_class(kind))
+        skeleton = skeleton_of(base)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     title = f"{method_text(method)} delta"
     if base is not None:
@@ -151,13 +151,6 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
     data = {"kind": "plugged", "method": method, "adapter": plugged.adapter, "bytes": size}
     tree = delta_tree(title, shapes, skeleton)
     return data, [facts(f"plugged delta {path}", rows), tree]
-
-
-def reads_images(config: Any) -> bool:
-    """Whether a configuration is that of an image model, bare or with a classifier."""
-    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        return False
-    return any(getattr(config, key, None) is not None for key in ("vision_config", "image_size"))
 
 
 def inspect_record(path: Path) -> Shown:
@@ -183,8 +176,7 @@ def inspect_model(path: Path) -> Shown:
     """A model folder: its structure, and in a tuned model what tuning changed."""
     config = load_config(path)
     names = getattr(config, "architectures", None) or [""]
-    auto_class = task_auto_class("image" if reads_images(config) else "text")
-    skeleton = skeleton_of(path, auto_class)
+    skeleton = skeleton_of(path)
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     note = read_json(path / TUNED) if (path / TUNED).is_file() else {}
     tuned = {str(name) for name in note.get("tuned", ())} if isinstance(note, dict) else set()

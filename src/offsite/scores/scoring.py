@@ -11,8 +11,10 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import MANIFEST
-from offsite.exchange.offer import Offer, load_processor
-from offsite.model.checkpoint import load_config, load_model
+from offsite.exchange.offer import Offer
+from offsite.model.checkpoint import load_model
+from offsite.model.configuration import load_config
+from offsite.model.processor import load_processor
 from offsite.owner.plugging import MANIFEST as PLUGGED
 from offsite.owner.plugging import TUNED
 from offsite.owner.serving import load_plugged

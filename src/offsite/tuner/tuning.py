@@ -20,10 +20,11 @@ from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, check_labels, check_options, new_delta
 from offsite.exchange.manifest import Reach, now
-from offsite.exchange.offer import Offer, task_auto_class
+from offsite.exchange.offer import Offer
 from offsite.model.blocks import assemble, get_blocks
 from offsite.model.checkpoint import pick_device
 from offsite.model.heads import give_head, head_tensors, labels_of, set_head
+from offsite.model.kind import kind_of_task
 from offsite.model.tensors import DTYPES, describe
 from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Evaluation, Task
@@ -239,7 +240,7 @@ def check_usable(offer: Offer, task: Task) -> None:
         raise OffsiteError(
             f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
         )
-    if task.auto_class != task_auto_class(offer.manifest.task):
+    if task.auto_class != kind_of_task(offer.manifest.task).auto_class:
         raise OffsiteError(
             f"The offer is for the task '{offer.manifest.task}', which data for '{task.name}' does "
             "not fit."

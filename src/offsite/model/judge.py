@@ -1,0 +1,178 @@
+"""Whether a checkpoint fits its model exactly, judged from the headers of its files.
+
+transformers itself loads the headers into a model on the meta device. What it misses, what it has
+no place for, which parameters it ties and which dtypes it chooses are then known before a tensor
+is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from offsite.errors import OffsiteError
+from offsite.files import shown
+from offsite.model.blocks import block_of, block_path
+from offsite.model.heads import head_tensors
+from offsite.model.stored import StoredModel
+from offsite.model.weights import (
+    FLOATS,
+    StoredTensor,
+    check_unquantised,
+    quantised,
+    read_headers,
+    weight_files,
+)
+
+
+def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
+    """Let transformers load the headers of a checkpoint, and refuse what does not fit exactly.
+
+    Args:
+        name: folder or hub name.
+        config: its configuration; where it says tied and the weights say otherwise, it is put
+            right in place.
+        build: the transformers class of the model.
+
+    Raises:
+        OffsiteError: naming the file and the tensor: weights that are missing, quantised, of
+            another shape or left over.
+    """
+    check_unquantised(name, config)
+    stored = read_headers(weight_files(name, config))
+    floats = [FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS]
+    dtype = getattr(config, "dtype", None) or next(iter(floats), torch.float32)
+    stubs = {
+        key: torch.empty(tensor.shape, dtype=dtype, device="meta") for key, tensor in stored.items()
+    }
+    try:
+        skeleton, info = build.from_pretrained(
+            None,
+            config=config,
+            state_dict=stubs,
+            dtype=dtype,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a configuration or its tensors make a family raise
+        raise OffsiteError(
+            f"The weights of '{name}' cannot be loaded as {build.__name__}: {reason(error)}."
+        ) from error
+    names, converted, unused = match(skeleton, stored)
+    state = skeleton.state_dict()
+    for target, keys in names.items():
+        for key in keys:
+            if state[target].is_floating_point() and stored[key].dtype not in FLOATS:
+                raise quantised(stored[key])
+    head = set(head_tensors(skeleton))
+    missing = set(info["missing_keys"])
+    empty = tuple(sorted(missing & head)) if head <= missing else ()
+    check_fit(name, skeleton, stored, unused, missing - set(empty), info)
+    made = StoredModel(str(name), skeleton, stored, names, converted, empty)
+    settle_ties(made, config)
+    return made
+
+
+def match(
+    skeleton: Any, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, tuple[str, ...]], frozenset[str], dict[str, str]]:
+    """Which stored tensors each tensor of a model is made of, as transformers translates names.
+
+    Returns:
+        Tensor of the model to stored ones; those that are computed; and for every name that the
+        model has no place for the stored tensor.
+    """
+    mapping = get_model_conversion_mapping(skeleton)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix, state = skeleton.base_model_prefix, skeleton.state_dict()
+    names: dict[str, list[str]] = {}
+    converted: set[str] = set()
+    unused: dict[str, str] = {}
+    for key in stored:
+        target, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        if target not in state and key in state:
+            target, pattern = rename_source_key(key, [], [], prefix, state)
+        if target in state:
+            names.setdefault(target, []).append(key)
+            converted |= {target} if pattern is not None else set()
+        else:
+            unused[target] = key
+    return {name: tuple(keys) for name, keys in names.items()}, frozenset(converted), unused
+
+
+def check_fit(
+    name: str | Path,
+    skeleton: Any,
+    stored: Mapping[str, StoredTensor],
+    unused: Mapping[str, str],
+    missing: set[str],
+    info: Mapping[str, Any],
+) -> None:
+    """Refuse a checkpoint that is not exactly what its model holds.
+
+    An image model may be cut out of a checkpoint with more towers; a language model may not.
+
+    Raises:
+        OffsiteError: naming the file and the tensor.
+    """
+    family, path = type(skeleton).__name__, block_path(skeleton)
+    total = len(skeleton.get_submodule(path))
+    left = {target: stored[unused.get(target, target)] for target in unused}
+    for tensor in left.values():
+        if missing and tensor.dtype not in FLOATS and len(tensor.shape) > 1:
+            raise quantised(tensor)
+    for target in sorted(info["unexpected_keys"] & left.keys()):
+        tensor = left[target]
+        if (block_of(target, path) or 0) >= total:
+            raise OffsiteError(
+                f"'{tensor.file}' holds '{shown(tensor.key)}', but config.json says {total} "
+                "blocks; the two belong to different models."
+            )
+    if missing:
+        raise OffsiteError(
+            f"The weights of '{name}' lack '{shown(min(missing))}' ({len(missing)} tensors are "
+            f"missing), which a {family} of this config.json needs; use a complete checkpoint of "
+            "the same model."
+        )
+    for key, found, needed in sorted(info["mismatched_keys"]):
+        raise OffsiteError(
+            f"The weights of '{name}' hold '{shown(key)}' of shape {tuple(found)}, but a {family} "
+            f"of this config.json needs {tuple(needed)}; use the config.json of the same model."
+        )
+    for target in sorted(info["unexpected_keys"]):
+        if skeleton.main_input_name != "pixel_values":
+            file = f"'{left[target].file}'" if target in left else f"'{name}'"
+            raise OffsiteError(
+                f"{file} holds '{shown(target)}', which a {family} of this config.json has no "
+                "place for; load the model with transformers and write it again to leave it out."
+            )
+
+
+def settle_ties(made: StoredModel, config: Any) -> None:
+    """Tie parameters that are stored twice with equal values; where they differ, say so.
+
+    This is transformers' rule, which it cannot apply to headers alone.
+    """
+    skeleton = made.skeleton
+    for target, source in list(getattr(skeleton, "all_tied_weights_keys", {}).items()):
+        if skeleton.get_parameter(target) is skeleton.get_parameter(source):
+            continue
+        pair = dict(made.tensors({target, source}.__contains__))
+        if torch.equal(pair[target], pair[source]):
+            owner, _, leaf = target.rpartition(".")
+            setattr(skeleton.get_submodule(owner), leaf, skeleton.get_parameter(source))
+        else:
+            config.tie_word_embeddings = skeleton.config.tie_word_embeddings = False
+
+
+def reason(error: Exception) -> str:
+    """The first line of an exception, short enough for a sentence."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return shown(line).rstrip(".")

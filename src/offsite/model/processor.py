@@ -1,0 +1,73 @@
+"""The tokenizer or image processor of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.utils import cached_file
+
+from offsite.errors import OffsiteError
+from offsite.files import shown
+from offsite.model.kind import Kind, kind_of_task
+from offsite.model.quiet import quiet
+
+PACKAGES = {"PIL": "pillow", "sentencepiece": "sentencepiece", "protobuf": "protobuf"}
+
+
+def load_processor(name: str | Path, task: str) -> Any:
+    """The tokenizer (text) or image processor (images) of a folder or hub name.
+
+    Returns:
+        None where the model has no file of one.
+
+    Raises:
+        OffsiteError: there is one and it cannot be read: it is damaged, or needs a package that is
+            not installed.
+    """
+    return read_processor(name, kind_of_task(task))
+
+
+def read_processor(name: str | Path, kind: Kind, label: str | Path | None = None) -> Any:
+    """:func:`load_processor` for a kind of model; ``label`` is what messages call the model."""
+    if not has_processor(name, kind):
+        return None
+    label = label or name
+    try:
+        with quiet():
+            return getattr(transformers, kind.processor_class).from_pretrained(
+                str(name), trust_remote_code=False
+            )
+    except ImportError as error:
+        raise OffsiteError(
+            f"The {kind.processor_name} of '{label}' needs a package that is not installed: "
+            f"{package(error)}; install it and try again."
+        ) from error
+    except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise OffsiteError(
+            f"The {kind.processor_name} of '{label}' cannot be read "
+            f"({type(error).__name__}: {shown(' '.join(str(error).split()))}); put a "
+            f"{kind.processor_files[0]} there that this transformers reads."
+        ) from error
+
+
+def has_processor(name: str | Path, kind: Kind) -> bool:
+    """Whether a model comes with a file of a tokenizer or image processor."""
+    if Path(name).is_dir():
+        return any((Path(name) / file).is_file() for file in kind.processor_files)
+    for file in kind.processor_files:
+        try:
+            if cached_file(str(name), file, _raise_exceptions_for_missing_entries=False):
+                return True
+        except OSError:
+            return False
+    return False
+
+
+def package(error: ImportError) -> str:
+    """The package that an import error asks for, as pip calls it."""
+    found = next((pip for name, pip in PACKAGES.items() if name in str(error)), None)
+    return found or shown(" ".join(str(error).split()))
