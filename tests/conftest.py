@@ -25,6 +25,12 @@ torch.accelerator.current_accelerator = lambda *_, **__: None
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True)
+def own_keys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own keys and peers have no part in the tests."""
+    monkeypatch.setenv("OFFSITE_HOME", str(tmp_path_factory.getbasetemp() / "no-keys"))
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE tokenizer of 300 entries with one end-of-text token, id 0."""

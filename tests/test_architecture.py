@@ -43,8 +43,8 @@ def reachable(module: str) -> set[str]:
 
 
 PACKAGES = (
-    "errors", "files", "codec", "model", "training", "exchange", "tasks", "compress", "deltas",
-    "tuner", "owner", "scores", "report", "publish", "lab", "demo", "cli", "__main__",
+    "errors", "files", "signing", "codec", "model", "training", "exchange", "tasks", "compress",
+    "deltas", "tuner", "owner", "scores", "report", "publish", "lab", "demo", "cli", "__main__",
 )  # fmt: skip
 
 

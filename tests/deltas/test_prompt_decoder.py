@@ -19,7 +19,8 @@ from offsite.compress.drop import Drop
 from offsite.deltas import IntrinsicPrompt
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.manifest import MANIFEST, hash_files
+from offsite.exchange.file_set import hash_files
+from offsite.exchange.manifest import MANIFEST
 from offsite.exchange.offer import Offer
 from offsite.exchange.prompt_decoder import DECODER, give_decoder, read_decoder, save_decoder
 from offsite.model.split import ends

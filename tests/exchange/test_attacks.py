@@ -14,7 +14,8 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.manifest import copy_verified, read_manifest
+from offsite.exchange.file_set import copy_verified
+from offsite.exchange.manifest import read_manifest
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.checkpoint import load_model

@@ -12,10 +12,11 @@ from huggingface_hub import ModelCard, constants
 from offsite.compress.drop import Drop
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
+from offsite.exchange.authenticity import read_either
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
 from offsite.owner.offering import make_offer, plug
-from offsite.publish.card import add_card, make_card, read_any
+from offsite.publish.card import add_card, make_card
 from offsite.publish.hub import pull, push
 from offsite.scores.scores import Scores
 from offsite.tasks.text.causal import CausalText
@@ -64,7 +65,7 @@ def test_a_card_is_part_of_the_manifest_and_readable_by_the_hub(
 
 
 def test_a_card_says_only_what_was_given(offered: Any, tmp_path: Path) -> None:
-    manifest = read_any(tmp_path / "offer")
+    manifest = read_either(tmp_path / "offer")
     text = make_card(manifest, licence="other", notes="## More\n\nFree words.")
     assert "base_model" not in text and "Scores" not in text and text.endswith("Free words.\n")
     for word in ("private", "safe "):

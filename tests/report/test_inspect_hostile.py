@@ -17,7 +17,8 @@ from offsite.compress.quantise import Quantise
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, new_delta
-from offsite.exchange.manifest import MANIFEST, hash_files
+from offsite.exchange.file_set import hash_files
+from offsite.exchange.manifest import MANIFEST
 from offsite.exchange.offer import Offer, read_offer
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from offsite.exchange.manifest import MANIFEST, hash_files
+from offsite.exchange.file_set import hash_files
+from offsite.exchange.manifest import MANIFEST
 
 Attack = Callable[[Path], None]
 

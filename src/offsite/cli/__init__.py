@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from offsite import __version__
-from offsite.cli import demo, exchange, importance, look, owner, prompts, research, sweep, tuner
+from offsite.cli import (
+    demo,
+    exchange,
+    importance,
+    look,
+    owner,
+    prompts,
+    research,
+    sweep,
+    trust,
+    tuner,
+)
 from offsite.errors import OffsiteError
 
 app = typer.Typer(
@@ -39,6 +50,7 @@ def top_level(
 
 
 OWNER, TUNER, BOTH = "Model owner", "Data owner", "Both, and researchers"
+TRUST = "Who sent this"
 COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (OWNER, owner.offer, "offer", "model/ --out offer/ --adapter ends:2,2 --keep 8"),
     (OWNER, owner.plug, "plug", "model/ delta/ --record offer.record.json --out tuned/"),
@@ -72,6 +84,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (BOTH, exchange.card, "card", "offer/ --licence apache-2.0"),
     (BOTH, exchange.push, "push", "offer/ owner/tiny-offer"),
     (BOTH, exchange.pull, "pull", "owner/tiny-offer --out offer/"),
+    (TRUST, trust.keygen, "keygen", ""),
+    (TRUST, trust.peer, "peer", "alice alice.pub"),
+    (TRUST, trust.sign, "sign", "offer/ --to alice"),
+    (TRUST, trust.verify, "verify", "offer/"),
+    (TRUST, trust.encrypt, "encrypt", "delta/ --to age1... --out delta.age"),
+    (TRUST, trust.decrypt, "decrypt", "delta.age --out delta/"),
 )
 for panel, function, name, words in COMMANDS:
     example = f"Example: offsite {name} {words}".rstrip()

@@ -13,6 +13,13 @@ import typer
 
 from offsite.errors import OffsiteError
 
+RequireSignature = Annotated[
+    bool | None,
+    typer.Option(
+        "--require-signature/--no-require-signature",
+        help="Whether a pinned peer must have signed it; default once one is pinned.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Details = Annotated[
     bool,

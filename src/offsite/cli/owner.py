@@ -187,6 +187,7 @@ def plug(
     ] = False,
     prompt_decoder: Decoder = None,
     again: Annotated[bool, typer.Option("--again", help="Plug a delta a second time.")] = False,
+    require_signature: o.RequireSignature = None,
     late: Annotated[
         bool, typer.Option("--late", help="Take a delta although its offer has expired.")
     ] = False,
@@ -203,7 +204,7 @@ def plug(
     from offsite.owner.writing import write_plugged
 
     check_free(out)
-    given = Delta.load(delta)
+    given = Delta.load(delta, require_signature=require_signature)
     plugged = write_plugged(
         out,
         model,

@@ -44,6 +44,7 @@ def tune(
     ] = 1e-5,
     dp_clip: Annotated[float, typer.Option(help="Its largest gradient norm of one example.")] = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    require_signature: o.RequireSignature = None,
     dtype: o.Dtype = None,
     device: o.Device = None,
     details: o.Details = False,
@@ -79,7 +80,8 @@ def tune(
         raise OffsiteError("A head learns at --head-lr, and nothing else is tuned; give that.")
 
     computed = parse_dtype(dtype or "float32")
-    loaded = Offer.load(offer, dtype=computed, before=partial(prepare_all, (private, test)))
+    ready = partial(prepare_all, (private, test))
+    loaded = Offer.load(offer, dtype=computed, before=ready, require_signature=require_signature)
     work = work_folder(out, resume)
     tuned = run_tune(
         loaded,

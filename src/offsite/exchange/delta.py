@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from offsite.errors import OffsiteError
+from offsite.exchange.authenticity import check_signature, digest
+from offsite.exchange.file_set import hash_files
 from offsite.exchange.manifest import (
     MAX_LABEL,
     MAX_LABELS,
     DeltaManifest,
     OfferManifest,
     Reach,
-    hash_files,
     new_id,
     now,
     read_manifest,
@@ -89,14 +90,21 @@ class Delta:
         self.folder = Path(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Delta:
+    def load(cls, folder: str | Path, *, require_signature: bool | None = None) -> Delta:
         """Verify a delta's files; its tensors are read by :meth:`values`, after the contract check.
 
+        Args:
+            folder: a delta folder.
+            require_signature: whether a known peer must have signed it; None for "once a peer is
+                pinned".
+
         Raises:
-            OffsiteError: not a delta, changed, truncated, or with files a delta may not hold.
+            OffsiteError: not a delta, changed, truncated, not signed as it should be, or with files
+                a delta may not hold.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, DeltaManifest)
+        check_signature(folder, manifest, require_signature)
         check_contents(folder, manifest)
         return cls(None, manifest, folder)
 
@@ -226,6 +234,7 @@ def new_delta(
         tools=tool_versions(),
         scores=scores or {},
         parent=offer.id,
+        offer_digest=digest(offer),
         round=offer.round,
         method=method,
         format="peft" if peft_config else "tensors",

@@ -43,6 +43,7 @@ class Ledger:
         record = self.record if self.record.path is None else Record.load(self.record.path)
         record = settled(record)
         check_expiry(record.find(delta.parent), late=self.late)
+        check_parent(record.find(delta.parent), delta)
         record.check_fresh(delta.parent, delta.id, delta.round, again=self.again)
         return record
 
@@ -86,6 +87,19 @@ def check_expiry(entry: OfferRecord, *, late: bool = False) -> None:
         raise OffsiteError(
             f"The offer {entry.offer[:8]}... expired at {entry.expires.isoformat()}; make a new "
             "offer, or pass --late to take this delta all the same."
+        )
+
+
+def check_parent(entry: OfferRecord, delta: DeltaManifest) -> None:
+    """Refuse a delta that was tuned on an offer that had been changed on the way.
+
+    Raises:
+        OffsiteError: the manifest it names is not one the offer was written with.
+    """
+    if entry.sent and delta.offer_digest and delta.offer_digest not in entry.sent:
+        raise OffsiteError(
+            f"The delta {delta.id[:8]}... was tuned on an offer that is not the one that was sent; "
+            "it was changed on the way, so send it again, signed."
         )
 
 

@@ -7,11 +7,8 @@ hashes, then parsing; unknown keys and unknown versions are refused.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import re
 import secrets
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -19,16 +16,21 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from offsite.errors import OffsiteError
-from offsite.files import folder_files, open_regular, read_json, sha256_file, shown, write_file
+from offsite.exchange.file_set import (
+    MANIFEST,
+    Count,
+    FileEntry,
+    Sha256,
+    check_files,
+    check_names,
+)
+from offsite.files import folder_files, read_json, shown, write_file
 from offsite.model.layers import Spec
 from offsite.model.tensors import NAME, TensorEntry, parse
 from offsite.training.guarantee import Guarantee
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-MAX_SIDE_BYTES = 256 * 1024 * 1024
 MAX_LABELS, MAX_LABEL = 65_536, 200
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 
 def _printable(text: str) -> str:
@@ -38,10 +40,8 @@ def _printable(text: str) -> str:
 
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_printable)]
 TensorName = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
-Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Round = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Plain = Word | bool | int | Number | None
@@ -66,13 +66,6 @@ Method = Annotated[dict[Word, Plain | tuple[Plain, ...]], AfterValidator(_named)
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Model):
-    """One file of the folder: bytes and SHA-256."""
-
-    size: Count
-    sha256: Sha256
 
 
 def parse_reach(text: str) -> Reach:
@@ -156,7 +149,8 @@ class DeltaManifest(Manifest):
     ``method`` may hold others, which hold none: a combination. ``head`` names the tensors of a
     classifier head, which travels whole; ``labels`` its classes. ``reach`` is ``all`` for a delta
     that tunes every block of the emulator. ``dp`` is the differential privacy that the tuner claims
-    for the examples of its data, if any; nobody else can check it.
+    for the examples of its data, if any; nobody else can check it. ``offer_digest`` says which
+    manifest the offer had.
     """
 
     kind: Literal["delta"] = "delta"
@@ -170,6 +164,7 @@ class DeltaManifest(Manifest):
     labels: Annotated[tuple[Word, ...], Field(max_length=MAX_LABELS)] = ()
     reach: AdapterOnly = "adapter"
     dp: Annotated[Guarantee | None, Field(exclude_if=lambda dp: dp is None)] = None
+    offer_digest: Annotated[Sha256 | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 Kind = TypeVar("Kind", OfferManifest, DeltaManifest)
@@ -196,15 +191,6 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def hash_files(folder: Path) -> dict[str, FileEntry]:
-    """Entries for every file of a folder but the manifest."""
-    return {
-        name: FileEntry(size=size, sha256=sha256_file(folder / name))
-        for name, size in folder_files(folder).items()
-        if name != MANIFEST
-    }
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json``."""
     write_file(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
@@ -229,38 +215,6 @@ def read_manifest(folder: str | Path, kind: type[Kind]) -> Kind:
     return manifest
 
 
-def check_names(folder: Path, files: Mapping[str, FileEntry]) -> None:
-    """Refuse file names that could leave the folder or be mistaken for another."""
-    for name in files:
-        if not FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise OffsiteError(
-                f"The manifest of '{folder}' names the file '{shown(name)}'; a name has letters, "
-                "digits, '.', '_' and '-' only, and no folder."
-            )
-    if len({name.lower() for name in files}) < len(files):
-        raise OffsiteError(
-            f"Two file names in '{folder}' differ only in upper and lower case, which is refused."
-        )
-
-
-def copy_verified(folder: Path, files: Mapping[str, FileEntry], target: Path) -> None:
-    """Copy files into ``target`` from single reads whose bytes have the size and hash declared.
-
-    Raises:
-        OffsiteError: more than 256 MiB in all, or a file that changed since the manifest was read.
-    """
-    if sum(entry.size for entry in files.values()) > MAX_SIDE_BYTES:
-        raise OffsiteError(
-            f"The files of '{folder}' beside the weights have more than {MAX_SIDE_BYTES} bytes."
-        )
-    for name, entry in files.items():
-        with open_regular(folder / name) as file:
-            data = file.read(entry.size + 1)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise OffsiteError(f"'{folder / name}' was changed while it was read.")
-        (target / name).write_bytes(data)
-
-
 def check_kind(data: Any, kind: str, folder: Path) -> None:
     """Refuse another kind of folder or a schema version this package does not know."""
     found = data.get("kind") if isinstance(data, dict) else None
@@ -275,25 +229,3 @@ def check_kind(data: Any, kind: str, folder: Path) -> None:
             f"'{folder}' has schema version {shown(version)}; this offsite "
             f"reads version {SCHEMA_VERSION}, so use a matching release."
         )
-
-
-def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, FileEntry]) -> None:
-    """Compare the files on disk with the manifest: the set, then sizes, then hashes."""
-    present = set(sizes) - {MANIFEST}
-    if odd := sorted(present ^ set(files)):
-        state = "is missing" if odd[0] in files else "is not in the manifest"
-        raise OffsiteError(
-            f"The file '{shown(odd[0])}' of '{folder}' {state}; the folder was changed."
-        )
-    for name, entry in files.items():
-        if sizes[name] != entry.size:
-            raise OffsiteError(
-                f"The file '{name}' of '{folder}' has {sizes[name]} bytes instead of {entry.size}; "
-                "it is truncated or was changed."
-            )
-    for name, entry in files.items():
-        if sha256_file(folder / name) != entry.sha256:
-            raise OffsiteError(
-                f"The file '{name}' of '{folder}' does not have the SHA-256 of the manifest; "
-                "it was changed, so ask for a fresh copy."
-            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +17,9 @@ from typing import Any, Protocol
 import transformers
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import (
-    OfferManifest,
-    copy_verified,
-    hash_files,
-    read_manifest,
-    write_manifest,
-)
+from offsite.exchange.authenticity import check_signature, digest
+from offsite.exchange.file_set import copy_verified, hash_files
+from offsite.exchange.manifest import OfferManifest, read_manifest, write_manifest
 from offsite.exchange.prompt_decoder import DECODER, decoder_tensors, give_decoder
 from offsite.exchange.special import build_special, unique_tensors
 from offsite.exchange.vetting import (
@@ -55,8 +51,8 @@ class Kept(Protocol):
     def path(self) -> Path | None:
         """Where it was saved; None if it was not."""
 
-    def save(self, path: str | Path) -> None:
-        """Write it, beside what is there already."""
+    def save(self, path: str | Path, *, sent: Mapping[str, str | None]) -> None:
+        """Write it, beside what is there already; ``sent`` maps offers to their digests."""
 
 
 @dataclass
@@ -95,8 +91,10 @@ class Offer:
         folder = Path(folder)
         with new_folder(folder) as partial:
             self.manifest = write_offer(self, partial)
-            if self.record is not None and (record or self.record.path is None):
-                self.record.save(record or folder.with_name(f"{folder.name}.record.json"))
+            if self.record is not None:
+                beside = self.record.path or folder.with_name(f"{folder.name}.record.json")
+                sent = {self.manifest.id: digest(self.manifest)}
+                self.record.save(record or beside, sent=sent)
         self.folder = folder
 
     @classmethod
@@ -106,6 +104,7 @@ class Offer:
         *,
         dtype: Any = None,
         before: Callable[[Any, Any], None] | None = None,
+        require_signature: bool | None = None,
     ) -> Offer:
         """Verify and load an offer; nothing in the folder is executed.
 
@@ -116,15 +115,18 @@ class Offer:
             folder: an offer folder.
             dtype: dtype to compute in; None for that of the weights.
             before: called with the processor and the configuration, before weights are read.
+            require_signature: whether a known peer must have signed it; None for "once a peer is
+                pinned".
 
         Raises:
-            OffsiteError: not an offer, changed, or anything but a model of a family that
-                transformers has, with layers of the allow-list.
+            OffsiteError: not an offer, changed, not signed as it should be, or anything but a model
+                of a family that transformers has, with layers of the allow-list.
         """
         folder = Path(folder)
         with tempfile.TemporaryDirectory(prefix="offsite-") as private:
             inner = Path(private)
             manifest, _, config, weights = vet_offer(folder, inner)
+            check_signature(folder, manifest, require_signature)
             kind = kind_of_task(manifest.task)
             processor = read_processor(inner, kind, folder)
             if before is not None:
@@ -222,7 +224,7 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     vet_contents(folder, manifest, vet_files(folder, manifest))
     check_processor(offer.processor, folder, manifest)
     write_manifest(folder, manifest)
-    return manifest
+    return read_manifest(folder, OfferManifest)  # as its reader will see it
 
 
 def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> None:

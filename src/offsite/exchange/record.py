@@ -8,6 +8,7 @@ because two offers with different kept blocks reveal their union. It is also wha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,6 +56,7 @@ class OfferRecord(BaseModel):
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
         expires: when the offer stops being good; None for never.
+        sent: digests of the manifests that the offer was written with.
         pending: the delta that is being plugged, if a process was killed while it did that.
     """
 
@@ -77,6 +79,7 @@ class OfferRecord(BaseModel):
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
     expires: datetime | None = None
+    sent: tuple[Sha256, ...] = ()
     pending: Pending | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def tuned(self, reach: Reach) -> dict[int, int]:
@@ -109,7 +112,9 @@ class OfferRecord(BaseModel):
             )
         latest = max(self, other, key=lambda entry: entry.round)
         pending = self.pending or other.pending
-        return latest.model_copy(update={"accepted": accepted, "pending": pending})
+        sent = tuple(dict.fromkeys((*self.sent, *other.sent)))
+        changes = {"accepted": accepted, "pending": pending, "sent": sent}
+        return latest.model_copy(update=changes)
 
 
 class Record(BaseModel):
@@ -143,10 +148,14 @@ class Record(BaseModel):
         record._path = Path(path)
         return record
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, sent: Mapping[str, str | None] | None = None) -> None:
         """Write the record; when ``path`` holds offers of the same model, add to them.
 
         From then on the record knows its file, and :func:`offsite.plug` enters deltas there.
+
+        Args:
+            path: the file.
+            sent: digests of the manifests of offers that are being written, by the offers' ids.
 
         Raises:
             OffsiteError: ``path`` is the record of another model, or accepted another delta.
@@ -162,6 +171,10 @@ class Record(BaseModel):
                 kept = {entry.offer: entry for entry in old.offers}
                 mine = {k: v.merge(kept[k]) if k in kept else v for k, v in offers.items()}
                 offers = kept | mine
+            for offer, digest in (sent or {}).items():
+                if digest is not None and digest not in offers[offer].sent:
+                    more = {"sent": (*offers[offer].sent, digest)}
+                    offers[offer] = offers[offer].model_copy(update=more)
             self.model_copy(update={"offers": tuple(offers.values())}).write(path)
         self._path = Path(path)
 

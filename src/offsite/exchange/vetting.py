@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import MAX_SIDE_BYTES, OfferManifest
+from offsite.exchange.file_set import MAX_SIDE_BYTES
+from offsite.exchange.manifest import OfferManifest
 from offsite.exchange.prompt_decoder import DECODER, check_decoder, width_table
 from offsite.files import read_json, shown
 from offsite.model.blocks import block_path

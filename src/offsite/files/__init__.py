@@ -11,6 +11,7 @@ from offsite.files.reading import shown as shown
 from offsite.files.writing import check_free as check_free
 from offsite.files.writing import disk_full as disk_full
 from offsite.files.writing import locked as locked
+from offsite.files.writing import new_file as new_file
 from offsite.files.writing import new_folder as new_folder
 from offsite.files.writing import occupied as occupied
 from offsite.files.writing import sync as sync

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -84,6 +85,17 @@ def write_file(target: str | Path, text: str, *, private: bool = False) -> None:
     Raises:
         OffsiteError: it cannot be written; a file that was there before is untouched.
     """
+    with new_file(target, private=private) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def new_file(target: str | Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes ``target`` in one rename if the block succeeds.
+
+    Raises:
+        OffsiteError: it cannot be written; a file that was there before is untouched.
+    """
     target = Path(target)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +104,9 @@ def write_file(target: str | Path, text: str, *, private: bool = False) -> None:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         handle = os.open(partial, flags, 0o600 if private else 0o666)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "wb") as file:
                 _lock(file.fileno())
-                file.write(text)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 os.rename(partial, target)

@@ -153,7 +153,7 @@ class Lab:
             if self.exchange is not None and finite(tuned.model):
                 name = f"{slug(self.recipes, recipe)}-{slug(self.tunings, tuning)}"
                 delta.save(self.exchange / f"delta-{name}-{seed}")
-                delta = Delta.load(delta.folder)  # type: ignore[arg-type]
+                delta = Delta.load(delta.folder, require_signature=False)  # type: ignore[arg-type]
             return {
                 "emulator_tuned": self.score(tuned.model),
                 "plug_in": self.score(merge_delta(self.model, delta, record)),
@@ -230,7 +230,7 @@ class Lab:
         if self.exchange is not None:
             folder = self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}"
             made.save(folder)  # and its record
-            made, record = Offer.load(folder), Record.load(f"{folder}.record.json")
+            made = Offer.load(folder, require_signature=False)
         return made, record
 
     def learned(self, training: Training, seed: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import (
-    MANIFEST,
-    DeltaManifest,
-    Manifest,
-    OfferManifest,
-    hash_files,
-    read_manifest,
-    write_manifest,
-)
-from offsite.files import folder_files, new_folder, read_json, write_file
+from offsite.exchange.authenticity import read_either
+from offsite.exchange.file_set import hash_files
+from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, write_manifest
+from offsite.files import new_folder, write_file
 from offsite.scores.scores import DERIVED, TITLES, Scores
+from offsite.signing.oms import SIGNATURE
 
 README = "README.md"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,60}")
@@ -124,9 +118,11 @@ def add_card(folder: str | Path, **options: Any) -> str:
         OffsiteError: no such folder, one that was changed, or options the hub would not take.
     """
     folder = Path(folder)
-    manifest = read_any(folder)
-    if signed := [name for name in folder_files(folder) if name.endswith(".sig")]:
-        raise OffsiteError(f"'{folder}' is signed ('{signed[0]}'); add the card first, then sign.")
+    manifest = read_either(folder)
+    if (folder / SIGNATURE).exists():
+        raise OffsiteError(
+            f"'{folder}' is signed; remove '{SIGNATURE}', add the card, and sign it again."
+        )
     text = make_card(manifest, **{"name": folder.name, **options})
     with new_folder(folder, overwrite=True) as partial:
         for file in manifest.files:
@@ -135,19 +131,6 @@ def add_card(folder: str | Path, **options: Any) -> str:
         write_file(partial / README, text)
         write_manifest(partial, manifest.model_copy(update={"files": hash_files(partial)}))
     return text
-
-
-def read_any(folder: str | Path) -> OfferManifest | DeltaManifest:
-    """The checked manifest of an offer or a delta, whichever it is.
-
-    Raises:
-        OffsiteError: neither, or a folder that was changed.
-    """
-    path = Path(folder) / MANIFEST
-    data = read_json(path) if path.is_file() else {}
-    if isinstance(data, Mapping) and data.get("kind") == "delta":
-        return read_manifest(folder, DeltaManifest)
-    return read_manifest(folder, OfferManifest)
 
 
 def _link(source: Path, target: Path) -> None:

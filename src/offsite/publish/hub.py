@@ -23,9 +23,10 @@ from huggingface_hub.errors import (
 )
 
 from offsite.errors import OffsiteError
+from offsite.exchange.authenticity import read_either
 from offsite.exchange.manifest import MANIFEST, DeltaManifest, OfferManifest
 from offsite.files import check_free, folder_files, new_folder, read_json
-from offsite.publish.card import read_any
+from offsite.signing.oms import SIGNATURE
 
 CLIENTS = ("httpx", "httpx2", "requests")  # which one the hub's client uses depends on its release
 FILE = re.compile(r"[A-Za-z0-9][\w.\-]{0,120}")
@@ -56,7 +57,7 @@ def push(
     Raises:
         OffsiteError: a folder that was changed, or a hub that refuses or cannot be reached.
     """
-    manifest = read_any(folder)
+    manifest = read_either(folder)
     api = HfApi(endpoint=endpoint, token=token)
     with _hub(repo):
         api.create_repo(repo, private=not public, exist_ok=True)
@@ -106,16 +107,13 @@ def pull(
 
             if MANIFEST not in present:
                 raise OffsiteError(f"'{repo}' has no {MANIFEST}; it holds no offer and no delta.")
-            for name in [
-                *listed(fetch(MANIFEST)),
-                *sorted(n for n in present if n.endswith(".sig")),
-            ]:
+            for name in [*listed(fetch(MANIFEST)), *sorted(present & {SIGNATURE})]:
                 if not FILE.fullmatch(name) or name not in present:
                     raise OffsiteError(
                         f"The manifest of '{repo}' names a file '{name[:80]}' that is not there."
                     )
                 fetch(name)
-        return read_any(partial)
+        return read_either(partial)
 
 
 def listed(manifest: Path) -> list[str]:
