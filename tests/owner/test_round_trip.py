@@ -111,7 +111,7 @@ def test_untuned_delta_plugs_to_the_model_bit_for_bit(
     from offsite.exchange.delta import new_delta
     from offsite.tuner.tuning import drop_unchanged, private_copy, rounded
 
-    attached = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
+    attached = method.attach(private_copy(offer), offer.manifest.adapter)
     tensors = drop_unchanged(rounded(attached.tensors(), offer), offer)
     delta = new_delta(offer.manifest, tensors, to_json(method), peft_config=attached.peft_config())
     if method == Full():

@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).parents[1] / "exchange" / "golden"
 def lora_delta(offer: Offer, rank: int = 2) -> Any:
     """A LoRA delta of an offer with random numbers instead of tuned ones."""
     method = LoRA(rank=rank)
-    attached = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
+    attached = method.attach(private_copy(offer), offer.manifest.adapter)
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.randn(tensor.shape, generator=generator) * 0.05

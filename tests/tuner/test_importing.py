@@ -38,7 +38,7 @@ def offered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Offer]:
 def train_elsewhere(offer: Offer, folder: Path, convert: bool = False, **options: Any) -> Any:
     """A few steps of plain peft on the offer, saved as peft saves; returns the trained model."""
     config = {"r": 4, "target_modules": LEAVES, "layers_to_transform": list(offer.manifest.adapter)}
-    model = private_copy(offer, torch.float32)
+    model = private_copy(offer)
     freeze(model)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**{**config, **options}))
     first = None
@@ -79,7 +79,7 @@ def test_what_was_trained_elsewhere_plugs_in(
     delta = import_peft(offer, tmp_path / "peft")
     delta.save(tmp_path / "delta")
     method = parse_method(delta.manifest.method)
-    through = method.attach(private_copy(offer, torch.float32), offer.manifest.adapter)
+    through = method.attach(private_copy(offer), offer.manifest.adapter)
     through.load(delta.values())
     batch = inputs_for(model)
     assert torch.allclose(output_of(through.model, batch), output_of(trained, batch), atol=2e-5)

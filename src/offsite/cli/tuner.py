@@ -79,9 +79,11 @@ def tune(
     if training.lr is not None and method.kind == "head":
         raise OffsiteError("A head learns at --head-lr, and nothing else is tuned; give that.")
 
-    computed = parse_dtype(dtype or "float32")
+    held = parse_dtype(dtype)
     ready = partial(prepare_all, (private, test))
-    loaded = Offer.load(offer, dtype=computed, before=ready, require_signature=require_signature)
+    loaded = Offer.load(
+        offer, dtype=torch.float32, before=ready, require_signature=require_signature
+    )
     work = work_folder(out, resume)
     tuned = run_tune(
         loaded,
@@ -92,7 +94,7 @@ def tune(
         task=kind,
         reach=parse_reach(reach),
         device=device,
-        dtype=parse_dtype(dtype) or torch.float32,
+        dtype=held,
         budget=None if dp_epsilon is None else PrivacyBudget(dp_epsilon, dp_delta, dp_clip),
         work=work,
         resume=resume,

@@ -70,6 +70,7 @@ class Distill:
             work=context.work,
             resume=context.resume,
             text="distilling",
+            divisible=False,  # rms(T) is that of the whole batch
         )
         freeze(pair)
         return student

@@ -40,6 +40,7 @@ from offsite.tasks.data import TaskData
 from offsite.tasks.task import Evaluation
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
+from offsite.training.precision import fitted
 from offsite.tuner.tuning import run_tune
 
 
@@ -73,6 +74,7 @@ class Lab:
         }
         self.tunings = {name: Tuning.of(delta) for name, delta in plan.deltas.items()}
         self.device = pick_device(device)
+        self.options = fitted(plan.options, self.device)
         self.processor = self.data.processor
         self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
         for recipe in self.recipes.values():
@@ -135,7 +137,7 @@ class Lab:
         self, recipe: Recipe, tuning: Tuning, seed: int, offer: list[tuple[Offer, Record]]
     ) -> dict[str, Any]:
         """Tune one delta through the emulator, plug it, and score both."""
-        options = replace(self.plan.options, seed=seed)
+        options = replace(self.options, seed=seed)
         key = {"stage": "tuned", **recipe.key(seed), **method_key(tuning, self.model)}
 
         def compute() -> dict[str, Any]:
@@ -157,12 +159,10 @@ class Lab:
             return {
                 "emulator_tuned": self.score(tuned.model),
                 "plug_in": self.score(merge_delta(self.model, delta, record)),
-                "bytes_delta": tuned.delta.bytes,
-                "trainable": tuned.trainable,
+                "bytes_delta": tuned.delta.bytes, "trainable": tuned.trainable,
                 "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
-                "history": list(tuned.history.points),
-                **cost,
-            }
+                "history": list(tuned.history.points), **cost,
+            }  # fmt: skip
 
         return self.cell({**key, "options": options_key(options, self.model)}, compute)
 
@@ -203,7 +203,7 @@ class Lab:
 
         tried = {}
         for lr in self.plan.full_lr:
-            options = replace(self.plan.options, seed=seed, lr=lr)
+            options = replace(self.options, seed=seed, lr=lr)
             named = {**key, "options": options_key(options, self.model)}
             tried[lr] = self.cell(named, partial(run, options))
         return best_rate(tried, self.task.higher_is_better)

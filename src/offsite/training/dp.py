@@ -84,7 +84,7 @@ def schedule(budget: PrivacyBudget, options: TrainOptions, examples: int) -> Sch
             f"A batch of {batch} takes all of the {examples} examples at once; use a smaller "
             "--batch-size."
         )
-    if options.patience or options.precision != "float32":
+    if options.patience or options.precision not in (None, "float32"):
         raise OffsiteError(
             "Early stopping and autocast are not available with --dp-epsilon; leave them out."
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 
-IDLE = ("report_to", "save_every")  # options that have no part in the result
+IDLE = ("report_to", "save_every", "compile")  # options that have no part in the result
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class TrainOptions:
             constant and so on.
         weight_decay: Weight decay of AdamW.
         max_grad_norm: Largest norm of a gradient; a longer one is scaled down to it.
-        precision: Numbers to compute in: float32, or autocast in bfloat16 or float16.
+        precision: Numbers to compute in: float32, bfloat16 or float16; by default bfloat16 on a GPU
+            that computes in it, else float32. What trains is held in float32 in any case.
+        compile: Compile the blocks, or do not; by default they are compiled on a GPU if there are
+            enough steps to pay for it.
         gradient_checkpointing: Compute activations twice to save memory.
         patience: Stop after this many evaluations without a lower loss. Needs evaluation data.
         save_every: Steps between the checkpoints that ``resume`` continues from.
@@ -51,7 +54,8 @@ class TrainOptions:
     schedule: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    precision: str = "float32"
+    precision: str | None = None
+    compile: bool | None = None
     gradient_checkpointing: bool = False
     patience: int | None = None
     save_every: int = 100
@@ -88,7 +92,7 @@ class TrainOptions:
         for lr in (self.lr, self.head_lr):
             if lr is not None and not 0 < lr < 100:
                 raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
-        if self.precision not in ("float32", "bfloat16", "float16"):
+        if self.precision not in (None, "float32", "bfloat16", "float16"):
             raise OffsiteError(
                 f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
             )

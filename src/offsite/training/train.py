@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ from transformers.trainer_callback import PrinterCallback
 from offsite.errors import OffsiteError
 from offsite.model.checkpoint import accelerator
 from offsite.training.checkpoints import Sealing, newest_checkpoint, saving
+from offsite.training.compiling import compiled, worth_compiling
+from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
+from offsite.training.precision import fitted
 from offsite.training.resume import Interrupted
+from offsite.training.tunable import Loss, Tunable
 from offsite.training.watch import Watch
-
-Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,44 +46,6 @@ class History:
     seconds: float
     loss: float
     points: tuple[dict[str, float], ...]
-
-
-class _Tunable(nn.Module):
-    """Only the trainable tensors of a model are state; so checkpoints are small and may share."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-        self.config = getattr(model, "config", None)
-
-    def forward(self, return_loss: bool = True, **batch: Any) -> dict[str, torch.Tensor]:
-        # the Trainer evaluates a model without label names only if its forward names return_loss
-        items = batch.pop("num_items_in_batch", None)
-        return {"loss": self.loss(self.model, batch, items)}
-
-    def named_trainable(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return {name: p.detach().clone() for name, p in self.named_trainable().items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        own = self.named_trainable()
-        if own.keys() != state_dict.keys():
-            raise OffsiteError(
-                "The saved checkpoint trains other tensors than this run; resume with the same "
-                "offer, method and options, or start afresh without --resume."
-            )
-        with torch.no_grad():
-            for name, value in state_dict.items():
-                own[name].copy_(value)
-        return nn.modules.module._IncompatibleKeys([], [])
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
-        if hasattr(self.model, "enable_input_require_grads"):
-            self.model.enable_input_require_grads()  # type: ignore[operator]
 
 
 def train(
@@ -97,6 +61,7 @@ def train(
     work: Path | None = None,
     resume: bool = False,
     text: str = "tuning",
+    divisible: bool = True,
 ) -> History:
     """Train the parameters of ``model`` that require gradients, in place.
 
@@ -108,6 +73,8 @@ def train(
         work: folder for resumable checkpoints and tracker logs; None keeps nothing.
         resume: continue from the newest checkpoint in ``work`` that verifies, or from the start; on
             CPU the final weights are then bit-equal to those of an uninterrupted run.
+        divisible: whether the loss of a batch is the sum of the losses of its parts, so that a
+            batch that does not fit into memory may be computed in parts.
 
     Raises:
         OffsiteError: nothing to train, or nothing to resume.
@@ -123,9 +90,13 @@ def train(
     batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
     each = math.ceil(math.ceil(len(data) / batch) / options.accumulate)  # type: ignore[arg-type]
     total = options.steps or max(1, math.ceil(each * options.epochs))
-    with tempfile.TemporaryDirectory() as scratch, accelerator(device):
-        trainer = Trainer(
-            model=_Tunable(model.to(device), loss),
+    options = fitted(options, device)
+    compiling = options.compile
+    if compiling is None:
+        compiling = worth_compiling(total * options.accumulate, device)
+    with tempfile.TemporaryDirectory() as scratch, accelerator(device), compiled(model, compiling):
+        trainer = FittingTrainer(
+            model=Tunable(model.to(device), loss),
             args=_arguments(
                 options, str(work or scratch), total, device, eval_data, work is not None
             ),
@@ -134,6 +105,7 @@ def train(
             data_collator=collate,
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
+        trainer.divisible = divisible
         trainer.remove_callback(PrinterCallback)
         for parameters, lr in rates:
             _own_rate(trainer, list(parameters), lr)
@@ -208,6 +180,7 @@ def _arguments(
         fp16=options.precision == "float16",
         **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
         logging_steps=max(1, total // 50),
+        logging_nan_inf_filter=False,  # it would wait for the device after every batch
         eval_strategy="steps" if eval_data is not None else "no",
         eval_steps=every,
         save_strategy="steps" if save or options.patience else "no",
@@ -225,6 +198,7 @@ def _arguments(
         prediction_loss_only=True,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type != "cpu",
+        accelerator_config={"non_blocking": device.type != "cpu"},
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs of one host: torchrun, not threads
     return arguments

@@ -54,7 +54,7 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
                 f"{list(allowed)}; train again with layers_to_transform={list(allowed)}."
             )
     method = method_of(config, tensors, folder)
-    attached = method.attach(private_copy(offer, torch.float32), allowed)
+    attached = method.attach(private_copy(offer), allowed)
     own = attached.tensors()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:

@@ -6,8 +6,8 @@ This path needs nothing but the offer: it never imports the compressors or the o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, check_labels, check_options, new_delta
 from offsite.exchange.manifest import Reach, now
 from offsite.exchange.offer import Offer
-from offsite.model.blocks import assemble, get_blocks
+from offsite.model.blocks import alias, assemble, get_blocks
+from offsite.model.checkpoint import DTYPES as COMPUTED
 from offsite.model.checkpoint import pick_device
 from offsite.model.heads import give_head, head_tensors, labels_of, set_head
 from offsite.model.kind import kind_of_task
@@ -33,6 +34,7 @@ from offsite.training.dp import PrivacyBudget, train_dp
 from offsite.training.guarantee import Guarantee
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
+from offsite.training.precision import choose, held
 from offsite.training.resume import same_run
 from offsite.training.train import History, train, with_lr
 
@@ -66,7 +68,7 @@ def tune(
     task: Task | None = None,
     reach: Reach = "adapter",
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     budget: PrivacyBudget | None = None,
     work: Path | None = None,
     resume: bool = False,
@@ -88,7 +90,7 @@ def run_tune(
     task: Task | None = None,
     reach: Reach = "adapter",
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     budget: PrivacyBudget | None = None,
     work: Path | None = None,
     resume: bool = False,
@@ -103,9 +105,11 @@ def run_tune(
         task: the kind of data; by default the offer's.
         reach: ``all`` tunes every block of the emulator, where the offer allows it and the method
             adds to weights (lora without dora); by default only the adapter blocks.
-        dtype: dtype of the weights while tuning.
-        budget: tune with differential privacy within this budget; every example of ``data`` is
-            then a row of its own, and such a run cannot be resumed. None tunes without it.
+        dtype: of the frozen weights while tuning; None for that of ``options.precision``. What is
+            tuned is held in float32 in any case.
+        budget: tune with differential privacy within this budget, in float32; every example of
+            ``data`` is then a row of its own, and such a run cannot be resumed. None tunes without
+            it.
         work, resume: see :func:`offsite.training.train.train`.
 
     Raises:
@@ -115,10 +119,12 @@ def run_tune(
     method, task = method or Full(), task or CausalText()
     check_usable(offer, task)
     asked = options or TrainOptions()
-    options = with_lr(asked, method.lr)
     device = pick_device(None if device is None else str(device))
+    precision = choose(asked.precision or ("float32" if budget else None), dtype, device)
+    frozen = dtype or COMPUTED[precision]
+    options = replace(with_lr(asked, method.lr), precision=precision)
     blocks = tuned_blocks(offer, method, reach)
-    model = private_copy(offer, dtype)
+    model = private_copy(offer, blocks)
     counted = task if budget is None else one_example_a_row(task, resume)
     rows = rows_of(counted, data, offer.processor, model, train=True)
     check_labels(labels := task.labels(rows))
@@ -141,16 +147,19 @@ def run_tune(
             data=identity_of(data),
             eval_data=identity_of(eval_data),
             task=task.identity(),
-            dtype=str(dtype),
+            dtype=str(frozen),
             options=options.identity(),
         )
 
     dp: Guarantee | None = None
     runner = attached.model
     trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
-    origin = next(offer.model.parameters()).device
+    home = next(offer.model.parameters())
     try:
-        with same_run(None if budget else work, run, resume):
+        with (
+            held(runner, frozen, device),
+            same_run(None if budget else work, run, resume),
+        ):
             if budget is None:
                 history = train(
                     runner, rows, loss=task.loss, collate=task.collate, options=options,
@@ -161,14 +170,17 @@ def run_tune(
                     runner, rows, loss=task.loss, collate=task.collate, options=options,
                     budget=budget, rates=rates, device=device,
                 )  # fmt: skip
-        tensors = rounded(attached.tensors(), offer)
-        attached.load(tensors)  # score what travels, not what was more precise
-        new = rounded(head, offer)
-        set_head(head, new)
+            tensors = rounded(attached.tensors(), offer)
+            attached.load(tensors)  # score what travels, not what was more precise
+            new = rounded(head, offer)
+            set_head(head, new)
         changed = drop_unchanged(tensors, offer) | new
-        evaluation = None if eval_rows is None else task.evaluate(runner, eval_rows)
+        own = [p for i in offer.manifest.adapter for p in get_blocks(model)[i].parameters()]
+        for parameter in (*own, *head.values()):
+            parameter.data = parameter.data.to(home.dtype)
+        evaluation = None if eval_rows is None else task.evaluate(runner.to(device), eval_rows)
     finally:
-        runner.to(origin)  # its frozen blocks are the offer's own
+        runner.to(home.device)  # its frozen blocks are the offer's own
     delta = new_delta(
         offer.manifest,
         changed,
@@ -247,14 +259,16 @@ def check_usable(offer: Offer, task: Task) -> None:
         )
 
 
-def private_copy(offer: Offer, dtype: torch.dtype) -> nn.Module:
-    """The offer's model with adapter blocks of its own, so that tuning leaves the offer alone."""
-    model = offer.model
-    if any(p.dtype != dtype for p in model.parameters() if p.is_floating_point()):
-        return copy.deepcopy(model).to(dtype)
-    adapter = offer.manifest.adapter
-    blocks = [copy.deepcopy(b) if i in adapter else b for i, b in enumerate(get_blocks(model))]
-    return assemble(model, blocks, range(len(blocks)))
+def private_copy(offer: Offer, tuned: Sequence[int] = ()) -> nn.Module:
+    """The offer's model with adapter blocks of its own in float32, so that tuning leaves it alone.
+
+    Other ``tuned`` blocks have modules of their own around the offer's tensors; all else is shared.
+    """
+    blocks = list(get_blocks(offer.model))
+    for index in {*tuned, *offer.manifest.adapter}:
+        own = index in offer.manifest.adapter
+        blocks[index] = copy.deepcopy(blocks[index]).float() if own else alias(blocks[index])
+    return assemble(offer.model, blocks, range(len(blocks)))
 
 
 def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:

@@ -1,0 +1,41 @@
+"""Compile the blocks of a model while it trains: one graph serves all blocks that are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+WORTH = 200  # batches; below, compiling takes longer than it saves
+GRAPHS = 64  # kinds of block, shapes and modes that may each have a graph
+
+
+def worth_compiling(batches: int, device: torch.device) -> bool:
+    """Whether so many batches on this device save more time than compiling takes."""
+    return device.type == "cuda" and batches >= WORTH
+
+
+@contextmanager
+def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> Iterator[None]:
+    """Run the blocks of a model through ``torch.compile`` inside the ``with``.
+
+    Blocks of one kind share a graph, which torch also keeps on disk for later runs. A block that
+    cannot be compiled runs as it is.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if on else []
+    if not blocks:
+        yield
+        return
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS, suppress_errors=True):
+        for block in blocks:
+            block.compile(backend=backend)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block._compiled_call_impl = None

@@ -1,0 +1,74 @@
+"""In which precision a device trains: what is frozen in half the bytes, what trains in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from offsite.errors import OffsiteError
+from offsite.model.checkpoint import DTYPES
+from offsite.training.options import TrainOptions
+
+RECOMPUTED = ".parametrizations."  # torch's place for a weight to which a difference is added
+
+
+def native(device: torch.device) -> str:
+    """``"bfloat16"`` on a GPU that computes in it, else ``"float32"``."""
+    gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if gpu else "float32"
+
+
+def fitted(options: TrainOptions, device: torch.device) -> TrainOptions:
+    """The options with a precision, where they leave it to the device."""
+    return replace(options, precision=options.precision or native(device))
+
+
+def choose(precision: str | None, dtype: torch.dtype | None, device: torch.device) -> str:
+    """The precision to train in, where one, both or none of precision and dtype are given.
+
+    Args:
+        precision: of the computation; None to follow ``dtype``, and then the device.
+        dtype: of the frozen weights; None to follow the precision.
+
+    Raises:
+        OffsiteError: weights in half precision, but another precision to compute in.
+    """
+    half = next((k for k, v in DTYPES.items() if v == dtype and v != torch.float32), None)
+    if half and precision not in (None, half):
+        raise OffsiteError(
+            f"Weights in {half} cannot be trained with in precision {precision}; use {half} for "
+            "both, or leave the dtype out."
+        )
+    return precision or half or native(device)
+
+
+@contextmanager
+def held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Move a model to a device: what is frozen in ``dtype``, what trains in float32.
+
+    A weight to which a trained difference is added stays in float32 too, since the sum is what
+    travels. At the end frozen parameters are again the very tensors they were; what trained stays.
+    """
+    frozen: list[tuple[nn.Parameter, torch.Tensor]] = []
+    casts: dict[tuple[int, torch.Size], torch.Tensor] = {}  # blocks may share a tensor's memory
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        before = parameter.data
+        if parameter.requires_grad:
+            parameter.data = before.to(device, torch.float32)
+        elif RECOMPUTED not in name:
+            frozen.append((parameter, before))
+            key = (before.data_ptr(), before.shape)
+            casts[key] = casts.get(key, before).to(device, dtype)
+            parameter.data = casts[key]
+    try:
+        model.to(device)
+        yield
+    finally:
+        for parameter, before in frozen:
+            parameter.data = before

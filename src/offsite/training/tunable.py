@@ -1,0 +1,51 @@
+"""What transformers' Trainer trains: a model with its loss, whose state is only what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.errors import OffsiteError
+
+Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tensor]
+
+
+class Tunable(nn.Module):
+    """Only the trainable tensors of a model are state; so checkpoints are small and may share."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.config = getattr(model, "config", None)
+
+    def forward(self, return_loss: bool = True, **batch: Any) -> dict[str, torch.Tensor]:
+        # the Trainer evaluates a model without label names only if its forward names return_loss
+        items = batch.pop("num_items_in_batch", None)
+        return {"loss": self.loss(self.model, batch, items)}
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: p.detach().clone() for name, p in self.named_trainable().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        own = self.named_trainable()
+        if own.keys() != state_dict.keys():
+            raise OffsiteError(
+                "The saved checkpoint trains other tensors than this run; resume with the same "
+                "offer, method and options, or start afresh without --resume."
+            )
+        with torch.no_grad():
+            for name, value in state_dict.items():
+                own[name].copy_(value)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+        if hasattr(self.model, "enable_input_require_grads"):
+            self.model.enable_input_require_grads()  # type: ignore[operator]
