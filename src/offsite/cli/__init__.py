@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +24,9 @@ from offsite.cli import (
     trust,
     tuner,
 )
+from offsite.cli.failure import debugging, fail, unexpected
 from offsite.errors import OffsiteError
+from offsite.training.processes import main_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +48,9 @@ def top_level(
         typer.Option(
             "--version", help="Print the version and exit.", callback=show_version, is_eager=True
         ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error arose; any command takes it.")
     ] = False,
 ) -> None:
     """Fine-tune a model without its owner seeing the data, or the data's owner the model."""
@@ -91,17 +98,39 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (TRUST, trust.encrypt, "encrypt", "delta/ --to age1... --out delta.age"),
     (TRUST, trust.decrypt, "decrypt", "delta.age --out delta/"),
 )
+# of several processes that torchrun starts, one runs these: there is nothing to share in them
+ALONE = ("plug", "report", "card", "push", "pull", "keygen", "peer", "sign", "encrypt", "decrypt")
+
+
+def by_one(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that the first of several processes runs and the others leave to it."""
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> None:
+        if main_process():
+            function(*args, **options)
+
+    return run
+
+
 for panel, function, name, words in COMMANDS:
     example = f"Example: offsite {name} {words}".rstrip()
-    app.command(name, rich_help_panel=panel, epilog=example)(function)
+    once = by_one(function) if name in ALONE else function
+    app.command(name, rich_help_panel=panel, epilog=example)(once)
 app.add_typer(tuner.delta_app, name="delta", rich_help_panel=TUNER)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one sentence and exit status 2."""
+    """Run the command line; whatever goes wrong is one sentence and exit status 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, to their callers
+    debug = debugging(sys.argv)
     try:
-        app()
+        try:
+            app()
+        except Exception:
+            if debug:
+                traceback.print_exc()
+            raise
     except OffsiteError as error:
         fail(str(error))
     except OSError as error:
@@ -110,9 +139,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def fail(message: str) -> None:
-    """Say what is wrong on standard error and exit with status 2."""
-    print(f"offsite: {message}", file=sys.stderr)
-    raise SystemExit(2) from None
+    except SystemExit:
+        raise
+    except BaseException as error:  # of any library; that of tokenizers panics beyond Exception
+        fail(unexpected(error, sys.argv[1:]))

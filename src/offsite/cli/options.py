@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from offsite.errors import OffsiteError
+from offsite.training.processes import main_process
 
 RequireSignature = Annotated[
     bool | None,
@@ -75,11 +75,6 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     for line in lines:
         console.print(line, highlight=False)
-
-
-def main_process() -> bool:
-    """Whether this process writes and speaks: under torchrun all compute, the first one does."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def command() -> str:

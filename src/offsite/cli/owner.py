@@ -76,6 +76,7 @@ def offer(
     from offsite.report.structure import spell
     from offsite.tasks import load_task
     from offsite.tasks.data import find_source, prepare_all, read_data
+    from offsite.training.processes import main_process
     from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
@@ -118,7 +119,7 @@ def offer(
         work=work if any(hasattr(step, "steps") for step in steps) else None,
         resume=resume,
     )
-    if not o.main_process():
+    if not main_process():
         return
     made.save(out, record)
     finish_work(work)

@@ -38,6 +38,7 @@ def prompt_decoder(
     from offsite.files import check_free
     from offsite.tasks import load_task
     from offsite.tasks.data import read_data
+    from offsite.training.processes import main_process
     from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
@@ -59,7 +60,7 @@ def prompt_decoder(
         work=work,
         resume=resume,
     )
-    if not o.main_process():
+    if not main_process():
         return
     save_decoder(tensors, out)
     finish_work(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +49,6 @@ def score(
     from functools import partial
 
     from offsite.files import read_json
-    from offsite.lab.cells import known
     from offsite.lab.environment import environment
     from offsite.model.checkpoint import parse_dtype, pick_device
     from offsite.scores.harness import find_tasks, harness_scores
@@ -99,7 +99,12 @@ def score(
             assert test is not None
             rows = test.rows(found.processor, model)
             result = kind.evaluate(model, rows, batch_size=batch_size)
-        kept[key] = known(asdict(result))
+        if not math.isfinite(result.value):
+            raise OffsiteError(
+                f"The outputs of '{path}' are not numbers, so it has no score; compute in another "
+                "precision (--dtype float32), or tune it again with a lower learning rate."
+            )
+        kept[key] = asdict(result)
         one = Scores(result.metric, result.higher_is_better, **{key: kept[key]["value"]})
         total = one if total is None else total.merge(one)
         lines.append(f"{TITLES[key]:20} {o.describe(result)}   [dim]{path}[/]")

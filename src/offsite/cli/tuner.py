@@ -67,6 +67,7 @@ def tune(
     from offsite.tasks import load_task
     from offsite.tasks.data import find_source, need_source, prepare_all, read_data
     from offsite.training.dp import PrivacyBudget
+    from offsite.training.processes import main_process
     from offsite.training.resume import finish_work, work_folder
     from offsite.tuner.tuning import run_tune
 
@@ -99,7 +100,7 @@ def tune(
         work=work,
         resume=resume,
     )
-    if not o.main_process():
+    if not main_process():
         return
     tuned.delta.save(out)
     finish_work(work)

@@ -84,7 +84,7 @@ class _Stored(TensorEntry):
     data_offsets: tuple[Offset, Offset]
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, *, foreign: bool = False) -> dict[str, TensorEntry]:
     """The tensors a safetensors file declares, without reading any of them.
 
     Raises:
@@ -92,7 +92,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             offsets that leave gaps, overlap or do not fill the file exactly.
     """
     with open_regular(path) as file:
-        stored = _parse_header(path, *_read_prefix(path, file))
+        stored = _parse_header(path, *_read_prefix(path, file), foreign=foreign)
     return {name: _entry(spot) for name, spot in stored.items()}
 
 
@@ -114,12 +114,14 @@ def _read_prefix(path: Path, file: BufferedReader) -> tuple[bytes, int]:
     return prefix + file.read(length), size - 8 - length
 
 
-def _parse_header(path: Path, head: bytes, size: int) -> dict[str, _Stored]:
+def _parse_header(
+    path: Path, head: bytes, size: int, *, foreign: bool = False
+) -> dict[str, _Stored]:
     """The entries of a header in the order of their data, which they must tile exactly."""
     header = parse_json(head[8:], path)
     if not isinstance(header, dict):
         raise _refuse(path, "its header is malformed")
-    if header.pop("__metadata__", METADATA) not in (METADATA, {}):
+    if header.pop("__metadata__", METADATA) not in (METADATA, {}) and not foreign:
         raise _refuse(path, "its metadata says more than the format")
     stored = {}
     for name, entry in header.items():
@@ -147,6 +149,8 @@ def load_tensors(
     paths: Sequence[Path],
     expected: Mapping[str, TensorEntry] | None = None,
     hashes: Mapping[str, str] | None = None,
+    *,
+    foreign: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Load safetensors files whose headers are as ``expected`` and whose values are all finite.
 
@@ -155,6 +159,8 @@ def load_tensors(
 
     Args:
         hashes: file name to SHA-256.
+        foreign: accept the metadata of other tools, which is never used; for files that do not
+            cross between the parties.
 
     Raises:
         OffsiteError: see :func:`read_header`; names, shapes or dtypes other than expected; a tensor
@@ -162,7 +168,7 @@ def load_tensors(
     """
     declared: dict[str, TensorEntry] = {}
     for path in paths:
-        header = read_header(path)
+        header = read_header(path, foreign=foreign)
         if declared.keys() & header.keys():
             raise OffsiteError(f"'{path}' repeats a tensor that another file of the folder has.")
         declared |= header
@@ -178,20 +184,21 @@ def load_tensors(
         )
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
-        tensors |= _read_tensors(path, declared, hashes[path.name] if hashes else None)
+        sha256 = hashes[path.name] if hashes else None
+        tensors |= _read_tensors(path, declared, sha256, foreign=foreign)
     check_finite(tensors)
     return tensors
 
 
 def _read_tensors(
-    path: Path, declared: Mapping[str, TensorEntry], sha256: str | None
+    path: Path, declared: Mapping[str, TensorEntry], sha256: str | None, *, foreign: bool
 ) -> dict[str, torch.Tensor]:
     """All tensors of one file, which must still be the one whose header was checked."""
     tensors = {}
     with open_regular(path) as file:
         head, size = _read_prefix(path, file)
         digest = hashlib.sha256(head)
-        for name, spot in _parse_header(path, head, size).items():
+        for name, spot in _parse_header(path, head, size, foreign=foreign).items():
             if declared.get(name) != _entry(spot):
                 raise _refuse(path, "it was changed while it was read")
             data = torch.empty(spot.bytes, dtype=torch.uint8)

@@ -45,7 +45,7 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
     config = read_json(folder / PEFT_CONFIG)
     if not (folder / PEFT_WEIGHTS).is_file():
         raise OffsiteError(f"'{folder}' has no {PEFT_WEIGHTS}; save the adapter as safetensors.")
-    tensors = load_tensors([folder / PEFT_WEIGHTS])
+    tensors = load_tensors([folder / PEFT_WEIGHTS], foreign=True)
     allowed, path = offer.manifest.adapter, offer.manifest.block_path
     for name in tensors:
         if block_of(name, path) not in allowed:

@@ -1,0 +1,23 @@
+"""Several processes that compute one result together, and which of them writes and speaks."""
+
+from __future__ import annotations
+
+import os
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for the processes that it starts
+
+
+def main_process() -> bool:
+    """Whether this process writes and speaks: of several that compute together, the first.
+
+    Processes compute together once they have formed a group, or when torchrun started them to form
+    one. ``RANK`` alone says nothing: schedulers set it for processes that never meet.
+    """
+    size, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
+    if not size.isdecimal() or int(size) < 2:
+        return True
+    import torch.distributed as group
+
+    if group.is_available() and group.is_initialized():
+        return group.get_rank() == 0
+    return TORCHRUN not in os.environ or rank == "0"

@@ -1,0 +1,67 @@
+"""No number from no number: logits that are not numbers are never counted as an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offsite.scores.harness import harness_scores
+from offsite.tasks import load_task
+from offsite.tasks.data import TaskData
+from offsite.tasks.questions.open_question import is_right, normal, stop_tokens
+from offsite.tasks.source import Source
+from tests.support.models import classifier, language_model
+from tests.support.pictures import image_processor
+
+OPEN = 'name = "sacks"\nkind = "open"\nprompt = "{q}"\nanswer = "a"\n'
+CHOICE = 'name = "sacks"\nkind = "multiple-choice"\nprompt = "{q}"\nchoices = "c"\nanswer = "n"\n'
+ROW = {"q": "who sat", "a": "the dog", "c": ["the dog", "a cat"], "n": 0, "text": "the dog sat"}
+
+
+def broken(model: Any) -> Any:
+    """The model with a last norm that makes every logit not a number."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(math.inf)
+    return model
+
+
+@pytest.mark.parametrize("text", [OPEN, CHOICE, "text"])
+@pytest.mark.parametrize("harness", [False, True])
+def test_text(text: str, harness: bool, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    data = tmp_path / "a.jsonl"
+    data.write_text((json.dumps({"text": ROW["text"]} if text == "text" else ROW) + "\n") * 3)
+    task = load_task("text" if text == "text" else tmp_path / "t.toml")
+    model = broken(language_model("llama"))
+    if harness:
+        pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+        found = harness_scores(model, tokenizer, {"t": TaskData(task, Source.of(data))})["t"]
+    else:
+        found = task.evaluate(model, task.load(data, tokenizer, model))
+    assert math.isnan(found.value)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x=pixels, y=np.arange(4) % 3)
+    task, model = load_task("image-classification"), broken(classifier("vit"))
+    model.config.id2label = {0: "0", 1: "1", 2: "2"}
+    rows = task.load(tmp_path / "a.npz", image_processor(), model)
+    assert math.isnan(task.evaluate(model, rows).value)
+
+
+def test_an_answer_is_judged_by_what_it_says(tokenizer: Any) -> None:
+    assert is_right(" The DOG. ", ["a cat", "the dog"])
+    assert not is_right("", ["!!!"]) and normal("!!!") == "!!!"
+    model = language_model("llama")
+    assert stop_tokens(model, tokenizer) == {0}
+    model.generation_config.eos_token_id = [5, 7]
+    assert stop_tokens(model, tokenizer) == {0, 5, 7}
