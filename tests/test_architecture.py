@@ -44,7 +44,8 @@ def reachable(module: str) -> set[str]:
 
 PACKAGES = (
     "errors", "files", "signing", "codec", "model", "training", "exchange", "tasks", "compress",
-    "deltas", "tuner", "owner", "scores", "report", "publish", "lab", "demo", "cli", "__main__",
+    "deltas", "tuner", "owner", "scores", "report", "publish", "lab", "audit", "demo", "cli",
+    "__main__",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import typer
 
 from offsite import __version__
 from offsite.cli import (
+    audit,
     demo,
     exchange,
     importance,
@@ -118,6 +119,8 @@ for panel, function, name, words in COMMANDS:
     once = by_one(function) if name in ALONE else function
     app.command(name, rich_help_panel=panel, epilog=example)(once)
 app.add_typer(tuner.delta_app, name="delta", rich_help_panel=TUNER)
+app.add_typer(audit.audit_app, name="audit", rich_help_panel=BOTH)
+app.add_typer(audit.check_app, name="check", rich_help_panel=TUNER)
 
 
 def main() -> None:

@@ -49,6 +49,12 @@ Adapter = Annotated[
 Reach = Annotated[
     str, typer.Option(help="Blocks a delta may tune: adapter, or all (low-rank deltas).")
 ]
+DpEpsilon = Annotated[
+    float | None,
+    typer.Option(help="Tune with differential privacy (DP-SGD) and spend this epsilon."),
+]
+DpDelta = Annotated[float, typer.Option(help="Its delta; below one over the number of examples.")]
+DpClip = Annotated[float, typer.Option(help="Its largest gradient norm of one example.")]
 FullLr = Annotated[
     str, typer.Option(help="Rates to tune every weight at, of model and offer; the best counts.")
 ]

@@ -35,14 +35,9 @@ def tune(
     task: Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")] = None,
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
-    dp_epsilon: Annotated[
-        float | None,
-        typer.Option(help="Tune with differential privacy (DP-SGD) and spend this epsilon."),
-    ] = None,
-    dp_delta: Annotated[
-        float, typer.Option(help="Its delta; below one over the number of examples.")
-    ] = 1e-5,
-    dp_clip: Annotated[float, typer.Option(help="Its largest gradient norm of one example.")] = 1.0,
+    dp_epsilon: o.DpEpsilon = None,
+    dp_delta: o.DpDelta = 1e-5,
+    dp_clip: o.DpClip = 1.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     require_signature: o.RequireSignature = None,
     dtype: o.Dtype = None,

@@ -1,0 +1,193 @@
+"""Commands that measure leaks: ``audit offer``, ``audit delta``, ``check offer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offsite.cli import options as o
+from offsite.cli.training import training_options
+from offsite.errors import OffsiteError
+from offsite.training.options import TrainOptions
+
+audit_app = typer.Typer(no_args_is_help=True, help="Measure what an offer or a delta reveals.")
+check_app = typer.Typer(no_args_is_help=True, help="Look for what is odd before you trust it.")
+
+Tokens = Annotated[str, typer.Option(help="Training tokens that attackers get, such as 1e5,1e6.")]
+Rates = Annotated[str, typer.Option(help="Learning rates that attackers try, such as 3e-4,1e-3.")]
+
+
+@audit_app.command(
+    "offer",
+    epilog="Example: offsite audit offer offer/ --model model/ --record offer.record.json --data "
+    "public.txt",
+)
+def audit_offer(
+    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    model: Annotated[str, typer.Option(help="Folder or hub name of the full model.")],
+    record: Annotated[Path, typer.Option(help="The private record made with the offer.")],
+    data: Annotated[str, typer.Option(help="Public data, which attackers have too.")],
+    earlier: Annotated[
+        list[Path] | None, typer.Option(help="Another offer of this record; repeatable.")
+    ] = None,
+    public_base: Annotated[
+        str | None, typer.Option(help="A public model that yours may be a fine-tune of.")
+    ] = None,
+    private_data: Annotated[
+        str | None, typer.Option(help="A stand-in for the tuner's data, for the margin.")
+    ] = None,
+    private_eval: Annotated[str | None, typer.Option(help="Such data to score on.")] = None,
+    tokens: Tokens = "65536,262144",
+    rates: Rates = "3e-4,1e-3",
+    batch_size: o.BatchSize = 8,
+    task: o.Task = "text",
+    max_length: o.MaxLength = o.MAX_LENGTH,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    json: o.Json = False,
+) -> None:
+    """Train attackers on an offer and say how much of the model they recover."""
+    from dataclasses import asdict
+
+    import torch
+
+    from offsite.audit.offer import audit_margin
+    from offsite.audit.offer import audit_offer as audit
+    from offsite.audit.training import Effort
+    from offsite.exchange.offer import Offer
+    from offsite.exchange.record import Record
+    from offsite.model.checkpoint import load_model, pick_device
+    from offsite.tasks import load_task
+
+    if (private_data is None) != (private_eval is None):
+        raise OffsiteError("The margin needs both --private-data and --private-eval.")
+    effort = Effort(
+        tuple(int(value) for value in o.numbers(tokens, "numbers of tokens")),
+        o.numbers(rates, "rates"),
+        TrainOptions(batch_size=batch_size, seed=seed),
+    )
+    private, kind, where = Record.load(record), load_task(task, max_length), pick_device(device)
+    made, others = Offer.load(offer), [Offer.load(path) for path in earlier or ()]
+    full = load_model(model, private.auto_class, dtype=torch.float32)
+    base = load_model(public_base, private.auto_class) if public_base else None
+
+    def rows(source: str, train: bool = True) -> Any:
+        return kind.load(source, made.processor, made.model, train=train)
+
+    found = audit(
+        full, made, private, rows(data), kind, device=where, effort=effort, earlier=others,
+        base=base, say=o.note,
+    )  # fmt: skip
+    result: dict[str, Any] = {**asdict(found), "recovered": found.best.recovered}
+    lines = [
+        f"[bold]{offer}[/]  {found.metric}: full model {found.full:.4f}, as shipped "
+        f"{found.shipped:.4f}",
+        *(
+            f"  {a.recovered:>7.1%}  {a.name}, {a.tokens:,} tokens ({found.metric} {a.value:.4f})"
+            for a in sorted(found.attacks, key=lambda a: -a.recovered)
+        ),
+        f"  recovered    {found.best.recovered:.1%} of the distance, by: {found.best.name} (at "
+        "least; a better attacker gets more)",
+    ]
+    if private_data is not None and private_eval is not None:
+        margin = audit_margin(
+            full, made, private, rows(private_data), rows(private_eval, False), kind, device=where,
+            effort=effort,
+        )  # fmt: skip
+        result["margin"] = asdict(margin)
+        lines.append(
+            f"  margin       {margin.margin:.4f} (plug-in {margin.plug_in:.4f}, best attacker "
+            f"{margin.attacker:.4f}, equal data and steps)"
+        )
+    o.emit(result, json, lines)
+
+
+@audit_app.command(
+    "delta", epilog="Example: offsite audit delta offer/ --data private.txt --delta lora:rank=8"
+)
+@training_options(leave_out=("patience", "save_every", "eval_every", "report_to", "head_lr"))
+def audit_delta(
+    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    data: Annotated[str, typer.Option(help="The private text: paragraphs, or .jsonl lines.")],
+    delta: Annotated[str, typer.Option(help="What would be tuned, such as lora:rank=8.")] = "full",
+    model: Annotated[
+        str | None, typer.Option(help="Full model, where you have it, to look through the plug-in.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="The record that belongs to it.")] = None,
+    canaries: Annotated[int, typer.Option(help="Secrets put into the data.", min=3, max=999)] = 30,
+    dp_epsilon: o.DpEpsilon = None,
+    dp_delta: o.DpDelta = 1e-5,
+    dp_clip: o.DpClip = 1.0,
+    max_length: o.MaxLength = o.MAX_LENGTH,
+    device: o.Device = None,
+    json: o.Json = False,
+    *,
+    training: TrainOptions,
+) -> None:
+    """Tune on half of your data and say what can be read from the delta before you send one."""
+    from dataclasses import asdict
+    from functools import partial
+
+    from offsite.audit.delta import audit_delta as audit
+    from offsite.deltas import method_json, parse_method
+    from offsite.exchange.offer import Offer
+    from offsite.exchange.record import Record
+    from offsite.model.checkpoint import load_model, pick_device
+    from offsite.owner.plugging import merge_delta
+    from offsite.training.dp import PrivacyBudget
+
+    if (model is None) != (record is None):
+        raise OffsiteError("To look through the plug-in, give both --model and --record.")
+    method, full, plug = parse_method(method_json(delta)), None, None
+    if model is not None and record is not None:
+        private = Record.load(record)
+        full = load_model(model, private.auto_class)
+        plug = partial(merge_delta, full, record=private)
+    found = audit(
+        Offer.load(offer),
+        data,
+        method,
+        options=training,
+        max_length=max_length,
+        device=pick_device(device),
+        budget=None if dp_epsilon is None else PrivacyBudget(dp_epsilon, dp_delta, dp_clip),
+        plug=plug,
+        full=full,
+        canaries=canaries,
+    )
+    lines = [
+        f"[bold]{delta}[/]  tuned on {found.members} texts and {canaries} secrets; "
+        f"{found.others} texts not seen",
+        *(
+            f"  {leak.through:<11} membership AUC {leak.membership.auc:.2f} "
+            f"({leak.membership.low:.2f} to {leak.membership.high:.2f}), "
+            f"{leak.membership.tpr:.0%} found at 1% false; exposure "
+            + ", ".join(f"{bits:.1f} bits ({n} times)" for n, bits in leak.exposure.items())
+            + f" of {found.largest:.1f}"
+            for leak in found.leaks
+        ),
+        "  An AUC of 0.5 and an exposure of about 1 are what guessing gives.",
+    ]
+    o.emit(asdict(found), json, lines)
+
+
+@check_app.command("offer", epilog="Example: offsite check offer offer/")
+def check_offer(
+    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    json: o.Json = False,
+) -> None:
+    """Look for neurons and tokenizers that are made to read your data; status 1 if any."""
+    from dataclasses import asdict
+
+    from offsite.audit.suspect import check_offer as check
+    from offsite.exchange.offer import Offer
+
+    found = check(Offer.load(offer))
+    odd = [finding for finding in found if finding.count]
+    lines = [f"[bold]{offer}[/]  {len(odd)} of {len(found)} checks found something odd"]
+    lines += [f"  {f.count} {f.what} in {f.where} ({f.share:.1%}): {f.meaning}" for f in odd]
+    o.emit({"odd": bool(odd), "findings": [asdict(finding) for finding in found]}, json, lines)
+    if odd:
+        raise typer.Exit(1)

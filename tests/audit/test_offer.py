@@ -1,0 +1,189 @@
+"""The owner's audit: attackers that must succeed do, and the control says what the text gives."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from offsite.audit import rebuilt
+from offsite.audit.offer import CONTROL, SHIPPED, audit_margin, audit_offer
+from offsite.audit.training import Effort, random_weights
+from offsite.compress.drop import Drop
+from offsite.compress.quantise import Quantise
+from offsite.errors import OffsiteError
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
+from offsite.model.blocks import get_blocks
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer
+from offsite.tasks.text.causal import CausalText
+from offsite.training.options import TrainOptions
+from tests.support import Run
+from tests.support.models import TEXT, inputs_for, language_model, output_of
+
+CPU = torch.device("cpu")
+TASK = CausalText(16)
+QUICK = Effort((16 * 8 * 2, 16 * 8 * 4), (1e-3, 3e-3), TrainOptions(batch_size=8))
+
+ONCE = Effort((128,), (1e-3,), TrainOptions(batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer: Any) -> Any:
+    """A tiny model that has learnt its text, so that there is something to recover."""
+
+    from offsite.training.train import train
+
+    model = language_model("llama")
+    ids = torch.tensor(tokenizer(TEXT)["input_ids"])
+    windows = ids[: len(ids) // 16 * 16].view(-1, 16)
+    rows = [{"input_ids": window, "labels": window} for window in windows]
+    model.requires_grad_(True)
+    train(
+        model, cast(Any, rows), loss=TASK.loss, collate=TASK.collate, device=CPU,
+        options=TrainOptions(steps=60, lr=1e-2),
+    )  # fmt: skip
+    return model.requires_grad_(False).eval(), tokenizer, rows
+
+
+def saved(model: Any, path: Path, recipe: Any, **options: Any) -> tuple[Offer, Record]:
+    offer, record = make_offer(model, adapter=ends(1, 1), recipe=recipe, device="cpu", **options)
+    record.save(path)
+    return offer, Record.load(path)
+
+
+def test_an_int8_copy_is_found_out_although_nothing_of_it_is_verbatim(
+    trained: Any, tmp_path: Path
+) -> None:
+    model, _, rows = trained
+    whole, _ = saved(model, tmp_path / "record.json", [Quantise(bits=8, group=16)])
+    dropped, record = saved(model, tmp_path / "record.json", [Drop(keep=1)])
+    audit = audit_offer(
+        model, dropped, record, rows, TASK, device=CPU, effort=ONCE, earlier=[whole]
+    )
+    by_name = {attack.name: attack for attack in audit.attacks if not attack.tokens}
+    assert by_name[SHIPPED].recovered == 0
+    assert by_name["2 offers combined"].recovered > 0.95
+    assert audit.best.recovered >= by_name["2 offers combined"].recovered
+
+
+def test_training_recovers_and_the_control_is_no_attacker(trained: Any, tmp_path: Path) -> None:
+    model, _, rows = trained
+    offer, record = saved(model, tmp_path / "record.json", [Drop(keep=1)])
+    audit = audit_offer(model, offer, record, rows, TASK, device=CPU, effort=QUICK)
+    named = {(attack.name, attack.tokens): attack for attack in audit.attacks}
+    most = QUICK.tokens[-1]
+    assert named["all tuned", most].recovered > named["all tuned", QUICK.tokens[0]].recovered > 0
+    assert named["all tuned", most].rate in QUICK.rates
+    assert audit.best.name != CONTROL and (CONTROL, most) in named
+    for attack in audit.attacks:
+        share = (attack.value - audit.shipped) / (audit.full - audit.shipped)
+        assert attack.recovered == pytest.approx(share)
+
+
+def test_a_public_base_closes_the_gaps_of_a_fine_tune(trained: Any, tmp_path: Path) -> None:
+    base, _, rows = trained
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
+    offer, record = saved(model, tmp_path / "record.json", [Drop(keep=1)])
+    audit = audit_offer(model, offer, record, rows, TASK, device=CPU, effort=ONCE, base=base)
+    found = next(a for a in audit.attacks if a.name == "public base in the gaps")
+    assert found.recovered > 0.9
+
+
+def test_two_scales_of_the_same_noise_give_the_weights_back() -> None:
+    """The break of keyed noise: 3A - 2B, here with the noise made by hand."""
+    model = language_model("llama")
+    entry = make_offer(model, adapter=ends(1, 1), device="cpu")[1].offers[0]
+    entry = entry.model_copy(update={"verbatim_tensors": {}})
+    blocks = dict(enumerate(copy.deepcopy(list(get_blocks(model)))))
+    noise = {n: torch.randn_like(p) for n, p in blocks[2].named_parameters()}
+
+    def noisy(scale: float) -> Any:
+        found = {p: copy.deepcopy(block) for p, block in blocks.items()}
+        for name, parameter in found[2].named_parameters():
+            parameter.data += scale * noise[name]
+        return found, entry
+
+    best = min(
+        sum(
+            float((p - dict(blocks[2].named_parameters())[n]).detach().square().sum())
+            for n, p in rebuilding[2].named_parameters()
+        )
+        for rebuilding in rebuilt.combined([noisy(0.4), noisy(0.6)])
+    )
+    assert best < 1e-8
+
+
+def test_what_is_verbatim_in_one_offer_wins_over_a_mean() -> None:
+    model = language_model("llama")
+    _, plain = make_offer(model, adapter=ends(1, 1), device="cpu")
+    offer, coarse = make_offer(
+        model, adapter=ends(1, 1), recipe=[Quantise(bits=4, group=16)], device="cpu"
+    )
+    views = [
+        (rebuilt.shipped(offer, coarse.offers[0]), coarse.offers[0]),
+        (dict(enumerate(get_blocks(model))), plain.offers[0]),
+    ]
+    found = rebuilt.build(model, next(iter(rebuilt.combined(views))))
+    batch = inputs_for(model)
+    assert torch.equal(output_of(found, batch), output_of(model, batch))
+
+
+def test_singular_values_lose_noise() -> None:
+    torch.manual_seed(0)
+    signal = torch.randn(60, 4) @ torch.randn(4, 80)
+    noisy = signal + 0.5 * signal.square().mean().sqrt() * torch.randn(60, 80)
+    errors = [float((m - signal).norm()) for m in (rebuilt.shrunk(noisy, 0.5), noisy)]
+    assert errors[0] < 0.5 * errors[1]
+    assert torch.equal(rebuilt.shrunk(torch.zeros(4, 4), 0.5), torch.zeros(4, 4))
+
+
+def test_the_control_knows_no_matrix() -> None:
+    model = language_model("llama")
+    fresh = random_weights(model, seed=0)
+    pairs = zip(fresh.parameters(), model.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs if a.dim() > 1)
+
+
+def test_the_margin_compares_on_equal_terms(trained: Any, tmp_path: Path) -> None:
+    model, tokenizer, rows = trained
+    offer, record = saved(model, tmp_path / "record.json", [Drop(keep=1)], processor=tokenizer)
+    margin = audit_margin(
+        model, offer, record, rows[:40], rows[40:60], TASK, device=CPU, effort=QUICK
+    )
+    assert margin.margin == pytest.approx(margin.attacker - margin.plug_in)  # of a loss
+    assert not Record.load(tmp_path / "record.json").offers[0].accepted  # measured, not plugged
+
+
+def test_too_little_data_is_refused(trained: Any, tmp_path: Path) -> None:
+    model, _, rows = trained
+    offer, record = saved(model, tmp_path / "record.json", [Drop(keep=1)])
+    with pytest.raises(OffsiteError, match="needs 20 rows or more, and the data gives 5"):
+        audit_offer(model, offer, record, rows[:5], TASK, device=CPU)
+
+
+def test_the_command_prints_what_is_recovered(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    model = model_folder("llama")
+    words: tuple[object, ...] = ("offer", model, "--out", tmp_path / "offer", "--keep", 2)
+    assert run(*words, "--device", "cpu")[0] == 0
+    words = ("audit", "offer", tmp_path / "offer", "--model", model, "--data", text_file)
+    words += ("--record", tmp_path / "offer.record.json", "--tokens", "256", "--rates", "1e-3")
+    words += ("--max-length", 16, "--device", "cpu")
+    words += ("--private-data", text_file, "--private-eval", text_file)
+    status, out, err = run(*words, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["recovered"] == max(
+        a["recovered"] for a in found["attacks"] if a["name"] != CONTROL
+    )
+    assert set(found["margin"]) == {"plug_in", "attacker", "margin"}
