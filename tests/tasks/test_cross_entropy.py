@@ -11,7 +11,14 @@ from torch import nn
 from offsite.deltas import LoRA, Prompt
 from offsite.model.replay import IGNORE, forward
 from offsite.tasks.text import cross_entropy
-from offsite.tasks.text.cross_entropy import head_losses, token_losses
+from offsite.tasks.text.cross_entropy import (
+    _FrozenHead,
+    head_losses,
+    losses_at,
+    summed_loss,
+    token_losses,
+    widened,
+)
 from tests.support.models import LANGUAGE, VOCAB, language_model
 
 CAPPED = ("gemma2",)  # their logits are not what the head gave
@@ -51,6 +58,29 @@ def test_losses_and_gradients_are_the_plain_ones(
         torch.testing.assert_close(one, two)
     assert (model.get_output_embeddings() in cross_entropy.CHANGED) == (family in CAPPED)
     assert "forward" not in vars(model.get_output_embeddings())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_the_sum_over_all_positions_counts_the_targets_only(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = language_model(family), batch_of()
+    expected = token_losses(model, batch).sum()
+    torch.testing.assert_close(summed_loss(model, batch), expected)
+    labels = batch["labels"][:, 1:].flatten()
+    losses = losses_at(model, batch, torch.arange(len(labels)))  # as on a GPU
+    torch.testing.assert_close(losses[labels != IGNORE].sum(), expected)
+
+
+def test_a_widened_head_gives_the_same_losses_and_gradients() -> None:
+    torch.manual_seed(0)
+    states, head = torch.randn(9, 16, requires_grad=True), nn.Linear(16, 50).requires_grad_(False)
+    found = []
+    for weight, bias in ((head.weight, head.bias), widened(head.weight, head.bias)):
+        losses = _FrozenHead.apply(states, weight, bias, torch.arange(9), 4, 50)
+        found.append((losses, *torch.autograd.grad(losses.sum(), states)))
+    assert len(weight) == 64 and bias is not None and len(bias) == 64
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_prompt_is_cut_off_before_the_head() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -28,6 +29,10 @@ from offsite.cli import (
 from offsite.cli.failure import debugging, fail, unexpected
 from offsite.errors import OffsiteError
 from offsite.training.processes import main_process
+
+# Threads that wait sleep. By default they spin, and torch is ten times slower beside other work.
+# The variable is read once, when torch loads, so it stands before any command.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -92,6 +92,7 @@ class Align:
             work=context.work,
             resume=context.resume,
             text="aligning",
+            divisible=False,  # its means are over the whole batch
         )
         freeze(pair)
         say(verdict([(int(p["step"]), p["eval_loss"]) for p in history.points if "eval_loss" in p]))

@@ -15,8 +15,8 @@ from offsite.codec import require
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
-from offsite.model.replay import observe, relative_error, replay
-from offsite.model.split import Middle, join
+from offsite.model.replay import observe, relative_error, replay, watch
+from offsite.model.split import Middle, Split, join, places
 from offsite.training.options import TrainOptions
 from offsite.training.train import train
 
@@ -94,14 +94,33 @@ class _Pair(nn.Module):
     def forward(self, batch: Mapping[str, Any], items: torch.Tensor | None) -> torch.Tensor:
         context, student, emulator = self.hidden
         assert context.task is not None
-        loss = torch.zeros((), device=context.device)
+        loss, states = torch.zeros((), device=context.device), None
         if self.lm:
-            loss = loss + self.lm * context.task.loss(emulator, batch, items)
+            after = block_after(student, context.split)
+            with watch(emulator, () if after is None else (after,)) as seen:
+                loss = self.lm * context.task.loss(emulator, batch, items)
+            states = None if after is None else seen[after].inputs
         if self.kd:
             with torch.no_grad():
-                calls = observe(context.model, batch)
-            loss = loss + self.kd * segment_error(context, student, calls)
+                calls = observe(context.model, batch, until=context.split.middle[-1])
+            if states is None:
+                error = segment_error(context, student, calls)
+            else:  # the emulator has run them, and on the same inputs
+                error = relative_error(states, calls[context.split.middle[-1]])
+            loss = loss + self.kd * error
         return loss
+
+
+def block_after(student: Middle, split: Split) -> int | None:
+    """Where in the emulator the block stands that reads what the middle gives.
+
+    None where that is no block, or where the middle is in several runs: the inputs of the later
+    ones are not those of the real model.
+    """
+    if len(split.segments) > 1 or split.middle[-1] > max(split.adapter):
+        return None
+    order, _ = places(split, student.positions)
+    return sum(position < split.middle[-1] + 1 for position in order)
 
 
 def segment_error(context: Context, student: Middle, calls: Mapping[int, Any]) -> torch.Tensor:

@@ -7,7 +7,7 @@ recorded once from the model's own forward and replayed, so no family is known h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +67,31 @@ def watch(model: nn.Module, positions: Iterable[int] | None = None) -> Iterator[
         yield calls
 
 
+class _Reached(Exception):
+    """A forward came as far as it was wanted."""
+
+
 def observe(
-    model: nn.Module, batch: Mapping[str, Any], positions: Iterable[int] | None = None
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    positions: Iterable[int] | None = None,
+    *,
+    until: int | None = None,
 ) -> dict[int, Call]:
-    """Run one batch (without labels) through a model and return the calls of its blocks."""
-    with watch(model, positions) as calls:
+    """Run one batch (without labels) through a model and return the calls of its blocks.
+
+    Args:
+        until: the last block to run; None runs all, and the head.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _Reached
+
+    with ExitStack() as stack:
+        calls = stack.enter_context(watch(model, positions))
+        if until is not None:  # after the hook that records its call
+            stack.callback(get_blocks(model)[until].register_forward_hook(stop).remove)
+            stack.enter_context(suppress(_Reached))
         forward(model, batch)
     real = real_tokens(batch)
     for call in calls.values():

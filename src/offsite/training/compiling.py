@@ -22,8 +22,8 @@ def worth_compiling(batches: int, device: torch.device) -> bool:
 def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> Iterator[None]:
     """Run the blocks of a model through ``torch.compile`` inside the ``with``.
 
-    Blocks of one kind share a graph, which torch also keeps on disk for later runs. A block that
-    cannot be compiled runs as it is.
+    Blocks of one kind share a graph, which torch also keeps on disk for later runs. Hooks on a
+    block run outside its graph. A block that cannot be compiled runs as it is.
     """
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if on else []
     if not blocks:
@@ -33,9 +33,9 @@ def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> It
 
     with torch._dynamo.config.patch(recompile_limit=GRAPHS, suppress_errors=True):
         for block in blocks:
-            block.compile(backend=backend)
+            block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
         try:
             yield
         finally:
             for block in blocks:
-                block._compiled_call_impl = None
+                del block.forward

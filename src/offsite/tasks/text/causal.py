@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
 from offsite.tasks.task import Evaluation, HarnessForm
-from offsite.tasks.text.cross_entropy import token_losses
+from offsite.tasks.text.cross_entropy import summed_loss, token_losses
 from offsite.tasks.text.documents import read_documents
 from offsite.tasks.text.packing import (
     Labelled,
@@ -168,8 +168,9 @@ class CausalText:
         self, model: nn.Module, batch: Mapping[str, Any], items: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Mean cross entropy of the targets, in nats per token."""
-        losses = token_losses(model, batch)
-        return losses.sum() / (losses.numel() if items is None else items)
+        if items is None:
+            return token_losses(model, batch).mean()
+        return summed_loss(model, batch) / items
 
     def harness(self, documents: Sequence[Any]) -> HarnessForm:
         """Plain text for the harness's perplexities; see :class:`~offsite.tasks.task.Task`."""

@@ -19,15 +19,33 @@ from torch.utils.checkpoint import checkpoint
 
 from offsite.model.replay import IGNORE, forward
 
-CHUNK = 2**25  # logits held at a time
+CHUNK = 2**24  # logits held at a time
+ALIGNED = 64  # a GPU multiplies matrices of other widths up to five times slower
 CHANGED: WeakSet[nn.Module] = WeakSet()  # heads whose logits the model changes (caps, scales)
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     """Cross entropy of every target token of a batch, flat, in float32, in nats."""
-    labels = batch["labels"][:, 1:]
-    chosen = (labels != IGNORE).flatten().nonzero().squeeze(1)  # waits for the device: do it first
-    targets = labels.flatten()[chosen]
+    labels = batch["labels"][:, 1:].flatten()
+    return losses_at(model, batch, (labels != IGNORE).nonzero().squeeze(1))
+
+
+def summed_loss(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Sum of :func:`token_losses`. On a GPU it does not wait until it knows which are targets.
+
+    Rows with position ids hold prompts and answers, of which few tokens are targets: there waiting
+    costs less than the logits of all tokens.
+    """
+    labels = batch["labels"][:, 1:].flatten()
+    if labels.device.type == "cpu" or "position_ids" in batch:
+        return token_losses(model, batch).sum()
+    everything = torch.arange(len(labels), device=labels.device)
+    return losses_at(model, batch, everything).where(labels != IGNORE, 0).sum()
+
+
+def losses_at(model: nn.Module, batch: Mapping[str, Any], chosen: torch.Tensor) -> torch.Tensor:
+    """Cross entropy at some places of the flattened labels (without the first of each row)."""
+    targets = batch["labels"][:, 1:].flatten()[chosen].clamp(min=0)
     head = linear_head(model)
     if head is not None and head not in CHANGED:
         with passing(head) as passed:
@@ -105,8 +123,22 @@ def head_losses(
                 checkpoint(_losses, s, weight, bias, t, use_reentrant=False) for s, t in pairs
             ]
             return torch.cat(losses)
-        found: torch.Tensor = _FrozenHead.apply(states, weight, bias, targets, rows)  # type: ignore
+        size = head.out_features
+        if kind != "cpu":
+            weight, bias = widened(weight, bias)
+        found: torch.Tensor = _FrozenHead.apply(states, weight, bias, targets, rows, size)  # type: ignore
         return found
+
+
+def widened(
+    weight: torch.Tensor, bias: torch.Tensor | None, multiple: int = ALIGNED
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A head with rows of zeros after its last, up to a multiple; their logits are left out."""
+    spare = -len(weight) % multiple
+    if not spare:
+        return weight, bias
+    pad = nn.functional.pad
+    return pad(weight, (0, 0, 0, spare)), None if bias is None else pad(bias, (0, spare))
 
 
 def _losses(
@@ -127,12 +159,14 @@ class _FrozenHead(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         rows: int,
+        size: int,
     ) -> torch.Tensor:
         losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
             logits = nn.functional.linear(states[part], weight, bias)
+            logits[:, size:] = -torch.inf
             scores = nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
             del logits
             chosen = targets[part, None]
@@ -148,4 +182,4 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slope: torch.Tensor) -> Any:
         (slopes,) = ctx.saved_tensors
-        return slope[0].to(slopes.dtype)[:, None] * slopes, None, None, None, None
+        return slope[0].to(slopes.dtype)[:, None] * slopes, None, None, None, None, None
