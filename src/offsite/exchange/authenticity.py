@@ -84,7 +84,7 @@ def sign_folder(folder: str | Path, recipient: str | None = None) -> Path:
     if to is not None and isinstance(manifest, OfferManifest):
         write_file(home() / SENT / manifest.id, to + "\n", private=True)
     text = sign(f"{manifest.kind}-{manifest.id[:8]}", hashes, about, key)  # type: ignore[attr-defined]
-    write_file(folder / SIGNATURE, text)
+    write_file(folder / SIGNATURE, text, beside=folder.absolute())
     return folder / SIGNATURE
 
 

@@ -154,10 +154,19 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
                     f"The {PEFT_CONFIG} of '{folder}' sets '{key}', which a delta may not; import "
                     "an adapter that tunes only the adapter blocks."
                 )
+        sizes = {k: v for k, v in config.items() if not k.endswith("key") and not is_flag(v)}
+        check_options(sizes, manifest.tensors, "peft configuration")
     check_options(manifest.method, manifest.tensors)
 
 
-def check_options(method: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
+def is_flag(value: Any) -> bool:
+    """Whether a value of a configuration is text or a switch, which has no size."""
+    return isinstance(value, (str, bool))
+
+
+def check_options(
+    method: Mapping[str, Any], tensors: Mapping[str, TensorEntry], what: str = "method"
+) -> None:
     """Refuse options of a method that exceed the tensors that come with it.
 
     Raises:
@@ -170,7 +179,7 @@ def check_options(method: Mapping[str, Any], tensors: Mapping[str, TensorEntry])
         large = isinstance(value, (int, float)) and abs(value) > max(largest, 4096)
         if digits or (large and key != "seed"):
             raise OffsiteError(
-                f"The delta's method sets '{shown(key)}' to more than its tensors can hold."
+                f"The delta's {what} sets '{shown(key)}' to more than its tensors can hold."
             )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from offsite.errors import OffsiteError
-from offsite.files import folder_files, open_regular, sha256_file, shown
+from offsite.files import folder_files, is_hollow, open_regular, sha256_file, shown
 from offsite.signing.oms import SIGNATURE
 
 MANIFEST = "manifest.json"
@@ -83,6 +83,12 @@ def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, File
             raise OffsiteError(
                 f"The file '{name}' of '{folder}' has {sizes[name]} bytes instead of {entry.size}; "
                 "it is truncated or was changed."
+            )
+    for name in files:
+        if is_hollow(folder / name):
+            raise OffsiteError(
+                f"The file '{name}' of '{folder}' is almost all holes and is not read; ask for a "
+                "fresh copy."
             )
     for name, entry in files.items():
         if sha256_file(folder / name) != entry.sha256:

@@ -15,6 +15,7 @@ from offsite.errors import OffsiteError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_FILES = 4096
+HOLLOW = 64 * 1024 * 1024  # below this many bytes a file with holes costs nothing to read
 
 
 def shown(text: object) -> str:
@@ -84,6 +85,12 @@ def open_regular(path: str | Path) -> BufferedReader:
         os.close(handle)
         raise OffsiteError(f"'{path}' cannot be read as a regular file.")
     return open(handle, "rb")
+
+
+def is_hollow(path: str | Path) -> bool:
+    """Whether a large file takes far less room on the disk than it claims, as a trap does."""
+    found = Path(path).stat()
+    return found.st_size > HOLLOW and found.st_blocks * 512 < found.st_size // 16
 
 
 def sha256_file(path: str | Path) -> str:

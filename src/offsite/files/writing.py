@@ -74,24 +74,32 @@ def new_folder(
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_file(target: str | Path, text: str, *, private: bool = False) -> None:
+def write_file(
+    target: str | Path, text: str, *, private: bool = False, beside: Path | None = None
+) -> None:
     """Write ``text`` to ``target`` by way of a temporary file and one rename.
 
     Args:
         target: the file to write; its folder is made where it is missing.
         text: what to write, in UTF-8.
         private: only the present user may read it; otherwise the umask decides.
+        beside: where it is written before it is renamed, by default beside ``target``; for a file
+            in a folder that may hold nothing else, that folder.
 
     Raises:
         OffsiteError: it cannot be written; a file that was there before is untouched.
     """
-    with new_file(target, private=private) as file:
+    with new_file(target, private=private, beside=beside) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def new_file(target: str | Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def new_file(
+    target: str | Path, *, private: bool = False, beside: Path | None = None
+) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes ``target`` in one rename if the block succeeds.
+
+    Its options are those of :func:`write_file`.
 
     Raises:
         OffsiteError: it cannot be written; a file that was there before is untouched.
@@ -99,8 +107,8 @@ def new_file(target: str | Path, *, private: bool = False) -> Iterator[BinaryIO]
     target = Path(target)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target)
-        partial = aside(target)
+        sweep(beside or target)
+        partial = aside(beside or target)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         handle = os.open(partial, flags, 0o600 if private else 0o666)
         try:

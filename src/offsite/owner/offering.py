@@ -13,7 +13,7 @@ from torch import nn
 
 from offsite.codec import to_json
 from offsite.compress.step import Context, Step, compress, plan, recipe_identity
-from offsite.exchange.contract import make_contract
+from offsite.exchange.contract import check_change, make_contract
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
 from offsite.exchange.manifest import (
@@ -28,7 +28,7 @@ from offsite.exchange.offer import Offer
 from offsite.exchange.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.exchange.record import OfferRecord, Record
 from offsite.model.blocks import block_path, get_blocks
-from offsite.model.checkpoint import Checkpoint, pick_device
+from offsite.model.checkpoint import Checkpoint, load_model, pick_device
 from offsite.model.processor import load_processor
 from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
 from offsite.model.stored import model_fingerprint
@@ -288,6 +288,10 @@ def plug(
     """
     ledger = Ledger(record, again=again, late=late)
     ledger.check(delta.manifest)
+    if isinstance(model, (str, Path)):
+        model = load_model(model, record.auto_class)
+    assert isinstance(model, nn.Module)
     tuned = merge_delta(model, delta, record, prompt_decoder=prompt_decoder)
+    check_change(model, tuned)
     with ledger.accepting(delta.manifest):
         return tuned

@@ -19,6 +19,7 @@ from offsite.deltas.method import Attached, Method
 from offsite.deltas.reparameterisation.lora import cuts
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import (
+    check_change,
     check_contract,
     check_entries,
     check_norm,
@@ -265,6 +266,8 @@ def place(
     """
     placed, manifest = attach_delta(model, delta, record, prompt_decoder), delta.manifest
     method, tensors, config = placed.attached.served(placed.tensors)
+    if placed.attached.method.merges:  # what it would change when it is merged later
+        check_change(placed.full, placed.attached.merge())
     return Plugged(
         method, placed.blocks, tensors, record.fingerprint, config,
         manifest.head, manifest.labels, manifest.id,

@@ -9,6 +9,7 @@ from torch import nn
 
 from offsite.deltas import method_text, parse_method
 from offsite.errors import OffsiteError
+from offsite.exchange.contract import check_change, check_range
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
 from offsite.exchange.prompt_decoder import Decoder
@@ -68,7 +69,11 @@ def write_plugged(
         with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
             plugged.fill(partial)
         return plugged
-    tuned = merge_delta(full, delta, record, prompt_decoder=prompt_decoder).to(dtype or full.dtype)
+    tuned = merge_delta(full, delta, record, prompt_decoder=prompt_decoder)
+    check_change(full, tuned)
+    if dtype is not None:
+        tuned = tuned.to(dtype)
+        check_range(tuned)
     processor = load_processor(model, manifest.task)
     with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
         with quiet():

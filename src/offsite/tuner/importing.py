@@ -91,6 +91,12 @@ def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) ->
             f"'{folder}' began as '{shown(start)}', which changes the weights beside the adapter; "
             "save it with peft's path_initial_model_for_weight_conversion, or train plain LoRA."
         )
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A" in name}
+    if ranks != {config.get("r")}:
+        raise OffsiteError(
+            f"The {PEFT_CONFIG} of '{folder}' names the rank {shown(config.get('r'))}, which its "
+            "tensors do not have; save the adapter again with peft."
+        )
     leaves = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
     try:
         return LoRA(

@@ -1,0 +1,93 @@
+"""What a delta may do to a model is bounded after the merge, in the dtype that is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import offsite as ot
+from offsite.deltas import parse_method
+from offsite.exchange.delta import new_delta
+from offsite.exchange.manifest import DeltaManifest, read_manifest
+from offsite.owner.plugging import place
+from offsite.owner.writing import write_plugged
+from offsite.tuner.importing import import_peft
+from offsite.tuner.tuning import private_copy
+from tests.support.models import language_model
+
+
+def lora(offer: ot.Offer, alpha: float, scale: float) -> ot.Delta:
+    """A LoRA delta of rank 1 with random tensors."""
+    method = parse_method({"kind": "lora", "rank": 1, "alpha": alpha})
+    attached = method.attach(private_copy(offer), offer.manifest.adapter)
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(value.shape, generator=draw) * scale
+        for name, value in sorted(attached.tensors().items())
+    }
+    config = attached.peft_config()
+    json_form = {"kind": "lora", "rank": 1, "alpha": alpha}
+    return new_delta(offer.manifest, tensors, json_form, peft_config=config)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    """A model, an offer of it, and its record in memory."""
+    model = language_model("llama")
+    return model, *ot.make_offer(model, recipe=[ot.Drop(keep=1)])
+
+
+def test_a_small_norm_cannot_hide_a_large_change(pair: Any) -> None:
+    model, offer, record = pair
+    assert ot.plug(model, lora(offer, 16, 0.05), record) is not None
+    big = lora(offer, 4096, 1.0)
+    with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
+        ot.plug(model, big, record)
+    with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
+        place(model, big, record)
+
+
+def test_what_float16_cannot_hold_is_not_written(pair: Any, tmp_path: Path) -> None:
+    half = language_model("llama").half()
+    half.save_pretrained(tmp_path / "model")
+    offer, record = ot.make_offer(tmp_path / "model", recipe=[ot.Drop(keep=1)])
+    record.save(tmp_path / "record.json")
+    delta = lora(offer, 4096, 6.0)
+    with pytest.raises(ot.OffsiteError, match=r"not finite in torch\.float16|but at most"):
+        write_plugged(tmp_path / "out", tmp_path / "model", delta, record)
+    assert not (tmp_path / "out").exists()
+    assert not ot.Record.load(tmp_path / "record.json").offers[0].accepted
+
+
+def test_traps_in_size_are_refused_in_a_second(pair: Any, tmp_path: Path) -> None:
+    _, offer, _ = pair
+    lora(offer, 16, 0.05).save(tmp_path / "delta")
+    config = tmp_path / "delta" / "adapter_config.json"
+    good = json.loads(config.read_text())
+    start = time.monotonic()
+    config.write_text(json.dumps({**good, "r": 2**26}))
+    with pytest.raises(ot.OffsiteError, match="rank 67108864"):
+        import_peft(offer, tmp_path / "delta")
+    manifest = json.loads((tmp_path / "delta" / "manifest.json").read_text())
+    os.truncate(config, 2**36)
+    manifest["files"]["adapter_config.json"] = {"size": 2**36, "sha256": "0" * 64}
+    (tmp_path / "delta" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ot.OffsiteError, match="holes"):
+        read_manifest(tmp_path / "delta", DeltaManifest)
+    assert time.monotonic() - start < 5  # a second, on a machine that does nothing else
+
+
+def test_a_peft_configuration_is_held_to_its_tensors(pair: Any, tmp_path: Path) -> None:
+    _, offer, _ = pair
+    delta = lora(offer, 16, 0.05)
+    assert delta.peft_config is not None
+    delta.peft_config = json.dumps({**json.loads(delta.peft_config), "r": 10**9})
+    delta.save(tmp_path / "delta")
+    with pytest.raises(ot.OffsiteError, match="peft configuration sets 'r'"):
+        ot.Delta.load(tmp_path / "delta")
