@@ -33,17 +33,22 @@ def deltas(json: o.Json = False) -> None:
 
     from rich.table import Table
 
-    from offsite.deltas import METHODS
+    from offsite.deltas import ALIASES, METHODS, method_text
+    from offsite.deltas.method import Method
 
     table = Table("--delta", "options", "merges", "when to choose it")
     result: dict[str, Any] = {}
-    for kind, method in METHODS.items():
-        options = {field.name: field.default for field in dataclasses.fields(method)}
-        result[kind] = {"options": options, "merges": method.merges, "when": method.when}  # type: ignore[attr-defined]
+    for kind, build in METHODS.items():
+        method: Method = build()
+        options = {field.name: field.default for field in dataclasses.fields(build)}
+        result[kind] = {"options": options, "merges": method.merges, "when": method.when}
         shown = ", ".join(f"{key}={value}" for key, value in options.items())
-        table.add_row(kind, shown, "yes" if method.merges else "no", method.when)  # type: ignore[attr-defined]
+        table.add_row(kind, shown, "yes" if method.merges else "no", method.when)
+    same = Table("alias", "the same as")
+    for name, meaning in ALIASES.items():
+        same.add_row(name, method_text(meaning) if len(meaning) > 1 else meaning["kind"])
     note = "Several together, each at its own rate: --delta lora:rank=8+bitfit."
-    o.emit({"deltas": result}, json, [table, note])
+    o.emit({"deltas": result, "aliases": ALIASES}, json, [table, same, note])
 
 
 def recipes(json: o.Json = False) -> None:

@@ -53,6 +53,17 @@ METHODS: dict[str, type] = {
 }
 
 
+ALIASES: dict[str, dict[str, Any]] = {  # names that papers and other tools use
+    "dora": {"kind": "lora", "dora": True},
+    "rslora": {"kind": "lora", "rslora": True},
+    "houlsby": {"kind": "bottleneck", "style": "houlsby"},
+    "pfeiffer": {"kind": "bottleneck", "style": "pfeiffer"},
+    "said": {"kind": "intrinsic", "structured": True},
+    "fourierft": {"kind": "fourier"},
+    "ipt": {"kind": "intrinsic_prompt"},
+}
+
+
 def parse_method(data: Any) -> Method:
     """A method from its JSON form ``{"kind": "lora", "rank": 8}``.
 
@@ -70,7 +81,9 @@ def parse_method(data: Any) -> Method:
 
 
 def one_method(data: Any) -> Method:
-    """A method that is no combination, none of whose numbers is beyond all measure."""
+    """Parse a single method, by its name or an alias; refuse values above 2**20."""
+    if isinstance(data, Mapping) and isinstance(kind := data.get("kind"), str):
+        data = {**data, **ALIASES.get(kind, {})}
     method: Method = from_json(METHODS, data, "delta method")
     for name, value in to_json(method).items():
         if isinstance(value, (int, float)) and abs(value) > LARGEST and name != "seed":

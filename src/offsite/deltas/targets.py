@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from offsite.codec import require
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks
-from offsite.model.layers import Described, linear_shape, linear_spec
+from offsite.model.layers import Described, LowRankLinear, QuantisedLinear, linear_spec
 
 
 def part_of(name: str) -> str:
@@ -30,7 +31,8 @@ def part_of(name: str) -> str:
 def linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every linear layer of a block by name; a low-rank or quantised one counts as one layer.
 
-    Layers inside a harmonizer are passed over.
+    Layers inside a harmonizer are passed over, and so are those that compute something else than
+    a product, such as a router that returns its choice of experts.
     """
     inside: tuple[str, ...] = ()
     for name, module in block.named_modules():
@@ -38,7 +40,9 @@ def linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if isinstance(module, Described):
             inside = (*inside, f"{name}." if name else "")
-        if linear_shape(module) is not None:
+        own = isinstance(module, (LowRankLinear, QuantisedLinear))
+        plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+        if own or plain:
             yield name, module
 
 

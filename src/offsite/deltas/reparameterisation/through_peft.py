@@ -36,7 +36,16 @@ class ThroughPeft(Method):
 
         with warnings.catch_warnings():  # a low-rank or quantised layer of ours
             warnings.filterwarnings("ignore", "Unsupported layer type")
-            return AttachedPeft(self, get_peft_model(model, self.config(model, blocks)))  # type: ignore[arg-type]
+            config = self.config(model, blocks)
+            try:
+                wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+            except (ValueError, TypeError, NotImplementedError) as error:
+                names = sorted({name.rsplit(".", 1)[-1] for name in config.target_modules})
+                raise OffsiteError(
+                    f"peft cannot use '{self.kind}' on all of {', '.join(names)} of this "
+                    f"{type(model).__name__}; choose some of them with targets=, or use full."
+                ) from error
+            return AttachedPeft(self, wrapped)  # type: ignore[arg-type]
 
 
 class AttachedPeft(Attached):
