@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,14 @@ def test_how_a_model_generates_travels_with_it(recipe: Any, tmp_path: Path) -> N
     model.generation_config.max_new_tokens = 5
     offer, _ = make_offer(model, adapter=ends(1, 1), recipe=recipe)
     assert loaded(offer, tmp_path / "offer").generation_config.max_new_tokens == 5
+
+
+def test_a_pad_token_outside_the_vocabulary_is_named(
+    run: Run, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = model_folder("llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "pad_token_id": 300}))
+    status, _, err = run("offer", model, "--out", tmp_path / "o", "--keep", 1)
+    assert status == 2 and "pad_token_id 300, but the vocabulary has 300 tokens" in err
+    assert "choose the task" not in err

@@ -16,6 +16,7 @@ from offsite.model.heads import give_head, labels_of
 from offsite.tasks import load_task
 from offsite.tasks.image.augment import augment
 from offsite.tasks.image.classification import ImageClassification
+from offsite.tasks.image.pictures import read_pictures
 from tests.support.models import classifier
 from tests.support.pictures import NAMES, image_processor, paint, write_arrays, write_folder
 
@@ -360,3 +361,44 @@ def test_foreign_classes_never_reach_the_loss(tmp_path: Path, processor: Any) ->
     rows = TASK.load(write_arrays(tmp_path), processor, None)
     with pytest.raises(OffsiteError, match="head has only 2 classes"):
         TASK.loss(classifier("vit", labels=2), TASK.collate([rows[2]]))
+
+
+def picture_folders(root: Path, *splits: str) -> Path:
+    """Two classes of two pictures under each split."""
+    for split in splits:
+        for shade, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(2):
+                picture = Image.new("RGB", (20, 24), (90 * shade, 40 * index, len(split)))
+                picture.save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize("splits", [("Train", "Test"), ("train", "dev"), ("TRAINING", "Valid")])
+def test_splits_have_many_names(splits: tuple[str, str], tmp_path: Path) -> None:
+    root = picture_folders(tmp_path, *splits)
+    for train, split in zip((True, False), splits, strict=True):
+        found = read_pictures(root, train=train)
+        assert found.classes == ("cat", "dog") and f"{root / split}" in found.where(0)
+        asked = read_pictures(f"{root}:{split.lower()}", train=not train)
+        assert asked.where(3) == found.where(3)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_folder_inside_a_class_is_called_one(skip_bad: bool, tmp_path: Path) -> None:
+    root = picture_folders(tmp_path, "Fold1", "Fold2")
+    task = ImageClassification(skip_bad=skip_bad)
+    with pytest.raises(OffsiteError, match=r"Fold1' holds the folder 'cat'.*splits found by"):
+        task.read(root, train=True)
+    assert task.read(f"{root}:Fold1", train=True).pictures.classes == ("cat", "dog")
+    (root / "Fold1" / "cat" / "more").mkdir()
+    with pytest.raises(OffsiteError, match="cat' holds the folder 'more' and not only pictures"):
+        task.read(f"{root}:Fold1", train=True)
+
+
+def test_channels_other_than_grey_and_colour_are_named(tmp_path: Path, processor: Any) -> None:
+    config = classifier("vit").config
+    config.num_channels = 4
+    task = ImageClassification()
+    with pytest.raises(OffsiteError, match="reads pictures of 4 channels"):
+        task.prepare(task.read(write_folder(tmp_path), train=True), processor, config)

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from offsite.compress.drop import Drop
 from offsite.deltas import parse_method
@@ -114,3 +115,10 @@ def test_options_unknown_here_are_not_passed_over(offered: Any, tmp_path: Path, 
     path.write_text(json.dumps({**config, key: [1, 2]}))
     with pytest.raises(OffsiteError, match=key):
         import_peft(offered[2], tmp_path / "peft")
+
+
+def test_notes_of_another_tool_in_the_weights_are_passed_over(offered: Any, tmp_path: Path) -> None:
+    train_elsewhere(offered[2], tmp_path / "peft")
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    save_file(load_file(file), file, {"format": "pt", "trained_by": "another tool"})
+    assert import_peft(offered[2], tmp_path / "peft").manifest.parent == offered[2].manifest.id

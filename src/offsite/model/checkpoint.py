@@ -21,7 +21,7 @@ from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, renumber
-from offsite.model.configuration import load_config
+from offsite.model.configuration import load_config, misfit
 from offsite.model.judge import judge
 from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class
 from offsite.model.processor import read_processor
@@ -267,7 +267,7 @@ def build_skeleton(config: Any, auto_class: str) -> Any:
         try:
             return getattr(transformers, auto_class).from_config(copy.deepcopy(config))
         except Exception as error:  # a configuration whose numbers do not fit each other
-            raise wrong_kind(config, auto_class) from error
+            raise misfit(config, auto_class, error) or wrong_kind(config, auto_class) from error
 
 
 def wrong_kind(config: Any, auto_class: str) -> OffsiteError:

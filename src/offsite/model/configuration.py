@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
+from offsite.model.kind import kind_of_class
 from offsite.model.weights import other_format
 
 
@@ -74,3 +75,21 @@ def refused(path: Path, error: Exception) -> str:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"its config.json is not valid for '{shown(kind)}' ({shown(' '.join(lines))})"
+
+
+def misfit(config: Any, auto_class: str, error: Exception) -> OffsiteError | None:
+    """Why a configuration cannot be built; None where it is not one that the auto class knows."""
+    if kind_of_class(auto_class).model_class(config) is None:
+        return None
+    text = config.get_text_config()
+    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is not None and size is not None and not -size <= pad < size:
+        return OffsiteError(
+            f"The config.json says pad_token_id {pad}, but the vocabulary has {size} tokens, so no "
+            f"token has this id; set it to null or to an id below {size}."
+        )
+    return OffsiteError(
+        f"A model of type '{config.model_type}' cannot be built from its config.json, whose values "
+        f"do not fit each other ({type(error).__name__}: {shown(' '.join(str(error).split()))}); "
+        "correct them."
+    )
