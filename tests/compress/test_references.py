@@ -20,7 +20,7 @@ from offsite.compress.noise import Noise, secret_normal
 from offsite.compress.prune import prune
 from offsite.compress.quantise import fitting_group, quantised
 from offsite.compress.rank import Rank, factorised, largest
-from offsite.compress.step import compress
+from offsite.compress.step import Needs, compress
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import LowRankLinear
@@ -195,6 +195,8 @@ def test_influence_angle_and_leaving_out_by_hand() -> None:
 
 
 class _Without:
+    kind, needs = "without", Needs()
+
     def __init__(self, position: int) -> None:
         self.position = position
 

@@ -17,10 +17,12 @@ from offsite.compress.scaleot.step import LayerReplace, replaceable, resolve_ada
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.model.blocks import assemble, get_blocks
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.layers import Harmonizer
 from offsite.model.replay import forward, observe, watch
-from offsite.model.split import ends, whole_middle
+from offsite.model.split import Positions, ends, learned, parse_adapter, whole_middle
 from tests.support.context import FAMILIES, emulator, generate, logits, world
+from tests.support.models import language_model
 
 QUICK = Training(steps=3, rank=3, lr=0.05, batch_size=2, save_every=1)
 
@@ -205,12 +207,18 @@ def test_the_adapter_by_importance_is_named_by_its_count(tmp_path: Path) -> None
     found = learn(context, QUICK)
     found.save(tmp_path / "learned")
     best = sorted(range(len(found.scores)), key=lambda p: -found.scores[p])[:2]
-    text = resolve_adapter("learned:2", str(tmp_path / "learned"))
-    assert text == ",".join(map(str, sorted(best)))
+    model: Any = context.model
+    model.save_pretrained(tmp_path / "model")
+    full, folder = Checkpoint(str(tmp_path / "model")), str(tmp_path / "learned")
+    rule = resolve_adapter(parse_adapter("learned:2"), folder, full)
+    assert str(rule) == ",".join(map(str, sorted(best)))
     adapter, _ = scaleot("learned", found.scores, 2, 0.5, 0.0)
-    assert text == ",".join(map(str, adapter))
-    assert resolve_adapter("ends:1,2", None) == "ends:1,2"
+    assert rule == Positions(adapter)
+    assert resolve_adapter(ends(1, 2), None, full) == ends(1, 2)
     with pytest.raises(OffsiteError, match="--learned with the folder"):
-        resolve_adapter("learned:2", None)
+        resolve_adapter(learned(2), None, full)
     with pytest.raises(OffsiteError, match="is impossible"):
-        resolve_adapter("learned:99", str(tmp_path / "learned"))
+        resolve_adapter(learned(99), folder, full)
+    language_model("llama", seed=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(OffsiteError, match="was learned on another model"):
+        resolve_adapter(learned(2), folder, Checkpoint(str(tmp_path / "other")))

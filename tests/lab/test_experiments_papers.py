@@ -13,7 +13,7 @@ from offsite.compress.scaleot.step import LayerReplace
 from offsite.deltas import parse_method
 from offsite.lab.experiment import read_experiment
 from offsite.lab.plan import Recipe
-from offsite.model.split import ends, parse_adapter
+from offsite.model.split import example_split
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
 from offsite.tasks.text.causal import CausalText
@@ -53,10 +53,9 @@ def test_the_papers_recipes_fit_their_models(name: str, tokenizer: Any, tmp_path
     model = language_model(family, **{depth: blocks})
     for value in plans[0].recipes.values():
         recipe = Recipe.of(value, plans[0].adapter)
-        count = recipe.learned_blocks
         _, record = make_offer(
             model,
-            adapter=ends(count, 0) if count else parse_adapter(recipe.adapter),
+            adapter=example_split(recipe.rule, blocks).adapter,
             recipe=[small(step) for step in recipe.steps],
             data=str(public),
             task=CausalText(16),

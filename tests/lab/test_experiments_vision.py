@@ -27,5 +27,5 @@ def test_vision_experiments_fit_their_models(name: str, blocks: int, kept: int, 
         split = make_split(parse_adapter(plan.adapter), blocks)
         for recipe in ("uniform", "distilled"):
             steps = Recipe.of(plan.recipes[recipe], plan.adapter).steps
-            assert len(positions(steps, split.middle, 0)) == kept
+            assert len(positions(steps, split.middle, 0)[0]) == kept
         assert {parse_method(m).kind for m in plan.deltas.values()} == {"full", "lora", "head"}

@@ -64,7 +64,7 @@ def test_bad_data_stops_every_command_before_a_model_loads(
     )
     told = ("--task", mine, "--data", bad)
     commands: list[tuple[object, ...]] = [
-        ("offer", model, "--out", folder / "new", *told),
+        ("offer", model, "--out", folder / "new", "--keep", 1, *told),
         ("tune", folder / "offer", "--out", folder / "delta", *told),
         ("score", model, *told),
         ("score", folder / "offer", *told),
@@ -112,7 +112,7 @@ ODD = {
 WRONG = {
     "seeds = [-1]": "seeds.0", "seeds = [99999999999]": "seeds.0", "seeds = [1.5]": "seeds.0",
     "seeds = [0, 0]": "hold one twice", "full_lr = -1": "learning rate of -1",
-    "max_length = 0": "max_length", 'adapter = "x"': "'x' is no adapter",
+    "max_length = 0": "max_length", 'adapter = "x"': "'x' is not an adapter",
 }  # fmt: skip
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offsite.cli import options as o
-from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:
-    from offsite.compress.step import Step
     from offsite.tasks.data import TaskData
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
@@ -36,11 +33,15 @@ def offer(
     out: Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")],
     adapter: o.Adapter = "ends:2,2",
     recipe: Annotated[
-        str, typer.Option(help="A preset ('offsite recipes' lists them) or a JSON file of steps.")
-    ] = "uniform",
+        str | None,
+        typer.Option(help="A preset ('offsite recipes' lists them) or a JSON file of steps."),
+    ] = None,
     keep: Keep = None,
     budget: Budget = None,
     distill_steps: Distill = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Ship every block of the middle as it is.")
+    ] = False,
     data: Annotated[str | None, typer.Option(help="Your own data, where a step needs it.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data to score the emulator on.")] = None,
     record: Annotated[Path | None, typer.Option(help="Your private record.")] = None,
@@ -63,16 +64,16 @@ def offer(
     """Cut a model, compress its middle and write the offer."""
     from datetime import timedelta
 
+    from offsite.compress.recipe import RecipeChoice, check_learned
     from offsite.compress.scaleot.step import resolve_adapter
+    from offsite.compress.step import check_data
     from offsite.exchange.manifest import now, parse_reach
     from offsite.exchange.record import Record
     from offsite.files import check_free
     from offsite.lab.measure import folder_bytes, offer_bytes
-    from offsite.model.checkpoint import checkpoint_fingerprint, parse_dtype, pick_device
-    from offsite.model.configuration import load_config
-    from offsite.model.processor import load_processor
+    from offsite.model.checkpoint import Checkpoint, parse_dtype, pick_device
     from offsite.model.split import parse_adapter
-    from offsite.owner.offering import make_offer
+    from offsite.owner.offering import check_record, make_offer
     from offsite.report.structure import spell
     from offsite.tasks import load_task
     from offsite.tasks.data import find_source, prepare_all, read_data
@@ -85,29 +86,22 @@ def offer(
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     own = read_data(kind, find_source(kind, data, "train"), train=True)
     test = read_data(kind, find_source(kind, eval_data, "test"))
-    check_record(record, model, kind.auto_class)
-    processor = load_processor(model, kind.name)
+    full = Checkpoint.of(model, kind.auto_class)
+    rule = parse_adapter(adapter)
+    choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole)
+    steps = choice.steps(full, rule)
+    check_learned(learned, steps, rule)
+    check_data(steps, own)
     if own is not None or test is not None:
-        prepare_all((own, test), processor, load_config(model))
-    by_learned = adapter.startswith("learned")
-    if by_learned:
-        print_ = checkpoint_fingerprint(model, kind.auto_class)
-        adapter = resolve_adapter(adapter, learned, print_)
-    steps = build_recipe(
-        model, kind.auto_class, adapter, recipe, keep, budget, distill_steps, learned
-    )
-    in_recipe = any(getattr(step, "learned", None) == learned for step in steps)
-    if learned is not None and not by_learned and not in_recipe:
-        raise OffsiteError(
-            "--learned says nothing here: neither the recipe nor --adapter learned:N asks for it."
-        )
+        prepare_all((own, test), full.processor, full.config)
+    check_record(record, full)
     work = work_folder(out, resume)
     made, private = make_offer(
-        model,
-        adapter=parse_adapter(adapter),
+        full,
+        adapter=resolve_adapter(rule, learned, full),
         recipe=steps,
         data=own,
-        processor=processor,
+        processor=full.processor,
         task=kind,
         seed=seed,
         device=device,
@@ -116,7 +110,7 @@ def offer(
         expires=now() + timedelta(days=expires_days) if expires_days is not None else None,
         prompt_decoder=prompt_decoder,
         reach=parse_reach(reach),
-        work=work if any(hasattr(step, "steps") for step in steps) else None,
+        work=work if any(step.needs.work for step in steps) else None,
         resume=resume,
     )
     if not main_process():
@@ -158,24 +152,6 @@ def offer(
         result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
         lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
     o.emit(result, json, lines)
-
-
-def check_record(record: Path, model: str, auto_class: str) -> None:
-    """Refuse, before any work, a record that is another model's or cannot be written."""
-    from offsite.exchange.record import Record
-    from offsite.model.checkpoint import checkpoint_fingerprint
-
-    if record.exists():
-        if Record.load(record).fingerprint != checkpoint_fingerprint(model, auto_class):
-            raise OffsiteError(
-                f"The record '{record}' belongs to another model; name another --record."
-            )
-        writable = os.access(record, os.W_OK)
-    else:
-        above = next(folder for folder in record.absolute().parents if folder.exists())
-        writable = above.is_dir() and os.access(above, os.W_OK)
-    if not writable:
-        raise OffsiteError(f"The record '{record}' cannot be written there; name another --record.")
 
 
 def plug(
@@ -224,47 +200,6 @@ def plug(
     manifest, words = given.manifest, method_text(given.manifest.method)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
     o.emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])
-
-
-def build_recipe(
-    model: str,
-    auto_class: str,
-    adapter: str,
-    recipe: str,
-    keep: int | None,
-    budget: float | None,
-    distill_steps: int | None,
-    learned: str | None,
-) -> list[Step]:
-    """The steps of a preset at a budget (or a count of blocks), or of a JSON file."""
-    from offsite.compress import parse_recipe
-    from offsite.compress.distill import Distill as DistillStep
-    from offsite.compress.presets import Shape, make_recipe
-    from offsite.files import read_json
-    from offsite.model.split import parse_adapter
-
-    if keep is not None and budget is not None:
-        raise OffsiteError("Give --keep or --budget, not both.")
-    if recipe.endswith(".json"):
-        if not all(option is None for option in (keep, budget, distill_steps)):
-            raise OffsiteError(
-                f"'{recipe}' says all of the recipe; put into it what --keep, --budget and "
-                "--distill-steps say."
-            )
-        steps = parse_recipe(read_json(recipe))
-    else:
-        shape = Shape.of_name(model, parse_adapter(adapter), auto_class)
-        middle = shape.blocks
-        if keep is not None and not 1 <= keep <= middle:
-            raise OffsiteError(
-                f"Cannot keep {keep} of {middle} middle blocks; choose 1 to {middle}."
-            )
-        share = budget if budget is not None else (keep or middle) / middle
-        steps = make_recipe(recipe, shape, share, learned=learned)
-    if distill_steps is not None:
-        steps = [step for step in steps if not isinstance(step, DistillStep)]
-        steps += [DistillStep(steps=distill_steps)] if distill_steps else []
-    return steps
 
 
 def score_model(model: Any, data: TaskData | None, processor: Any, device: str | None) -> Any:

@@ -53,6 +53,7 @@ def sweep(
     from offsite.lab import sweep as frontier
     from offsite.lab.plan import Plan
     from offsite.lab.results import run_plans
+    from offsite.model.checkpoint import Checkpoint
     from offsite.model.split import parse_adapter
     from offsite.report.bars import check_picture
     from offsite.tasks import load_task
@@ -61,8 +62,9 @@ def sweep(
         o.check_source(source)
     wish, picture = read_target(target), out / "frontier.png"
     check_picture(picture, frontier.PURPOSE)
-    adapter = resolve_adapter(adapter, learned)
-    shape = Shape.of_name(model, parse_adapter(adapter), load_task(task).auto_class)
+    auto_class = load_task(task).auto_class
+    rule = resolve_adapter(parse_adapter(adapter), learned, Checkpoint.of(model, auto_class))
+    shape = Shape.of_name(model, rule, auto_class)
     grid = frontier.grid(recipe.split(","), o.numbers(budgets, "budgets"), shape, learned)
     plan = Plan(
         model=model,
@@ -71,7 +73,7 @@ def sweep(
         task=task,
         max_length=max_length,
         skip_bad=skip_bad,
-        adapter=adapter,
+        adapter=str(rule),
         calibration=calibration,
         recipes={cell.name: list(cell.steps) for cell in grid},
         deltas={delta: method_json(delta)},

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from offsite.codec import require
 from offsite.compress.distill import copy_middle
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
 from offsite.model.replay import Call, forward, real_tokens, relative_error, watch
@@ -63,6 +63,11 @@ class Align:
             "numbers from 0, one of them above.",
         )
         TrainOptions(steps=self.steps, lr=self.lr, batch_size=self.batch_size)
+
+    @property
+    def needs(self) -> Needs:
+        """Calibration data and a work folder."""
+        return Needs(data=True, work=True)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if context.data is None or context.task is None:

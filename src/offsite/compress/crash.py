@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from offsite.codec import require
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias, block_config, get_blocks
 from offsite.model.replay import observe
@@ -42,6 +42,11 @@ class Cluster:
     def __post_init__(self) -> None:
         require(self.keep >= 1, f"At least one middle block must stay, not {self.keep}.")
 
+    @property
+    def needs(self) -> Needs:
+        """Calibration data."""
+        return Needs(data=True)
+
     def __call__(self, middle: Middle, context: Context) -> Middle:
         states = pooled_states(context, middle.positions)
         segments = [
@@ -67,6 +72,11 @@ class Share:
     """
 
     kind: ClassVar[str] = "share"
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing but the middle."""
+        return Needs()
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         types = layer_types(context)

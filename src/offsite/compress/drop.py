@@ -10,7 +10,7 @@ import torch
 
 from offsite.codec import require
 from offsite.compress.importance import importance, weakest_run
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.split import Middle
 
@@ -46,6 +46,11 @@ class Drop:
             chosen = torch.randperm(len(positions), generator=generator)[: self.keep]
             return tuple(positions[i] for i in sorted(chosen.tolist()))
         return None
+
+    @property
+    def needs(self) -> Needs:
+        """Calibration data, unless blocks are chosen by position or at random."""
+        return Needs(data=self.by not in ("uniform", "random"), plan=self.plan)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)

@@ -19,7 +19,7 @@ from offsite.compress.channels import (
     split_feed_forward,
 )
 from offsite.compress.linears import is_attention, linears, map_linears, matrix
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.model.replay import forward
@@ -58,6 +58,11 @@ class Narrow:
     def __post_init__(self) -> None:
         for share in (self.feed_forward, self.groups):
             require(0 < share <= 1, f"The share kept is over 0 to 1, not {share}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Calibration data, where something is cut."""
+        return Needs(data=min(self.feed_forward, self.groups) < 1)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if self.feed_forward == self.groups == 1:

@@ -17,7 +17,7 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix, with_matrix
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.model.split import Middle
 
 
@@ -37,6 +37,11 @@ class Noise:
 
     def __post_init__(self) -> None:
         require(0 <= self.scale <= 10, f"The noise scale is 0 to 10, not {self.scale}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing but the middle."""
+        return Needs()
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         def change(position: int, name: str, layer: nn.Module) -> nn.Module | None:

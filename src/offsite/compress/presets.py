@@ -24,7 +24,7 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import block_config, get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.layers import linear_spec
-from offsite.model.split import Adapter, Split, make_split
+from offsite.model.split import AdapterRule, Split, example_split
 
 BETA = 0.6
 SCALE = 0.4
@@ -75,14 +75,14 @@ class Shape:
         return int((dtype or next(self.block.parameters()).dtype).itemsize)
 
     @classmethod
-    def of_name(cls, model: str, adapter: Adapter, auto_class: str) -> Shape:
+    def of_name(cls, model: str, rule: AdapterRule, auto_class: str) -> Shape:
         """The shape of a model by folder or hub name; only its config is read.
 
         Raises:
             OffsiteError: no such model, or an adapter that does not fit it.
         """
         skeleton = Checkpoint.of(model, auto_class).outline
-        return cls(skeleton, make_split(adapter, len(get_blocks(skeleton))))
+        return cls(skeleton, example_split(rule, len(get_blocks(skeleton))))
 
     def keep(self, share: float) -> int:
         """The number of blocks nearest to a share of them, at least one."""
@@ -199,9 +199,14 @@ def make_recipe(
         OffsiteError: an unknown preset, or a budget out of range.
     """
     if name not in PRESETS:
-        raise OffsiteError(f"'{name}' is no preset; choose one of: {', '.join(PRESETS)}.")
+        raise unknown_preset(name)
     if not 0 < budget <= 1:
         raise OffsiteError(
             f"A budget is the share of the middle's bytes kept, over 0 to 1, not {budget}."
         )
     return PRESETS[name].make(shape, budget, learned)
+
+
+def unknown_preset(name: str) -> OffsiteError:
+    """The refusal of a name that is not a preset."""
+    return OffsiteError(f"'{name}' is not a preset; choose one of: {', '.join(PRESETS)}.")

@@ -10,7 +10,7 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix, with_matrix
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.model.split import Middle
 
 
@@ -29,6 +29,11 @@ class Prune:
 
     def __post_init__(self) -> None:
         require(0 < self.keep <= 1, f"The share of weights kept is 0 to 1, not {self.keep}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing but the middle."""
+        return Needs()
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         def change(position: int, name: str, layer: nn.Module) -> nn.Module | None:

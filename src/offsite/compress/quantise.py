@@ -11,7 +11,7 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.model.layers import QuantisedLinear
 from offsite.model.split import Middle
 
@@ -36,6 +36,11 @@ class Quantise:
     def __post_init__(self) -> None:
         require(self.bits in (8, 4), f"Weights can take 8 or 4 bits, not {self.bits}.")
         require(self.group >= 1, f"A group is of at least one input, not {self.group}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing but the middle."""
+        return Needs()
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         def change(position: int, name: str, layer: nn.Module) -> nn.Module:

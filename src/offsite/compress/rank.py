@@ -10,7 +10,7 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.linears import is_attention, map_linears, matrix, with_matrix
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.model.layers import LowRankLinear
 from offsite.model.split import Middle
 
@@ -36,6 +36,11 @@ class Rank:
 
     def __post_init__(self) -> None:
         require(0 <= self.beta < 1, f"beta is the share of rank removed, 0 to 1, not {self.beta}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing but the middle."""
+        return Needs()
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         def change(position: int, name: str, layer: nn.Module) -> nn.Module | None:

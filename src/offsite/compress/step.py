@@ -6,7 +6,7 @@ may share tensors with the owner's model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -80,14 +80,31 @@ class Context:
             yield {key: value.to(self.device) for key, value in batch.items()}
 
 
-class Step(Protocol):
-    """One compression step.
+@dataclass(frozen=True)
+class Needs:
+    """What a step asks of the owner besides the model.
 
-    A step that can choose positions before any weight is read (uniform drop) also has
-    ``plan(positions, seed) -> positions``; the owner then loads only those blocks.
+    Attributes:
+        data: it looks at calibration data.
+        work: it takes long, and keeps in a work folder what it needs to be resumed.
+        learned: the folder of an earlier LayerReplace pass that it reads.
+        plan: where a step chooses blocks by position alone, ``plan(positions, seed)`` gives those
+            that stay, before any weight is read; None from it means that weights are needed.
     """
 
+    data: bool = False
+    work: bool = False
+    learned: str | None = None
+    plan: Callable[[Sequence[int], int], tuple[int, ...] | None] | None = None
+
+
+class Step(Protocol):
+    """One compression step: what it needs, and what it makes of a middle."""
+
     kind: ClassVar[str]
+
+    @property
+    def needs(self) -> Needs: ...
 
     def __call__(self, middle: Middle, context: Context) -> Middle: ...
 
@@ -100,15 +117,31 @@ def compress(recipe: Sequence[Step], context: Context, middle: Middle | None = N
     return middle
 
 
-def plan(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> tuple[int, ...]:
-    """The positions left after the leading steps that need no weights."""
+def plan(
+    recipe: Sequence[Step], positions: Sequence[int], seed: int
+) -> tuple[tuple[int, ...], tuple[Step, ...]]:
+    """The positions left after the leading steps that need no weights, and the other steps."""
     chosen = tuple(positions)
-    for step in recipe:
-        planned = getattr(step, "plan", lambda *_: None)(chosen, seed)
+    for index, step in enumerate(recipe):
+        planned = None if step.needs.plan is None else step.needs.plan(chosen, seed)
         if planned is None:
-            break
+            return chosen, tuple(recipe[index:])
         chosen = planned
-    return chosen
+    return chosen, ()
+
+
+def check_data(recipe: Sequence[Step], given: object, option: str = "--data") -> None:
+    """Refuse a recipe that needs calibration data where there is none.
+
+    Raises:
+        OffsiteError: naming the step.
+    """
+    for step in recipe:
+        if step.needs.data and given is None:
+            raise OffsiteError(
+                f"The step '{step.kind}' needs calibration data of the owner; give it with "
+                f"{option}, or choose a recipe without it."
+            )
 
 
 def recipe_identity(recipe: Sequence[Step]) -> list[dict[str, Any]]:

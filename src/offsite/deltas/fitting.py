@@ -10,7 +10,7 @@ from offsite.errors import OffsiteError
 from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
-from offsite.model.split import make_split, parse_adapter
+from offsite.model.split import example_split, parse_adapter
 
 
 def misfits(
@@ -22,7 +22,7 @@ def misfits(
 
     Args:
         model: folder or hub name.
-        adapter: a rule such as ``ends:2,2``; blocks that are still to be learnt are as the first.
+        adapter: a rule such as ``ends:2,2``; where importance is not known yet, the first blocks.
 
     Raises:
         OffsiteError: no such model, adapter or decoder.
@@ -32,8 +32,7 @@ def misfits(
     for kind, method in METHODS.items():
         skeleton = checkpoint.outline
         total = len(get_blocks(skeleton))
-        learned = adapter.startswith("learned:")
-        blocks = (0,) if learned else make_split(parse_adapter(adapter), total).adapter
+        blocks = example_split(parse_adapter(adapter), total).adapter
         if prompt_decoder is not None and kind == IntrinsicPrompt.kind:
             give_decoder(skeleton, prompt_decoder)
         try:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from offsite.compress.align import Align
-from offsite.compress.crash import Cluster
-from offsite.compress.distill import Distill
-from offsite.compress.drop import Drop
-from offsite.compress.gradot.step import GradOT
-from offsite.compress.narrow import Narrow
-from offsite.compress.scaleot.step import LayerReplace
-from offsite.compress.step import Step
+from offsite.compress.step import check_data
 from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan, Recipe
 from offsite.model.configuration import load_config
 from offsite.model.processor import load_processor
-from offsite.model.split import parse_adapter
+from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source
 
@@ -42,18 +34,15 @@ def check_plan(plan: Plan) -> PlanData:
     """
     for name, value in plan.recipes.items():
         recipe = Recipe.of(value, plan.adapter)
-        if recipe.learned_blocks is None:
-            parse_adapter(recipe.adapter)
-        elif not recipe.trainings:
+        if isinstance(recipe.rule, learned) and not recipe.trainings:
             raise OffsiteError(
                 f"The recipe '{name}' has the adapter '{recipe.adapter}' and no layer_replace step "
                 "that learns importance; give it one, or name the blocks."
             )
-        if plan.calibration is None and needs_data(recipe.steps):
-            raise OffsiteError(
-                f"The recipe '{name}' needs calibration data of the owner; give it with "
-                "--calibration, or leave the recipe out."
-            )
+        try:
+            check_data(recipe.steps, plan.calibration, "--calibration")
+        except OffsiteError as error:
+            raise OffsiteError(f"In the recipe '{name}': {error}") from None
     private, public = plan.tasks()
     data = PlanData(
         load_processor(plan.model, private.name),
@@ -66,13 +55,3 @@ def check_plan(plan: Plan) -> PlanData:
         one.check()
     prepare_all(sets, data.processor, load_config(plan.model))
     return data
-
-
-def needs_data(steps: Iterable[Step]) -> bool:
-    """Whether some step looks at data of the owner."""
-    return any(
-        isinstance(step, (Align, Cluster, Distill, GradOT, Narrow))
-        or (isinstance(step, Drop) and step.by not in ("uniform", "random"))
-        or (isinstance(step, LayerReplace) and step.learned is None)
-        for step in steps
-    )

@@ -39,8 +39,8 @@ from offsite.codec import to_json
 from offsite.compress.presets import Shape, make_recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
-from offsite.lab.plan import FULL_LR, Plan, Recipe
-from offsite.model.split import ends, parse_adapter
+from offsite.lab.plan import FULL_LR, Plan
+from offsite.model.split import parse_adapter
 from offsite.tasks import load_task
 from offsite.tasks.data import find_source, need_source
 from offsite.training.options import TrainOptions
@@ -208,9 +208,7 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
         if isinstance(recipe, str):
             preset, _, budget = recipe.partition("@")
             if own not in shapes:
-                count = Recipe((), own).learned_blocks
-                chosen = ends(count, 0) if count else parse_adapter(own)
-                shapes[own] = Shape.of_name(model, chosen, auto_class)
+                shapes[own] = Shape.of_name(model, parse_adapter(own), auto_class)
             try:
                 share = float(budget or 1)
             except ValueError:

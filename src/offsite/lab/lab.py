@@ -17,7 +17,7 @@ from typing import Any
 
 from offsite.codec import to_json
 from offsite.compress.scaleot.learning import Training, learn
-from offsite.compress.scaleot.step import LayerReplace, most_important
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
@@ -33,7 +33,7 @@ from offsite.lab.plan import Plan, Recipe, Row, Tuning, slug
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import load_model, parse_dtype, pick_device
 from offsite.model.heads import give_head, labels_of, same_classes
-from offsite.model.split import Adapter, Split, parse_adapter
+from offsite.model.split import Split
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
 from offsite.tasks.data import TaskData
@@ -211,11 +211,8 @@ class Lab:
     def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
         """The offer of one recipe and seed."""
         passes = {training: self.learned(training, seed) for training in recipe.trainings}
-        adapter: Adapter
-        if recipe.learned_blocks is not None:  # by the first pass
-            adapter = most_important(passes[recipe.trainings[0]]["scores"], recipe.learned_blocks)
-        else:
-            adapter = parse_adapter(recipe.adapter)
+        scores = passes[recipe.trainings[0]]["scores"] if passes else None  # by the first pass
+        adapter = recipe.rule(len(get_blocks(self.model)), scores).adapter
         steps = [
             replace(step, learned=passes[step.training]["folder"])
             if isinstance(step, LayerReplace) and step.learned is None

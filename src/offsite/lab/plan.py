@@ -11,7 +11,7 @@ from typing import Any
 from offsite.codec import check_seed
 from offsite.compress import parse_recipe
 from offsite.compress.scaleot.learning import Training
-from offsite.compress.scaleot.step import LayerReplace, learned_count
+from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step, recipe_identity
 from offsite.compress.step import plan as positions
 from offsite.deltas import parse_method
@@ -19,7 +19,7 @@ from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Reach, parse_reach
 from offsite.exchange.prompt_decoder import give_decoder
-from offsite.model.split import make_split, parse_adapter
+from offsite.model.split import AdapterRule, example_split, parse_adapter
 from offsite.scores.scores import Scores
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
@@ -119,9 +119,9 @@ class Recipe:
         return cls(tuple(parse_recipe(value)), adapter)
 
     @property
-    def learned_blocks(self) -> int | None:
-        """COUNT of ``learned:COUNT``, else None."""
-        return learned_count(self.adapter)
+    def rule(self) -> AdapterRule:
+        """Which blocks are adapter."""
+        return parse_adapter(self.adapter)
 
     @property
     def trainings(self) -> tuple[Training, ...]:
@@ -131,9 +131,7 @@ class Recipe:
 
     def check(self, blocks: int) -> None:
         """Refuse an adapter, or a number of blocks to keep, that a model of so many has not."""
-        if self.learned_blocks is None:
-            middle = make_split(parse_adapter(self.adapter), blocks).middle
-            positions(self.steps, middle, 0)
+        positions(self.steps, example_split(self.rule, blocks).middle, 0)
 
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer depends on."""

@@ -65,18 +65,80 @@ class ends:
     first: int
     last: int
 
-    def __call__(self, total: int) -> Split:
+    def __str__(self) -> str:
+        return f"ends:{self.first},{self.last}"
+
+    def __call__(self, total: int, scores: Sequence[float] | None = None) -> Split:
+        """The split of a model of ``total`` blocks.
+
+        Raises:
+            OffsiteError: counts that are negative or leave no middle.
+        """
         if self.first < 0 or self.last < 0:
-            raise OffsiteError(f"ends:{self.first},{self.last} is negative; use two counts from 0.")
+            raise OffsiteError(f"'{self}' has a negative count; use two counts from 0.")
         if self.first + self.last >= total:
             raise OffsiteError(
-                f"ends:{self.first},{self.last} takes {self.first + self.last} of {total} blocks "
-                f"and leaves no middle; take at most {total - 1} in all."
+                f"'{self}' takes {self.first + self.last} of {total} blocks and leaves no middle; "
+                f"take at most {total - 1} in all."
             )
         return Split((*range(self.first), *range(total - self.last, total)), total)
 
 
-Adapter = Callable[[int], Split] | Sequence[int]
+@dataclass(frozen=True)
+class Positions:
+    """An adapter of the blocks at these positions."""
+
+    at: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.at))
+
+    def __call__(self, total: int, scores: Sequence[float] | None = None) -> Split:
+        """The split of a model of ``total`` blocks."""
+        return Split(self.at, total)
+
+
+@dataclass(frozen=True)
+class learned:
+    """An adapter of the ``count`` most important blocks, as ScaleOT chooses them."""
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"learned:{self.count}"
+
+    def __call__(self, total: int, scores: Sequence[float] | None = None) -> Split:
+        """The split of a model of ``total`` blocks by ``scores``, one for each block.
+
+        Raises:
+            OffsiteError: no scores, those of another number of blocks, or an impossible count.
+        """
+        if scores is None or len(scores) != total:
+            raise OffsiteError(
+                f"'{self}' needs the importance of {total} blocks; give --learned with the folder "
+                "of a LayerReplace pass on this model "
+                "('offsite importance MODEL --data ... --learn FOLDER')."
+            )
+        return Split(most_important(scores, self.count), total)
+
+
+AdapterRule = ends | Positions | learned
+Adapter = AdapterRule | Callable[[int], Split] | Sequence[int]
+
+
+def most_important(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """The ``count`` positions of highest score, ascending; of equal ones the earlier.
+
+    Raises:
+        OffsiteError: an adapter of no block or of all.
+    """
+    if not 1 <= count < len(scores):
+        raise OffsiteError(
+            f"An adapter of {count} of {len(scores)} blocks is impossible; choose 1 to "
+            f"{len(scores) - 1}."
+        )
+    ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
+    return tuple(sorted(ranked[:count]))
 
 
 def make_split(adapter: Adapter, total: int) -> Split:
@@ -84,8 +146,13 @@ def make_split(adapter: Adapter, total: int) -> Split:
     return adapter(total) if callable(adapter) else Split(tuple(adapter), total)
 
 
-def parse_adapter(text: str) -> Adapter:
-    """Read the command line's ``ends:2,2`` or ``0,5,18,23``.
+def example_split(rule: AdapterRule, total: int) -> Split:
+    """A split of the rule's size where importance is not known yet: then of the first blocks."""
+    return rule(total, range(total, 0, -1))
+
+
+def parse_adapter(text: str) -> AdapterRule:
+    """Read the command line's ``ends:2,2``, ``0,5,18,23`` or ``learned:4``.
 
     Raises:
         OffsiteError: any other form.
@@ -97,10 +164,13 @@ def parse_adapter(text: str) -> Adapter:
         numbers = ()
     if kind == "ends" and len(numbers) == 2:
         return ends(*numbers)
+    if kind == "learned" and len(numbers) == 1:
+        return learned(*numbers)
     if kind == "" and numbers:
-        return numbers
+        return Positions(numbers)
     raise OffsiteError(
-        f"'{text}' is no adapter; write ends:FIRST,LAST or block positions such as 0,5,23."
+        f"'{text}' is not an adapter; write ends:FIRST,LAST, block positions such as 0,5,23, or "
+        "learned:COUNT for the most important blocks."
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from offsite.codec import to_json
-from offsite.compress.step import Context, Step, compress, plan, recipe_identity
+from offsite.compress.step import Context, Step, check_data, compress, recipe_identity
+from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_change, make_contract
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
@@ -29,9 +30,8 @@ from offsite.exchange.prompt_decoder import Decoder, decoder_hash, decoder_tenso
 from offsite.exchange.record import OfferRecord, Record
 from offsite.model.blocks import block_path, get_blocks
 from offsite.model.checkpoint import Checkpoint, load_model, pick_device
-from offsite.model.processor import load_processor
-from offsite.model.split import Adapter, Middle, Split, ends, join, make_split, places, whole_middle
-from offsite.model.stored import model_fingerprint
+from offsite.model.split import Adapter, ends, join, places
+from offsite.owner.cutting import cut_checkpoint, cut_module
 from offsite.owner.plugging import merge_delta
 from offsite.owner.reach import check_reach
 from offsite.owner.verbatim import verbatim_tensors
@@ -43,7 +43,7 @@ from offsite.training.resume import same_run
 
 
 def make_offer(
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | Checkpoint,
     *,
     adapter: Adapter = ends(2, 2),  # noqa: B008 (frozen)
     recipe: Sequence[Step] = (),
@@ -63,9 +63,9 @@ def make_offer(
     """Cut a model and compress its middle.
 
     Args:
-        model: folder, hub name, or a transformers model in memory, whose weights stay as they are
-            and are shared with the offer; it is frozen and put in evaluation mode. From a folder, a
-            recipe that only drops blocks reads only the blocks it keeps.
+        model: folder, hub name, checkpoint, or a transformers model in memory, whose weights stay
+            as they are and are shared with the offer; it is frozen and put in evaluation mode.
+            From a folder, a recipe that only drops blocks reads only the blocks it keeps.
         adapter: a rule such as ``ends(2, 2)`` or the positions themselves.
         recipe: compression steps, applied in order to the middle; none ships the middle whole.
         data: the owner's calibration data (a path, or rows the task made), where a step needs it.
@@ -89,13 +89,14 @@ def make_offer(
     """
     task = task or CausalText()
     check_name(name)
-    source = model if isinstance(model, (str, Path)) else None
-    if source is not None:
-        processor = processor or load_processor(source, task.name)
-        cut = _cut_checkpoint(source, adapter, recipe, seed, task, dtype)
+    check_data(recipe, data)
+    source: Checkpoint | None = None
+    if not isinstance(model, nn.Module):
+        source = model if isinstance(model, Checkpoint) else Checkpoint.of(model, task.auto_class)
+        processor = processor or source.processor
+        cut = cut_checkpoint(source, adapter, recipe, seed, dtype)
     else:
-        assert isinstance(model, nn.Module)
-        cut = _cut_module(model, adapter)
+        cut = cut_module(model, adapter)
     if cut.rest:
         target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
         full = cut.model.to(target).eval()
@@ -134,7 +135,9 @@ def make_offer(
     if prompt_decoder is not None:
         give_decoder(emulator, prompt_decoder)
     decoder = decoder_tensors(emulator)
-    label = name or (Path(source).resolve().name if source is not None else type(model).__name__)
+    label = name or (
+        Path(source.name).resolve().name if source is not None else type(model).__name__
+    )
     path = block_path(emulator)
     contract = make_contract(emulator, path, positions, reach)
     manifest = OfferManifest(
@@ -176,76 +179,6 @@ def make_offer(
         offers=(entry,),
     )
     return Offer(emulator, manifest, processor, record=record), record
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A model cut in two, before compression; ``rest`` when steps remain that need the whole."""
-
-    model: Any
-    split: Split
-    middle: Middle
-    rest: bool
-    native: torch.dtype
-    fingerprint: str
-    middle_parameters: int
-    model_bytes: int
-
-
-def _sizes(skeleton: nn.Module, split: Split, native: torch.dtype) -> tuple[int, int]:
-    """Parameters of the middle, and bytes of the whole model."""
-    blocks = get_blocks(skeleton)
-    middle = sum(p.numel() for i in split.middle for p in blocks[i].parameters())
-    return middle, sum(p.numel() for p in skeleton.parameters()) * native.itemsize
-
-
-def _cut_checkpoint(
-    source: str | Path,
-    adapter: Adapter,
-    recipe: Sequence[Step],
-    seed: int,
-    task: Task,
-    dtype: torch.dtype | None,
-) -> _Cut:
-    checkpoint = Checkpoint.of(source, task.auto_class)
-    skeleton = checkpoint.skeleton
-    split = make_split(adapter, checkpoint.total)
-    kept = plan(recipe, split.middle, seed)
-    planned = recipe_is_planned(recipe, split.middle, seed)
-    order = places(split, kept)[0]
-    model = checkpoint.load(keep=order if planned else None)
-    native = next(model.parameters()).dtype
-    if not planned:
-        model = model.to(dtype or torch.float32)
-    blocks = get_blocks(model)
-    middle = (
-        Middle(tuple(blocks[order.index(p)] for p in kept), kept)
-        if planned
-        else whole_middle(model, split)
-    )
-    return _Cut(
-        model, split, middle, not planned, native, checkpoint.fingerprint,
-        *_sizes(skeleton, split, native),
-    )  # fmt: skip
-
-
-def recipe_is_planned(recipe: Sequence[Step], positions: Sequence[int], seed: int) -> bool:
-    """Whether every step of a recipe chooses blocks without reading weights."""
-    for step in recipe:
-        chosen = getattr(step, "plan", lambda *_: None)(positions, seed)
-        if chosen is None:
-            return False
-        positions = chosen
-    return True
-
-
-def _cut_module(model: nn.Module, adapter: Adapter) -> _Cut:
-    split = make_split(adapter, len(get_blocks(model)))
-    native = next(model.parameters()).dtype
-    return _Cut(
-        model, split, whole_middle(model, split), True, native, model_fingerprint(model),
-        *_sizes(model, split, native),
-    )  # fmt: skip
 
 
 def _device_of(model: nn.Module, source: object) -> torch.device:
@@ -295,3 +228,22 @@ def plug(
     check_change(model, tuned)
     with ledger.accepting(delta.manifest):
         return tuned
+
+
+def check_record(record: Path, model: Checkpoint) -> None:
+    """Refuse, before any work, a record that is another model's or cannot be written.
+
+    Raises:
+        OffsiteError: saying to name another record.
+    """
+    if record.exists():
+        if Record.load(record).fingerprint != model.fingerprint:
+            raise OffsiteError(
+                f"The record '{record}' belongs to another model; name another --record."
+            )
+        writable = os.access(record, os.W_OK)
+    else:
+        above = next(folder for folder in record.absolute().parents if folder.exists())
+        writable = above.is_dir() and os.access(above, os.W_OK)
+    if not writable:
+        raise OffsiteError(f"The record '{record}' cannot be written there; name another --record.")

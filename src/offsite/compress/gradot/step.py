@@ -28,7 +28,7 @@ from offsite.compress.channels import check_same, cut_channels, split_feed_forwa
 from offsite.compress.gradot.kfac import Statistics, collect
 from offsite.compress.linears import is_attention, linears, map_linears, matrix
 from offsite.compress.rank import factorised
-from offsite.compress.step import Context
+from offsite.compress.step import Context, Needs
 from offsite.model.blocks import get_blocks
 from offsite.model.split import Kept, Middle
 
@@ -63,6 +63,11 @@ class GradOT:
         for share in (self.attention, self.feed_forward):
             require(0 < share <= 1, f"The share of parameters kept is 0 to 1, not {share}.")
         require(self.batches >= 1, "At least one batch is needed to measure gradients.")
+
+    @property
+    def needs(self) -> Needs:
+        """Calibration data, where something is cut."""
+        return Needs(data=min(self.attention, self.feed_forward) < 1)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if self.attention == self.feed_forward == 1:

@@ -11,10 +11,19 @@ from offsite.compress.crash import layer_types
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot.learned import Learned
 from offsite.compress.scaleot.learning import Training, learn
-from offsite.compress.step import Context, Step
+from offsite.compress.step import Context, Needs, Step
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias
-from offsite.model.split import Middle, places
+from offsite.model.checkpoint import Checkpoint
+from offsite.model.split import (
+    AdapterRule,
+    Middle,
+    Positions,
+    ends,
+    learned,
+    most_important,
+    places,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,12 @@ class LayerReplace:
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, f"alpha is the share replaced, 0 to 1, not {self.alpha}.")
         _ = self.training  # refuses its own
+
+    @property
+    def needs(self) -> Needs:
+        """Data and a work folder to learn in, unless it was learned before."""
+        own = self.learned is None and self.alpha > 0
+        return Needs(data=own, work=own, learned=self.learned)
 
     @property
     def training(self) -> Training:
@@ -83,57 +98,37 @@ def least_important(
     return tuple(sorted(sorted(positions, key=lambda p: (scores[p], -p))[:count]))
 
 
-def most_important(scores: Sequence[float], count: int) -> tuple[int, ...]:
-    """The ``count`` positions of highest score, ascending; of equal ones the earlier.
+def resolve_adapter(
+    rule: AdapterRule, folder: str | None, checkpoint: Checkpoint
+) -> ends | Positions:
+    """``learned(4)`` as the positions of the four most important blocks; other rules as they are.
+
+    Args:
+        folder: of a LayerReplace pass on this model.
 
     Raises:
-        OffsiteError: an adapter of no block or of all.
+        OffsiteError: no such folder, one of another model, or an impossible count.
     """
-    if not 1 <= count < len(scores):
-        raise OffsiteError(
-            f"An adapter of {count} of {len(scores)} blocks is impossible; choose 1 to "
-            f"{len(scores) - 1}."
-        )
-    ranked = sorted(range(len(scores)), key=lambda p: (-scores[p], p))
-    return tuple(sorted(ranked[:count]))
-
-
-def learned_count(text: str) -> int | None:
-    """COUNT of ``learned:COUNT``, else None."""
-    kind, _, count = text.partition(":")
-    return int(count) if kind == "learned" and count.isdigit() else None
-
-
-def resolve_adapter(text: str, learned: str | None, fingerprint: str | None = None) -> str:
-    """``learned:4`` as the positions of the four most important blocks; other texts as they are.
-
-    Raises:
-        OffsiteError: no folder of a LayerReplace pass, one of a model with another fingerprint, or
-            an impossible count.
-    """
-    if text.partition(":")[0] != "learned":
-        return text
-    count = learned_count(text)
-    if learned is None or count is None:
-        raise OffsiteError(
-            f"'{text}' needs a count, as in learned:4, and --learned with the folder of a "
-            "LayerReplace pass; make one with 'offsite importance MODEL --data ... --learn FOLDER'."
-        )
-    found = Learned.load(learned)
-    if fingerprint is not None and found.fingerprint != fingerprint:
-        raise OffsiteError(
-            f"'{learned}' was learned on another model; learn scores and harmonizers afresh."
-        )
-    return ",".join(map(str, most_important(found.scores, count)))
+    if not isinstance(rule, learned):
+        return rule
+    scores = None
+    if folder is not None:
+        found = Learned.load(folder)
+        if found.fingerprint != checkpoint.fingerprint:
+            raise OffsiteError(
+                f"'{folder}' was learned on another model; learn scores and harmonizers afresh."
+            )
+        scores = found.scores
+    return Positions(rule(checkpoint.total, scores).adapter)
 
 
 def scaleot(
-    learned: str, scores: Sequence[float], count: int, alpha: float, beta: float
+    folder: str, scores: Sequence[float], count: int, alpha: float, beta: float
 ) -> tuple[tuple[int, ...], list[Step]]:
     """The whole method from its three numbers.
 
     Args:
-        learned: folder of the LayerReplace pass.
+        folder: of the LayerReplace pass.
         scores: its scores, one per block of the model.
         count: how many blocks are adapter: the most important ones.
         alpha: share of the others that harmonizers replace: the least important ones.
@@ -146,7 +141,7 @@ def scaleot(
         OffsiteError: an adapter of no block or of all.
     """
     adapter = most_important(scores, count)
-    recipe: list[Step] = [LayerReplace(alpha=alpha, learned=learned)]
+    recipe: list[Step] = [LayerReplace(alpha=alpha, learned=folder)]
     if beta:
         recipe.append(Rank(beta=beta))
     return adapter, recipe

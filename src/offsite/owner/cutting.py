@@ -1,0 +1,84 @@
+"""Cut a model into adapter and middle, in memory or from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.compress.step import Step, plan
+from offsite.model.blocks import get_blocks
+from offsite.model.checkpoint import Checkpoint
+from offsite.model.split import Adapter, Middle, Split, make_split, places, whole_middle
+from offsite.model.stored import model_fingerprint
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model cut into adapter and middle, before compression.
+
+    Attributes:
+        model: the model, of the blocks that were read.
+        split: which blocks of the full model are adapter.
+        middle: the blocks that stand between them now.
+        rest: steps remain that need the whole model.
+        native: the dtype that the weights came in.
+        fingerprint: of the full model.
+        middle_parameters, model_bytes: the sizes of the full model.
+    """
+
+    model: Any
+    split: Split
+    middle: Middle
+    rest: bool
+    native: torch.dtype
+    fingerprint: str
+    middle_parameters: int
+    model_bytes: int
+
+
+def sizes(skeleton: nn.Module, split: Split, native: torch.dtype) -> tuple[int, int]:
+    """Parameters of the middle, and bytes of the whole model."""
+    blocks = get_blocks(skeleton)
+    middle = sum(p.numel() for i in split.middle for p in blocks[i].parameters())
+    return middle, sum(p.numel() for p in skeleton.parameters()) * native.itemsize
+
+
+def cut_checkpoint(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    recipe: Sequence[Step],
+    seed: int,
+    dtype: torch.dtype | None,
+) -> Cut:
+    skeleton = checkpoint.skeleton
+    split = make_split(adapter, checkpoint.total)
+    kept, rest = plan(recipe, split.middle, seed)
+    planned = not rest
+    order = places(split, kept)[0]
+    model = checkpoint.load(keep=order if planned else None)
+    native = next(model.parameters()).dtype
+    if not planned:
+        model = model.to(dtype or torch.float32)
+    blocks = get_blocks(model)
+    middle = (
+        Middle(tuple(blocks[order.index(p)] for p in kept), kept)
+        if planned
+        else whole_middle(model, split)
+    )
+    return Cut(
+        model, split, middle, not planned, native, checkpoint.fingerprint,
+        *sizes(skeleton, split, native),
+    )  # fmt: skip
+
+
+def cut_module(model: nn.Module, adapter: Adapter) -> Cut:
+    split = make_split(adapter, len(get_blocks(model)))
+    native = next(model.parameters()).dtype
+    return Cut(
+        model, split, whole_middle(model, split), True, native, model_fingerprint(model),
+        *sizes(model, split, native),
+    )  # fmt: skip
