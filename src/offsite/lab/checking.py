@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from offsite.compress.step import check_data
 from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan, Recipe
 from offsite.model.configuration import load_config
@@ -39,10 +38,11 @@ def check_plan(plan: Plan) -> PlanData:
                 f"The recipe '{name}' has the adapter '{recipe.adapter}' and no layer_replace step "
                 "that learns importance; give it one, or name the blocks."
             )
-        try:
-            check_data(recipe.steps, plan.calibration, "--calibration")
-        except OffsiteError as error:
-            raise OffsiteError(f"In the recipe '{name}': {error}") from None
+        if plan.calibration is None and any(step.needs.data for step in recipe.steps):
+            raise OffsiteError(
+                f"The recipe '{name}' needs calibration data of the owner; give it with "
+                "--calibration, or leave the recipe out."
+            )
     private, public = plan.tasks()
     data = PlanData(
         load_processor(plan.model, private.name),
