@@ -151,7 +151,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "no tokenizer"),
     "no data": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--distill-steps", "2"],
         "--data"),
-    "preset": (["offer", "{m}", "--out", "{d}/x", "--recipe", "magic"], "is no preset"),
+    "preset": (["offer", "{m}", "--out", "{d}/x", "--recipe", "magic"], "is not a preset"),
     "out exists": (["offer", "{m}", "--out", "{m}"], "exists already"),
     "data file": (["tune", "{o}", "--data", "{d}/none.txt", "--out", "{d}/x"], "no data file"),
     "empty": (["tune", "{o}", "--data", "{d}/empty.txt", "--out", "{d}/x"], "is empty"),

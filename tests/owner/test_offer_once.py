@@ -88,7 +88,8 @@ def test_a_sweep_refuses_importance_learned_on_another_model(
     words = ("--learn", tmp_path / "learned", "--learn-steps", 1, "--max-length", 16)
     assert run("importance", model, "--data", text_file, *words)[0] == 0
     language_model("llama", seed=7).save_pretrained(tmp_path / "other")
-    told = ("--data", text_file, "--eval-data", text_file, "--out", tmp_path / "sweep")
+    told: tuple[object, ...] = ("--data", text_file, "--eval-data", text_file)
+    told += ("--out", tmp_path / "sweep")
     told += ("--adapter", "learned:2", "--learned", tmp_path / "learned")
     status, _, err = run("sweep", tmp_path / "other", *told)
     assert status == 2 and "was learned on another model" in err
