@@ -1,9 +1,9 @@
-"""Noise in the weights of the middle: an emulator that predicts badly but errs on no side. Ours.
+"""Noise in the weights of the middle. Ours, kept for comparison: it does not protect a model.
 
-Dropping blocks makes errors that point one way, and the adapter learns to make up for them; what
-it learned is then wrong in the full model. Errors like independent noise leave nothing to make up
-for: the best adapter for noisy states is close to the best for clean ones, only more timid, and in
-the full model it meets clean ones. The depth is kept, so follow it by ``Quantise`` to save bytes.
+On SmolLM2-135M a tuner who tunes every weight of the offer beats the plug-in (margin -0.18 nats at
+scale 0.2, -0.63 at 0.4). Two offers of one model at two scales give the weights back exactly, and
+several draws average out, so a record refuses a second draw or scale. The depth is kept, so follow
+it by ``Quantise`` to save bytes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from offsite.model.split import Middle
 class Noise:
     """Add normal noise to every linear weight: ``scale`` times the root mean square of its matrix.
 
-    Deterministic for the owner, and a secret to others: each matrix's noise is drawn from a 256-bit
-    hash of the exact original weights (and the recipe's seed), so nobody without them can draw the
-    same noise and subtract it. It is a trade, not a proof: like every emulator this one can be
-    healed with enough data.
+    Each matrix's noise is drawn from a 256-bit hash of its exact weights and the recipe's seed, so
+    nobody without them can draw the same noise and subtract it. The hash does not hold the scale:
+    the same draw at two scales gives the weights back. Tuning every weight removes what matters of
+    it, and ``(W + s r N) / (1 + s^2)``, which anybody can compute, is nearer to W than the offer.
     """
 
     scale: float

@@ -163,11 +163,17 @@ def _quantise(bits: int, *before: Step) -> Make:
 
 
 PRESETS: dict[str, Preset] = {
-    "uniform": Preset("evenly spaced blocks (Offsite-Tuning)", _drop("uniform")),
-    "random": Preset("blocks at random", _drop("random")),
-    "influence": Preset("blocks of highest block influence (ShortGPT)", _drop("influence")),
-    "angular": Preset("all but the run of least angular distance", _drop("angular")),
-    "leave-one-out": Preset("blocks whose absence costs most", _drop("leave_one_out")),
+    "uniform": Preset("evenly spaced blocks (Offsite-Tuning); needs alignment", _drop("uniform")),
+    "random": Preset("blocks at random; needs alignment", _drop("random")),
+    "influence": Preset(
+        "blocks of highest block influence (ShortGPT); needs alignment", _drop("influence")
+    ),
+    "angular": Preset(
+        "all but the run of least angular distance; needs alignment", _drop("angular")
+    ),
+    "leave-one-out": Preset(
+        "blocks whose absence costs most; needs alignment", _drop("leave_one_out")
+    ),
     "influence-align": Preset(
         "blocks of highest influence, then aligned (ours)", _align("influence")
     ),
@@ -180,7 +186,10 @@ PRESETS: dict[str, Preset] = {
     "prune": Preset("magnitude pruning; as lossy, but no smaller", _prune),
     "int8": Preset("8-bit weights; fewer blocks where the budget asks", _quantise(8)),
     "int4": Preset("4-bit weights; fewer blocks where the budget asks", _quantise(4)),
-    "noise": Preset("keyed noise in 4-bit weights (ours)", _quantise(4, Noise(scale=SCALE))),
+    "noise": Preset(
+        "keyed noise in 4-bit weights (ours); does not protect, for comparison",
+        _quantise(4, Noise(scale=SCALE)),
+    ),
 }
 
 

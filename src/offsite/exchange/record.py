@@ -8,7 +8,7 @@ because two offers with different kept blocks reveal their union. It is also wha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,7 +158,8 @@ class Record(BaseModel):
             sent: digests of the manifests of offers that are being written, by the offers' ids.
 
         Raises:
-            OffsiteError: ``path`` is the record of another model, or accepted another delta.
+            OffsiteError: ``path`` is the record of another model, accepted another delta, or holds
+                an offer with another draw of noise.
         """
         with locked(path):
             offers = {entry.offer: entry for entry in self.offers}
@@ -169,6 +170,9 @@ class Record(BaseModel):
                         f"The record '{path}' belongs to another model; name another --record file."
                     )
                 kept = {entry.offer: entry for entry in old.offers}
+                for entry in self.offers:
+                    if entry.offer not in kept:
+                        check_one_draw(entry, old.offers)
                 mine = {k: v.merge(kept[k]) if k in kept else v for k, v in offers.items()}
                 offers = kept | mine
             for offer, digest in (sent or {}).items():
@@ -255,3 +259,28 @@ class Record(BaseModel):
         changed = entry.model_copy(update=changes)
         offers = tuple(changed if e.offer == entry.offer else e for e in self.offers)
         return self.model_copy(update={"offers": offers})
+
+
+def check_one_draw(offer: OfferRecord, others: Iterable[OfferRecord]) -> None:
+    """Refuse an offer whose noise differs in draw or scale from that of another of its model.
+
+    Two scales of one draw give the weights back exactly: ``3 A - 2 B`` for scales 0.4 and 0.6.
+    Several draws average out. So all offers with noise must have the same seed and the same steps
+    up to the noise.
+
+    Raises:
+        OffsiteError: they differ.
+    """
+    for other in others:
+        if None not in (draw(offer), draw(other)) and draw(offer) != draw(other):
+            raise OffsiteError(
+                f"The record holds the offer {other.offer[:8]}..., whose noise has another scale, "
+                "seed or earlier steps: whoever holds both offers can take the noise out. Use the "
+                "same seed and the same steps up to the noise, or a recipe without noise."
+            )
+
+
+def draw(offer: OfferRecord) -> tuple[int, list[dict[str, Any]]] | None:
+    """What decides the noise in an offer: the seed, and the steps up to it; None without noise."""
+    noisy = [i for i, step in enumerate(offer.recipe) if step.get("kind") == "noise"]
+    return (offer.seed, offer.recipe[: noisy[-1] + 1]) if noisy else None

@@ -40,7 +40,7 @@ class LoRA(ThroughPeft):
     targets: str = "all"
 
     kind: ClassVar[str] = "lora"
-    lr: ClassVar[float] = 3e-3
+    lr: ClassVar[float] = 1e-3
     when: ClassVar[str] = "the usual choice: small, trains well on every family, opens in peft"
 
     @property

@@ -29,7 +29,7 @@ class Full(Method):
 
     kind: ClassVar[str] = "full"
     merges: ClassVar[bool] = True
-    lr: ClassVar[float] = 1e-3
+    lr: ClassVar[float] = 3e-4
     when: ClassVar[str] = "the best quality, when the bytes of whole blocks do not matter"
 
     def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
