@@ -10,6 +10,8 @@ import typer
 from offsite.cli import options as o
 
 if TYPE_CHECKING:
+    from offsite.exchange.offer import Offer
+    from offsite.exchange.record import Record
     from offsite.tasks.data import TaskData
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
@@ -64,17 +66,16 @@ def offer(
     """Cut a model, compress its middle and write the offer."""
     from datetime import timedelta
 
-    from offsite.compress.recipe import RecipeChoice, check_learned
+    from offsite.compress.recipe import RecipeChoice, check_learned, cost
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.compress.step import check_data
     from offsite.exchange.manifest import now, parse_reach
-    from offsite.exchange.record import Record
     from offsite.files import check_free
-    from offsite.lab.measure import folder_bytes, offer_bytes
     from offsite.model.checkpoint import Checkpoint, parse_dtype, pick_device
+    from offsite.model.kind import IMAGE
     from offsite.model.split import parse_adapter
+    from offsite.owner.judgement import judge_emulator
     from offsite.owner.offering import check_record, make_offer
-    from offsite.report.structure import spell
     from offsite.tasks import load_task
     from offsite.tasks.data import find_source, prepare_all, read_data
     from offsite.training.processes import main_process
@@ -87,15 +88,17 @@ def offer(
     own = read_data(kind, find_source(kind, data, "train"), train=True)
     test = read_data(kind, find_source(kind, eval_data, "test"))
     full = Checkpoint.of(model, kind.auto_class)
+    if own is not None or test is not None:
+        prepare_all((own, test), full.processor, full.config)
     rule = parse_adapter(adapter)
     choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole)
     steps = choice.steps(full, rule)
     check_learned(learned, steps, rule)
     check_data(steps, own)
-    if own is not None or test is not None:
-        prepare_all((own, test), full.processor, full.config)
     check_record(record, full)
     work = work_folder(out, resume)
+    for line in cost(steps, None if full.kind is IMAGE else max_length):
+        o.note(line)
     made, private = make_offer(
         full,
         adapter=resolve_adapter(rule, learned, full),
@@ -117,41 +120,56 @@ def offer(
         return
     made.save(out, record)
     finish_work(work)
-    everything = Record.load(record)
     if test is None and own is not None:
         test = read_data(kind, str(own.source))  # a folder may have a part to score on
     zero_shot = score_model(made.model, test, made.processor, device)
+    result, lines = summary(out, record, made, private)
+    if zero_shot is not None:
+        result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
+        lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
+    if warning := judge_emulator(made.model, zero_shot):
+        result["warning"] = warning
+        lines.append(f"  [bold]warning[/]      {warning}")
+    o.emit(result, json, lines)
+
+
+def summary(
+    out: Path, path: Path, made: Offer, private: Record
+) -> tuple[dict[str, Any], list[str]]:
+    """What to say of an offer that was written: data for ``--json``, and lines for people."""
+    from offsite.exchange.record import Record
+    from offsite.lab.measure import folder_bytes, offer_bytes
+    from offsite.report.structure import spell
+
+    everything, entry = Record.load(path), private.offers[0]
+    size = offer_bytes(made)
     result: dict[str, Any] = {
         "offer": str(out),
-        "record": str(record),
+        "record": str(path),
         "id": made.manifest.id,
-        "bytes_offer": offer_bytes(made),
+        "bytes_offer": size,
         "bytes_model": private.model_bytes,
         "bytes_folder": folder_bytes(out),
-        "adapter": private.offers[0].adapter,
-        "middle": private.offers[0].middle,
-        "recipe": private.offers[0].recipe,
+        "adapter": entry.adapter,
+        "middle": entry.middle,
+        "recipe": entry.recipe,
         "verbatim": private.verbatim,
         "verbatim_so_far": everything.verbatim,
     }
-    share, entry = result["bytes_offer"] / result["bytes_model"], private.offers[0]
     lines = [
         f"[bold]{out}[/]  offer {made.manifest.id[:8]} of {made.manifest.model_name}",
         f"  blocks       adapter {spell(entry.adapter)}, middle {len(entry.middle)} of "
         f"{entry.total - len(entry.adapter)}",
-        f"  bytes        {result['bytes_offer']:,} of the model's {private.model_bytes:,} "
-        f"({share:.1%})",
+        f"  bytes        {size:,} of the model's {private.model_bytes:,} "
+        f"({size / private.model_bytes:.1%})",
         f"  verbatim     {private.verbatim:.1%} of the parameters leave as they are",
-        f"  record       {record} (private: keep it, never send it)",
     ]
     if len(everything.offers) > 1:
-        lines.insert(
-            4, f"  so far       {everything.verbatim:.1%} over {len(everything.offers)} offers"
+        lines.append(
+            f"  so far       {everything.verbatim:.1%} over {len(everything.offers)} offers"
         )
-    if zero_shot is not None:
-        result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
-        lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
-    o.emit(result, json, lines)
+    lines.append(f"  record       {path} (private: keep it, never send it)")
+    return result, lines
 
 
 def plug(

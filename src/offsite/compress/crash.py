@@ -45,7 +45,7 @@ class Cluster:
     @property
     def needs(self) -> Needs:
         """Calibration data."""
-        return Needs(data=True)
+        return Needs(data=True, rows=SAMPLES)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         states = pooled_states(context, middle.positions)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from offsite.codec import require
-from offsite.compress.importance import importance, weakest_run
+from offsite.compress.importance import BATCHES, ROWS, importance, weakest_run
 from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.split import Middle
@@ -50,7 +50,8 @@ class Drop:
     @property
     def needs(self) -> Needs:
         """Calibration data, unless blocks are chosen by position or at random."""
-        return Needs(data=self.by not in ("uniform", "random"), plan=self.plan)
+        measured = self.by not in ("uniform", "random")
+        return Needs(data=measured, rows=BATCHES * ROWS if measured else 0, plan=self.plan)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)

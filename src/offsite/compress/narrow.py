@@ -62,7 +62,8 @@ class Narrow:
     @property
     def needs(self) -> Needs:
         """Calibration data, where something is cut."""
-        return Needs(data=min(self.feed_forward, self.groups) < 1)
+        cuts = min(self.feed_forward, self.groups) < 1
+        return Needs(data=cuts, rows=BATCHES * ROWS if cuts else 0)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if self.feed_forward == self.groups == 1:

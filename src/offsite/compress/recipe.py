@@ -107,3 +107,17 @@ def check_learned(folder: str | None, steps: list[Step], rule: AdapterRule) -> N
             "--learned has no effect: no step of this recipe reads it. Remove it, or use --adapter "
             "learned:COUNT."
         )
+
+
+def cost(steps: list[Step], max_length: int | None) -> list[str]:
+    """What a recipe computes on the owner's data, one line a step, to be said before it begins.
+
+    Args:
+        max_length: most tokens of a row; None for rows that are not text.
+    """
+    lines = []
+    for step in steps:
+        if rows := step.needs.rows:
+            tokens = f", at most {rows * max_length:,} tokens" if max_length else ""
+            lines.append(f"{step.kind}: {rows:,} rows of data{tokens}")
+    return lines

@@ -86,6 +86,7 @@ class Needs:
 
     Attributes:
         data: it looks at calibration data.
+        rows: how many rows of it, counting those it looks at again.
         work: it takes long, and keeps in a work folder what it needs to be resumed.
         learned: the folder of an earlier LayerReplace pass that it reads.
         plan: where a step chooses blocks by position alone, ``plan(positions, seed)`` gives those
@@ -93,6 +94,7 @@ class Needs:
     """
 
     data: bool = False
+    rows: int = 0
     work: bool = False
     learned: str | None = None
     plan: Callable[[Sequence[int], int], tuple[int, ...] | None] | None = None

@@ -67,7 +67,8 @@ class GradOT:
     @property
     def needs(self) -> Needs:
         """Calibration data, where something is cut."""
-        return Needs(data=min(self.attention, self.feed_forward) < 1)
+        cuts = min(self.attention, self.feed_forward) < 1
+        return Needs(data=cuts, rows=4 * self.batches if cuts else 0)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if self.attention == self.feed_forward == 1:

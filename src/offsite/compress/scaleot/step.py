@@ -10,7 +10,7 @@ from offsite.codec import require
 from offsite.compress.crash import layer_types
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot.learned import Learned
-from offsite.compress.scaleot.learning import Training, learn
+from offsite.compress.scaleot.learning import SAMPLES, Training, learn
 from offsite.compress.step import Context, Needs, Step
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias
@@ -59,7 +59,8 @@ class LayerReplace:
     def needs(self) -> Needs:
         """Data and a work folder to learn in, unless it was learned before."""
         own = self.learned is None and self.alpha > 0
-        return Needs(data=own, work=own, learned=self.learned)
+        rows = (1 + SAMPLES) * self.steps * self.batch_size if own else 0
+        return Needs(data=own, rows=rows, work=own, learned=self.learned)
 
     @property
     def training(self) -> Training:
