@@ -14,6 +14,7 @@ from offsite.codec import to_json
 from offsite.compress.crash import Share
 from offsite.compress.drop import Drop
 from offsite.compress.gradot.step import GradOT
+from offsite.compress.narrow import Narrow
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot.step import LayerReplace
@@ -28,6 +29,7 @@ from offsite.owner.plugging import merge_delta, place
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.train import TrainOptions, train
+from offsite.tuner.importing import import_peft
 from offsite.tuner.tuning import run_tune
 from tests.support.models import inputs_for, language_model, output_of
 
@@ -113,12 +115,16 @@ def test_dropped_blocks_stay_as_they_are(tokenizer: Any, text_file: Path, tmp_pa
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "by"), [("llama", "gradot"), ("gpt2", "gradot"), ("qwen2", "narrow")]
+)
 def test_narrow_layers_are_scattered_back_into_zeros(
-    family: str, tokenizer: Any, text_file: Path, tmp_path: Path
+    family: str, by: str, tokenizer: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    model = language_model(family)
-    recipe = [Drop(keep=2), GradOT(attention=1.0, feed_forward=0.5, batches=2)]
+    groups: dict[str, Any] = {"num_key_value_heads": 2} if by == "narrow" else {}
+    model = language_model(family, **groups)
+    step: Any = GradOT(attention=1.0, feed_forward=0.5, batches=2)
+    recipe = [Drop(keep=2), Narrow(feed_forward=0.5, groups=0.5) if by == "narrow" else step]
     _, delta, record = trip(model, recipe, tokenizer, text_file, tmp_path)
     kept = record.offers[0].kept
     assert {name.split(".")[0] for name in kept} == {"1", "4"}
@@ -199,3 +205,29 @@ def test_commands_reach_all_blocks(
     assert status == 0, error
     counts = {row["delta"]: row["trainable"] for row in json.loads(out)["rows"]}
     assert counts["lora:rank=2,reach=all"] == trained == 2 * counts["lora:rank=2"]
+
+
+def test_an_adapter_trained_elsewhere_may_reach_all_blocks(tokenizer: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = language_model("llama")
+    for reach in ("all", "adapter"):
+        offer, record = make_offer(
+            model, adapter=ends(1, 1), recipe=[Drop(keep=2)], processor=tokenizer, reach=reach
+        )
+        trained = get_peft_model(
+            copy.deepcopy(offer.model), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+        )
+        with torch.no_grad():
+            for name, parameter in trained.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+        trained.save_pretrained(tmp_path / reach)
+        if reach == "adapter":
+            with pytest.raises(OffsiteError, match="outside the offer's adapter blocks"):
+                import_peft(offer, tmp_path / reach)
+            continue
+        delta = import_peft(offer, tmp_path / reach)
+        after = merge_delta(model, delta, record).state_dict()
+        changed = {n.split(".")[2] for n, v in model.state_dict().items() if not after[n].equal(v)}
+        assert delta.manifest.reach == "all" and changed == {"0", "1", "4", "5"}

@@ -23,7 +23,7 @@ class Combined(Method):
 
     What travels: what each would ship alone, under the same names. Starts at no change where all
     do; merges where all do, and is otherwise served with the merging ones folded. Any number of
-    methods that tune disjoint numbers, but one of each kind that stays attached and one that
+    methods that tune disjoint parameters, but one of each kind that stays attached and one that
     recomputes weights (those through peft, masking, diff pruning, the intrinsic dimension). A
     bottleneck stands behind a layer's new weights. Each learns at its own default rate unless one
     is given for all. The paper's sequential combination, one method after the other, is not built.
@@ -53,7 +53,7 @@ class Combined(Method):
         for method in self.methods:
             place = method.place
             require(
-                place in ORDER and method.kind not in ("intrinsic_prompt", "head"),
+                place in ORDER and not method.side and method.kind != "head",
                 f"The method '{method.kind}' cannot be part of a combination; use another, or tune "
                 "it alone.",
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from offsite.deltas import METHODS, IntrinsicPrompt
+from offsite.deltas import METHODS
+from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.prompt_decoder import give_decoder
 from offsite.model.blocks import get_blocks
@@ -29,15 +30,16 @@ def misfits(
     """
     reasons: dict[str, str | None] = {}
     checkpoint = Checkpoint.of(model, auto_class)
-    for kind, method in METHODS.items():
+    for kind, build in METHODS.items():
+        method: Method = build()
         skeleton = checkpoint.outline
         total = len(get_blocks(skeleton))
         blocks = example_split(parse_adapter(adapter), total).adapter
-        if prompt_decoder is not None and kind == IntrinsicPrompt.kind:
+        if prompt_decoder is not None and method.side:
             give_decoder(skeleton, prompt_decoder)
         try:
             with warnings.catch_warnings(action="ignore"):  # peft's, of a model without weights
-                method().attach(skeleton, blocks)
+                method.attach(skeleton, blocks)
             reasons[kind] = None
         except OffsiteError as error:
             reasons[kind] = str(error)

@@ -25,6 +25,7 @@ class Method(ABC):
         kind: its name on the command line and in manifests.
         place: what it occupies in the model, of which there is one: ``weights`` to recompute,
             ``prefix``, ``prompt``, ``bottleneck``; empty for parameters tuned where they are.
+        side: the side tensors of an offer that it works with; empty for none.
         merges: whether :meth:`Attached.merge` gives a plain model of the family.
         reaches: whether it may tune middle blocks too: it adds to weights, so its change to an
             emulator's block means the same on the block of the full model.
@@ -34,6 +35,7 @@ class Method(ABC):
 
     kind: ClassVar[str]
     place: ClassVar[str] = ""
+    side: ClassVar[str] = ""
 
     @property
     def merges(self) -> bool:
@@ -74,7 +76,7 @@ class Method(ABC):
             if parameter.requires_grad and outside:
                 raise OffsiteError(
                     f"The method '{self.kind}' would train '{name}', which is outside the blocks "
-                    f"{list(blocks)}; choose other layers with targets=, or use full."
+                    f"{list(blocks)}; choose other layers, as with targets=attention, or use full."
                 )
         return attached
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from offsite.codec import to_json
-from offsite.deltas import IntrinsicPrompt
 from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
 from offsite.lab.plan import Plan, Row, Tuning
 from offsite.model.heads import head_path
@@ -24,7 +23,7 @@ from offsite.training.options import TrainOptions
 def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
     """What a tuned delta depends on beside its offer: method and reach, and the decoder it uses."""
     method = tuning.method
-    decoder = decoder_tensors(model) if method.kind == IntrinsicPrompt.kind else {}
+    decoder = decoder_tensors(model) if method.side else {}
     more: dict[str, Any] = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
     more |= {"reach": tuning.reach} if tuning.reach != "adapter" else {}
     return {"method": to_json(method), **more}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from offsite.codec import require, to_json
-from offsite.deltas import IntrinsicPrompt, parse_method
+from offsite.deltas import parse_method
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.reparameterisation.lora import cuts
 from offsite.errors import OffsiteError
@@ -92,7 +92,7 @@ def attach_delta(
     skeleton = build_skeleton(model.config, record.auto_class)
     if prompt_decoder is not None:
         give_decoder(plain, prompt_decoder)
-    if isinstance(method, IntrinsicPrompt):
+    if method.side:
         check_prompt_decoder(plain, entry)
         give_decoder(skeleton, decoder_tensors(plain))
     for place in (skeleton, plain):  # what is too large fails first where it takes no memory

@@ -12,11 +12,12 @@ from offsite.codec import to_json
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta, new_delta
+from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
 from offsite.files import read_json, shown
-from offsite.model.blocks import block_of
+from offsite.model.blocks import block_of, get_blocks
 from offsite.model.tensors import load_tensors
-from offsite.tuner.tuning import private_copy
+from offsite.tuner.tuning import private_copy, tuned_blocks
 
 READ = ("r", "lora_alpha", "use_dora", "use_rslora", "peft_type", "bias", "init_lora_weights")
 IDLE = (  # say where an adapter sits, how it was trained or who made it, not what it computes
@@ -31,7 +32,8 @@ KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")  # beginnings that leave t
 def import_peft(offer: Offer, folder: str | Path) -> Delta:
     """A delta from a peft LoRA adapter that was trained on an offer.
 
-    Layers of the adapter blocks that it leaves alone get an update of zero.
+    Layers of the adapter blocks that it leaves alone get an update of zero. Where the offer allows
+    it, an adapter that goes beyond them becomes a delta over all blocks.
 
     Args:
         offer: the offer it was trained on.
@@ -46,7 +48,10 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
     if not (folder / PEFT_WEIGHTS).is_file():
         raise OffsiteError(f"'{folder}' has no {PEFT_WEIGHTS}; save the adapter as safetensors.")
     tensors = load_tensors([folder / PEFT_WEIGHTS], foreign=True)
-    allowed, path = offer.manifest.adapter, offer.manifest.block_path
+    adapter, path = offer.manifest.adapter, offer.manifest.block_path
+    outside = any(block_of(name, path) not in adapter for name in tensors)
+    reach: Reach = "all" if outside and offer.manifest.contract.reach == "all" else "adapter"
+    allowed = adapter if reach == "adapter" else tuple(range(len(get_blocks(offer.model))))
     for name in tensors:
         if block_of(name, path) not in allowed:
             raise OffsiteError(
@@ -54,6 +59,7 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
                 f"{list(allowed)}; train again with layers_to_transform={list(allowed)}."
             )
     method = method_of(config, tensors, folder)
+    tuned_blocks(offer, method, reach)
     attached = method.attach(private_copy(offer), allowed)
     own = attached.tensors()
     for name, tensor in tensors.items():
@@ -64,7 +70,9 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
     if method.dora and own.keys() - tensors.keys():
         raise OffsiteError("A DoRA adapter must tune the same layers in every adapter block.")
     whole = {name: tensors.get(name, torch.zeros_like(own[name])) for name in own}
-    return new_delta(offer.manifest, whole, to_json(method), peft_config=attached.peft_config())
+    return new_delta(
+        offer.manifest, whole, to_json(method), peft_config=attached.peft_config(), reach=reach
+    )
 
 
 def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> LoRA:

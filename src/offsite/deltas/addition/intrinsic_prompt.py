@@ -19,7 +19,7 @@ from offsite.model.blocks import freeze
 
 
 class DecodedPrompt(PromptModule):
-    """The prompt of one vector of numbers, zero at the start, through a frozen decoder."""
+    """The prompt of one trained vector, zero at the start, through a frozen decoder."""
 
     def __init__(self, decoder: PromptDecoder) -> None:
         super().__init__()
@@ -33,16 +33,17 @@ class DecodedPrompt(PromptModule):
 
 @dataclass(frozen=True)
 class IntrinsicPrompt(Method):
-    """Tune the few numbers that the owner's prompt decoder turns into a prompt.
+    """Tune the few parameters that the owner's prompt decoder turns into a prompt.
 
-    What travels: ``intrinsic_prompt`` (dim,) float32, 250 numbers by default of the decoder. Needs
-    a model or an offer with a decoder (:func:`offsite.learn_decoder`).
+    What travels: ``intrinsic_prompt`` (dim,) float32, 250 parameters by default of the decoder.
+    Needs a model or an offer with a decoder (:func:`offsite.learn_decoder`).
     Changes the output from the start, to that of the tasks' common prompt. Does not merge; the
     owner may serve what it decodes to as a plain prompt.
     """
 
     kind: ClassVar[str] = "intrinsic_prompt"
     place: ClassVar[str] = "prompt"
+    side: ClassVar[str] = "prompt_decoder"
     lr: ClassVar[float] = 5e-2
     when: ClassVar[str] = "a kilobyte in all, where the owner's decoder knows tasks like yours"
 

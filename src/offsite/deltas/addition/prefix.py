@@ -111,7 +111,7 @@ class Prefix(Method):
     kind: ClassVar[str] = "prefix"
     place: ClassVar[str] = "prefix"
     lr: ClassVar[float] = 1e-2
-    when: ClassVar[str] = "steer attention with a few thousand numbers, weights untouched"
+    when: ClassVar[str] = "steer attention with a few thousand parameters, weights untouched"
 
     def __post_init__(self) -> None:
         require(self.length >= 1, f"A prefix needs a length of at least 1, not {self.length}.")
@@ -143,10 +143,12 @@ def attention_of(block: nn.Module, gated: bool) -> Any:
     """
     found = [m for m in block.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
     hosts = [vars(sys.modules[type(module).__module__]) for module in found]
-    if len(found) != 1 or "ALL_ATTENTION_FUNCTIONS" not in hosts[0]:  # GPT-J, Falcon
+    compressed = any(hasattr(module, "kv_lora_rank") for module in found)  # DeepSeek's attention
+    if len(found) != 1 or "ALL_ATTENTION_FUNCTIONS" not in hosts[0] or compressed:  # GPT-J, Falcon
         raise OffsiteError(
             f"The attention of {type(block).__name__} does not run through transformers' "
-            "AttentionInterface, so it cannot take a prefix; use lora or bottleneck instead."
+            "AttentionInterface with keys and values of one width, so it cannot take a prefix; use "
+            "lora or bottleneck instead."
         )
     name = found[0].config._attn_implementation  # type: ignore[union-attr]
     require(

@@ -33,7 +33,7 @@ class FourierFT(ThroughPeft):
 
     kind: ClassVar[str] = "fourier"
     lr: ClassVar[float] = 1e-2
-    when: ClassVar[str] = "a fixed count of numbers for each layer, whatever its size"
+    when: ClassVar[str] = "a fixed count of parameters for each layer, whatever its size"
 
     def __post_init__(self) -> None:
         require(self.frequencies >= 1, f"frequencies={self.frequencies} is not usable; take 1 up.")

@@ -1,4 +1,4 @@
-"""A few numbers spread over all weights (intrinsic dimension; Aghajanyan et al., 2012.13255)."""
+"""A few parameters spread over all weights (intrinsic dimension; Aghajanyan et al., 2012.13255)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class IntrinsicDimension(Method):
     change; merges. We project linear weights only; the paper all parameters.
 
     Attributes:
-        dim: how many numbers; at most 65536.
+        dim: how many parameters; at most 65536.
         structured: one scale per block (SAID); without it, plain DID.
         targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
     """
@@ -115,7 +115,7 @@ class IntrinsicDimension(Method):
     place: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
     lr: ClassVar[float] = 3e-3
-    when: ClassVar[str] = "the fewest bytes that still merge: a thousand numbers and a seed"
+    when: ClassVar[str] = "the fewest bytes that still merge: a thousand parameters and a seed"
 
     def __post_init__(self) -> None:
         require(2 <= self.dim <= 65536, f"dim={self.dim} is not usable; take 2 to 65536.")

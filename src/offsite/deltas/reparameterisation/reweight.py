@@ -1,4 +1,4 @@
-"""Methods that recompute weights: ``weight -> f(weight, numbers)`` at every use.
+"""Methods that recompute weights: ``weight -> f(weight, parameters)`` at every use.
 
 They stand on ``torch.nn.utils.parametrize``: the layer stays what it is (GPT-2's ``Conv1D`` too),
 gradient checkpointing and caches do not notice, and folding the result back is one call.

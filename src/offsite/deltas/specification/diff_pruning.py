@@ -94,7 +94,7 @@ class DiffPruning(Method):
     after pruning.
 
     Attributes:
-        density: share of the numbers of each weight that travel, 0..1.
+        density: share of the entries of each weight that travel, 0..1.
         targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
     """
 
