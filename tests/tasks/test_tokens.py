@@ -92,6 +92,20 @@ def test_windows_begin_as_the_tokenizer_does(words: Any, tmp_path: Path) -> None
     assert learnt == stream[: len(learnt)] and len(stream) - len(learnt) < 7
 
 
+def test_what_stands_there_already_is_not_added_again(words: Any, tmp_path: Path) -> None:
+    begin, end = around(words)
+    before, after = words.decode(begin), words.decode(end)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": f"{before} a cat", "completion": f" sat{after}"}))
+    row = CausalText(64).load(path, words, language_model("llama"))[0]
+    ids = row["input_ids"].tolist()
+    assert ids == begin + plain(words, " a cat sat") + end
+    path.write_text((json.dumps({"text": f"{before} a cat sat{after}"}) + "\n") * 2)
+    row = CausalText(len(ids)).load(path, words, language_model("llama"))[0]
+    assert row["input_ids"].tolist() == ids
+    assert (row["labels"] == IGNORE).tolist() == [i < len(begin) for i in range(len(ids))]
+
+
 @torch.no_grad()
 def test_choices_score_as_by_the_harness(words: Any, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")

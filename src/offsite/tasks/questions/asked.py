@@ -90,10 +90,7 @@ class Questions(CausalText, ABC):
         around, length = Convention.of(processor), window(self.max_length, config)
         limit = context_length(processor, config)
         encoded = [self.encode(question, processor, limit) for question in documents]
-        examples = [
-            example(prompt[len(around.begin) :], answer, around, length)
-            for _, prompt, answer in encoded
-        ]
+        examples = [example(prompt, answer, around, length) for _, prompt, answer in encoded]
         questions = [question for question, _, _ in encoded]
         return self.prepared(examples, processor, config, questions=questions)
 
@@ -133,7 +130,7 @@ def encode_question(
         OffsiteError: a prompt or a choice without tokens, or over ``length`` tokens together.
     """
     start, tails = encode_after(processor, prompt, endings, where)
-    start = [*Convention.of(processor).begin, *start]
+    start = Convention.of(processor).begun(start)
     if not start:
         raise OffsiteError(f"{where} has a prompt that the tokenizer gives no token for.")
     longest = len(start) + max(map(len, tails))

@@ -29,16 +29,13 @@ def windows(documents: Sequence[list[int]], around: Convention, length: int) -> 
     begin = list(around.begin)
     ids: list[int] = []
     labels: list[int] = []
-    begun: set[int] = set()  # where a document after the first begins
-    for number, document in enumerate(documents):
-        if number:
-            begun.add(len(ids))
-            ids += begin
-            labels += [IGNORE] * len(begin)
-        document = document + (list(around.end) if len(documents) > 1 else [])
-        ids += document
-        labels += document
-    length = min(length, len(begin) + len(ids))
+    begun: set[int] = set()  # where a document begins
+    for document in documents:
+        begun.add(len(ids))
+        whole = around.begun(around.ended(document) if len(documents) > 1 else document)
+        ids += whole
+        labels += [IGNORE] * len(begin) + whole[len(begin) :]
+    length = min(length, len(ids))
     found: list[Labelled] = []
     place, step = 0, length - len(begin)
     while step > 0:
@@ -54,9 +51,8 @@ def windows(documents: Sequence[list[int]], around: Convention, length: int) -> 
 
 def beginning(document: list[int], around: Convention, length: int) -> Labelled:
     """The first ``length`` tokens of a text as the tokenizer begins and ends one."""
-    begin = list(around.begin)
-    rest = (document + list(around.end))[: max(0, length - len(begin))]
-    return begin + rest, [IGNORE] * len(begin) + rest
+    ids = around.begun(around.ended(document))[:length]
+    return ids, [IGNORE] * len(around.begin) + ids[len(around.begin) :]
 
 
 def example(prompt: list[int], answer: list[int], around: Convention, length: int) -> Labelled:
@@ -66,7 +62,8 @@ def example(prompt: list[int], answer: list[int], around: Convention, length: in
     the begin token stays.
     """
     begin = list(around.begin)
-    answer = (answer + list(around.end))[: max(1, length - max(1, len(begin)))]
+    prompt = around.begun(prompt)[len(begin) :]
+    answer = around.ended(answer)[: max(1, length - max(1, len(begin)))]
     room = length - len(begin) - len(answer)
     start = begin + (prompt[-room:] if room > 0 else [])
     return start + answer, [IGNORE] * max(len(start), 1) + answer[not start :]

@@ -52,6 +52,16 @@ class Convention:
         appended, eos = tuple(whole[start + size :]), processor.eos_token_id
         return cls(tuple(whole[:start]), appended or (() if eos is None else (eos,)))
 
+    def begun(self, ids: list[int]) -> list[int]:
+        """Token ids with the begin token before them, where they do not start with it already."""
+        begin = list(self.begin)
+        return ids if begin and ids[: len(begin)] == begin else begin + ids
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """Token ids with the end token after them, where they do not stop with it already."""
+        end = list(self.end)
+        return ids if end and ids[-len(end) :] == end else ids + end
+
 
 def without_end(processor: Any) -> Any:
     """A tokenizer that begins a text as this one does, and appends nothing; itself where it can.
@@ -90,7 +100,8 @@ def encode_after(
     to its text.
 
     Raises:
-        OffsiteError: an answer that has no token ids of its own.
+        OffsiteError: an answer that has no token ids of its own, or whose ids and those of the
+            prompt do not decode to the two together.
     """
     stripped = prompt.rstrip()
     gap = prompt[len(stripped) :]
@@ -98,8 +109,15 @@ def encode_after(
     tails = []
     for ending in endings:
         whole = encode(processor, stripped + gap + ending)
-        alone = whole[: len(start)] != start
-        tails.append(encode_inside(processor, gap + ending) if alone else whole[len(start) :])
+        tail = whole[len(start) :]
+        if whole[: len(start)] != start:  # a token reaches over the cut
+            tail = encode_inside(processor, gap + ending)
+            if processor.decode(start + tail) != processor.decode(whole):
+                raise OffsiteError(
+                    f"{where} has a prompt and an answer that the tokenizer cannot read apart; end "
+                    "the prompt, or begin the answer, with a space."
+                )
+        tails.append(tail)
     if not all(tails):
         raise OffsiteError(
             f"{where} has an answer or a choice that the tokenizer gives no token for; change it "
