@@ -69,7 +69,7 @@ def test_the_lab_runs_all_that_fit_and_names_the_others(
     rows = json.loads((tmp_path / "lab" / "results.json").read_text())["rows"]
     assert {row["delta"] for row in rows} == {*METHODS, "lora+prefix"} - {"bitfit", "head"}
     for row in rows:
-        assert len(row["scores"]) == 5 and row["seconds_tune"] > 0 and row["memory_tune"] > 10**6
+        assert len(row["scores"]) == 6 and row["seconds_tune"] > 0 and row["memory_tune"] > 10**6
         assert row["bytes_delta"] > 0 and row["trainable"] > 0
     by_delta = {row["delta"]: row for row in rows}
     assert by_delta["intrinsic_prompt"]["bytes_delta"] == 40

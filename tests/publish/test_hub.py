@@ -56,7 +56,7 @@ def test_a_card_is_part_of_the_manifest_and_readable_by_the_hub(
     results = {r.metric_name: (r.metric_value, r.dataset_name) for r in card.data.eval_results}
     assert results == {"plug-in": (0.8, "SST-2"), "emulator fine-tuned": (0.61, "SST-2")}
     assert "offsite tune offer --data data.jsonl --out delta/" in card.text
-    assert "no bound" in card.text
+    assert "a bound on what an emulator can be trained to do" in " ".join(card.text.split())
     assert str(tmp_path) not in card.content and "drop" not in card.content.lower()
     add_card(folder, licence="mit")
     again: Any = ModelCard((folder / "README.md").read_text())

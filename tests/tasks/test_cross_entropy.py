@@ -55,7 +55,7 @@ def test_losses_and_gradients_are_the_plain_ones(
     expected, found = plain(runner, batch), token_losses(runner, batch)
     torch.testing.assert_close(found, expected)
     for one, two in zip(gradients(runner, found), gradients(runner, expected), strict=True):
-        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)
     assert (model.get_output_embeddings() in cross_entropy.CHANGED) == (family in CAPPED)
     assert "forward" not in vars(model.get_output_embeddings())
 

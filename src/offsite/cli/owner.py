@@ -199,12 +199,13 @@ def plug(
     from offsite.owner.writing import write_plugged
 
     check_free(out)
+    kept = Record.load(record)
     given = Delta.load(delta, require_signature=require_signature)
     plugged = write_plugged(
         out,
         model,
         given,
-        Record.load(record),
+        kept,
         as_adapter=as_adapter,
         prompt_decoder=prompt_decoder,
         dtype=parse_dtype(dtype),

@@ -19,6 +19,10 @@ from offsite.model.tensors import TensorEntry
 MAX_CHANGE = 10.0  # how far a tensor may move, in multiples of its own norm
 
 
+class OutOfBounds(OffsiteError):
+    """The values of a delta are larger than its offer allows, as after a run that diverged."""
+
+
 def make_contract(
     model: nn.Module, path: str, adapter: Sequence[int], reach: Reach = "adapter"
 ) -> Contract:
@@ -99,7 +103,7 @@ def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
     """
     squares = sum(float(t.float().pow(2).sum()) for t in tensors.values() if t.is_floating_point())
     if squares**0.5 > contract.max_norm:
-        raise OffsiteError(
+        raise OutOfBounds(
             f"The delta's values have norm {squares**0.5:.3g}; its offer allows "
             f"{contract.max_norm:.3g}, so tune again with a lower learning rate."
         )

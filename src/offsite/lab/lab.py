@@ -20,6 +20,7 @@ from offsite.compress.scaleot.learning import Training, learn
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
+from offsite.exchange.contract import OutOfBounds
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
@@ -158,13 +159,20 @@ class Lab:
                 delta = Delta.load(delta.folder, require_signature=False)  # type: ignore[arg-type]
             return {
                 "emulator_tuned": self.score(tuned.model),
-                "plug_in": self.score(merge_delta(self.model, delta, record)),
+                "plug_in": self.plugged(delta, record),
                 "bytes_delta": tuned.delta.bytes, "trainable": tuned.trainable,
                 "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
                 "history": list(tuned.history.points), **cost,
             }  # fmt: skip
 
         return self.cell({**key, "options": options_key(options, self.model)}, compute)
+
+    def plugged(self, delta: Delta, record: Record) -> dict[str, Any]:
+        """The score of the full model with a delta; unknown where the offer's bounds refuse it."""
+        try:
+            return self.score(merge_delta(self.model, delta, record))
+        except OutOfBounds:
+            return {"value": None}
 
     def zero_shot(self) -> dict[str, Any]:
         """The score of the full model as it is."""
