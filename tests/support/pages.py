@@ -1,4 +1,4 @@
-"""The pages of the commands in ``docs/commands``, made from what ``--help`` says.
+"""The pages of the commands in ``docs/commands``, and their list in ``mkdocs.yml``.
 
     python -m tests.support.pages
 
@@ -14,7 +14,8 @@ import typer
 
 from offsite.cli import app
 
-PAGES = Path(__file__).parents[2] / "docs" / "commands"
+ROOT = Path(__file__).parents[2]
+PAGES, SITE = ROOT / "docs" / "commands", ROOT / "mkdocs.yml"
 
 
 def commands(group: Any, before: str = "") -> dict[str, Any]:
@@ -67,6 +68,14 @@ def main() -> None:
         file.unlink()
     for words, command in COMMANDS.items():
         (PAGES / page_name(words)).write_text(page(words, command), encoding="utf-8")
+    before = SITE.read_text(encoding="utf-8").partition("  - Commands:\n")[0]
+    SITE.write_text(before + nav(), encoding="utf-8")
+
+
+def nav() -> str:
+    """The last part of the site's navigation."""
+    names = sorted(page_name(words) for words in COMMANDS)
+    return "  - Commands:\n" + "".join(f"      - commands/{name}\n" for name in names)
 
 
 if __name__ == "__main__":
