@@ -51,7 +51,7 @@ def default(option: Any) -> str:
     """The value of an option that is not given."""
     if option.required:
         return "required"
-    if option.default in (None, False, [], ""):
+    if option.default is None or option.default is False or option.default in ([], ""):
         return ""
     return "on" if option.default is True else f"`{option.default}`"
 
