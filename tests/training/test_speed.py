@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.deltas import DiffPruning, Full, LoRA
 from offsite.errors import OffsiteError
@@ -17,6 +18,7 @@ from offsite.tasks.text.causal import CausalText
 from offsite.training.compiling import compiled, worth_compiling
 from offsite.training.precision import choose, held, native
 from offsite.training.train import TrainOptions, train
+from offsite.training.tunable import Tunable
 from tests.support.models import language_model
 
 CPU = torch.device("cpu")
@@ -143,3 +145,36 @@ def test_precision_follows_what_is_given() -> None:
     assert choose("bfloat16", torch.float32, CPU) == "bfloat16"
     with pytest.raises(OffsiteError, match="use bfloat16 for both"):
         choose("float32", torch.bfloat16, CPU)
+
+
+def test_the_trainer_does_not_walk_through_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[str] = []
+    for name in ("named_modules", "train"):
+        original = getattr(nn.Module, name)
+
+        def counted(self: nn.Module, *a: Any, original: Any = original, **k: Any) -> Any:
+            if isinstance(self, GradientCheckpointingLayer):
+                walks.append("block")
+            return original(self, *a, **k)
+
+        monkeypatch.setattr(nn.Module, name, counted)
+    counts = []
+    for steps in (2, 6):
+        model = language_model("llama")
+        runner = LoRA(rank=2).attach(model, [0, 5]).model
+        walks.clear()
+        train(
+            runner, rows(48), loss=TASK.loss, collate=TASK.collate, device=CPU,
+            options=TrainOptions(steps=steps, lr=1e-2),
+        )  # fmt: skip
+        counts.append(len(walks))
+    assert counts[0] == counts[1]  # none of them belongs to a step
+
+
+def test_what_trains_keeps_its_names_and_the_mode_reaches_every_module() -> None:
+    model = LoRA(rank=2).attach(language_model("llama"), [0, 5]).model.eval()
+    tunable = Tunable(model, TASK.loss)
+    plain = {f"model.{name}" for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, _ in tunable.named_parameters()} == plain
+    assert all(module.training for module in model.modules())
+    assert not tunable.eval().model.training and tunable.train().model.training
