@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import offsite as ot
 import offsite.model.checkpoint
@@ -95,10 +95,14 @@ def test_a_sweep_refuses_importance_learned_on_another_model(
     assert status == 2 and "was learned on another model" in err
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_a_folder_and_a_model_in_memory_give_the_same_offer(
-    model_folder: Any, tokenizer: Any, tmp_path: Path
+    family: str, model_folder: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     folder = model_folder("llama")
+    if family == "mixtral":
+        language = tiny("mixtral")
+        language.save_pretrained(folder)
     own = transformers.GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.5)
     own.save_pretrained(folder)
     full = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -134,18 +138,23 @@ FAMILIES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_dropped_and_an_untouched_delta_plugs_back(
-    family: str, run: Run, tokenizer: Any, tmp_path: Path
-) -> None:
+def tiny(family: str, **changes: Any) -> Any:
+    """A tiny random model whose blocks are not those of a plain transformer."""
     name, options = FAMILIES[family]
     config = getattr(transformers, name)(
         vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=6,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0, **options,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0, **options, **changes,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_dropped_and_an_untouched_delta_plugs_back(
+    family: str, run: Run, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = tiny(family)
     model.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     (tmp_path / "text.txt").write_text(TEXT)
@@ -173,3 +182,41 @@ def test_blocks_are_dropped_and_an_untouched_delta_plugs_back(
     )
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[key], after[key], rtol=0, atol=1e-20) for key in before)
+
+
+def test_what_transformers_keeps_in_float32_leaves_in_float32(tmp_path: Path) -> None:
+    model = tiny("deepseek-v3", dtype="bfloat16")
+    model.save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(path)
+    exact = {n: torch.rand(t.shape) for n, t in tensors.items() if n.endswith("correction_bias")}
+    save_file(tensors | exact, path, metadata={"format": "pt"})
+    assert exact
+    for recipe in ([ot.Drop(keep=1)], [ot.Share()]):
+        made, _ = ot.make_offer(tmp_path / "m", recipe=recipe, name="m")
+        state = made.model.state_dict()
+        name = "model.layers.0.mlp.gate.e_score_correction_bias"
+        assert torch.equal(state[name], exact[name]), recipe
+        assert state["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_ends_with_a_part_for_every_block_are_named(run: Run, tmp_path: Path) -> None:
+    config = transformers.Gemma3nTextConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=6,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, hidden_size_per_layer_input=2,
+        vocab_size_per_layer_input=4000, num_kv_shared_layers=0, laurel_rank=4, altup_num_inputs=2,
+        activation_sparsity_pattern=None, layer_types=["sliding_attention", "full_attention"] * 3,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "m")
+    words = ("offer", tmp_path / "m", "--out", tmp_path / "o")
+    status, _, err = run(*words, "--keep", 1)
+    assert status == 2 and "a part for every one of them" in err and "keep the whole middle" in err
+    made, _ = ot.make_offer(model, recipe=[ot.Drop(keep=1)])
+    with pytest.raises(ot.OffsiteError, match="a part for every one of them"):
+        made.save(tmp_path / "memory")
+    assert not (tmp_path / "memory").exists()
+    status, _, err = run(*words, "--whole")
+    assert status == 0, err
+    assert len(ot.Offer.load(tmp_path / "o").manifest.adapter) == 4

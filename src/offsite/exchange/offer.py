@@ -34,7 +34,8 @@ from offsite.exchange.vetting import (
 )
 from offsite.files import new_folder
 from offsite.model import layers
-from offsite.model.checkpoint import build_skeleton, fill_model, quiet
+from offsite.model.blocks import block_path
+from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
 from offsite.model.configuration import load_config
 from offsite.model.kind import kind_of_task
 from offsite.model.processor import read_processor
@@ -188,10 +189,23 @@ def read_offer(folder: str | Path) -> tuple[OfferManifest, Any]:
         return vet_offer(Path(folder), Path(inner))[:2]
 
 
+def check_ends(model: Any, family: Any) -> None:
+    """Refuse a model whose ends hold a part for every block when blocks were left out.
+
+    Raises:
+        OffsiteError: naming the tensor (per-layer embeddings, as in Gemma 3n).
+    """
+    own, path = dict(model.named_parameters()), f"{block_path(family)}."
+    for name, parameter in family.named_parameters():
+        if not name.startswith(path) and name in own and own[name].shape != parameter.shape:
+            raise cannot_move(name, in_block=False)
+
+
 def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     """Fill an empty folder and return the finished manifest."""
     model = offer.model
     family = build_skeleton(model.config, kind_of_task(offer.manifest.task).auto_class)
+    check_ends(model, family)
     specs, shared = layers.find_specs(model, family), layers.find_shared(model)
     if specs or shared:
         tensors = unique_tensors(model, shared)
@@ -201,6 +215,7 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
         if getattr(model, "generation_config", None):
             model.generation_config.save_pretrained(folder)
     else:
+        model._weight_conversions = None  # those of the family, and not of how it was loaded
         with quiet():
             model.save_pretrained(folder, max_shard_size=MAX_SHARD)
         entries = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ class Cut:
         middle: the blocks that stand between them now.
         rest: steps remain that need the whole model.
         native: the dtype that the weights came in.
+        others: tensors that came in another floating-point dtype, by name without block index, as
+            transformers keeps some of a few families in float32.
         fingerprint: of the full model.
         middle_parameters, model_bytes: the sizes of the full model.
     """
@@ -35,6 +38,7 @@ class Cut:
     middle: Middle
     rest: bool
     native: torch.dtype
+    others: frozenset[str]
     fingerprint: str
     middle_parameters: int
     model_bytes: int
@@ -70,7 +74,8 @@ def cut_checkpoint(
         else whole_middle(model, split)
     )
     return Cut(
-        model, split, middle, not planned, native, checkpoint.fingerprint,
+        model, split, middle, not planned, native, others(skeleton, native),
+        checkpoint.fingerprint,
         *sizes(skeleton, split, native),
     )  # fmt: skip
 
@@ -79,6 +84,28 @@ def cut_module(model: nn.Module, adapter: Adapter) -> Cut:
     split = make_split(adapter, len(get_blocks(model)))
     native = next(model.parameters()).dtype
     return Cut(
-        model, split, whole_middle(model, split), True, native, model_fingerprint(model),
+        model, split, whole_middle(model, split), True, native, others(model, native),
+        model_fingerprint(model),
         *sizes(model, split, native),
     )  # fmt: skip
+
+
+def any_block(name: str) -> str:
+    """The name of a tensor with a star for every index in it."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+
+def others(model: nn.Module, native: torch.dtype) -> frozenset[str]:
+    """The floating-point tensors of a model in another dtype than ``native``, for any block."""
+    return frozenset(
+        any_block(name)
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and tensor.dtype != native
+    )
+
+
+def to_native(emulator: nn.Module, cut: Cut) -> None:
+    """Give an emulator the dtypes that its model came in, in place."""
+    for name, tensor in (*emulator.named_parameters(), *emulator.named_buffers()):
+        if tensor.is_floating_point() and any_block(name) not in cut.others:
+            tensor.data = tensor.data.to(cut.native)

@@ -31,7 +31,7 @@ from offsite.exchange.record import OfferRecord, Record
 from offsite.model.blocks import block_path, get_blocks
 from offsite.model.checkpoint import Checkpoint, load_model, pick_device
 from offsite.model.split import Adapter, ends, join, places
-from offsite.owner.cutting import cut_checkpoint, cut_module
+from offsite.owner.cutting import cut_checkpoint, cut_module, to_native
 from offsite.owner.plugging import merge_delta
 from offsite.owner.reach import check_reach
 from offsite.owner.verbatim import verbatim_tensors
@@ -131,7 +131,7 @@ def make_offer(
             for p, block in zip(middle.positions, middle.blocks, strict=True)
             for name, tensor in block.named_parameters()
         }
-    emulator = emulator.to(cut.native)
+    to_native(emulator, cut)
     if prompt_decoder is not None:
         give_decoder(emulator, prompt_decoder)
     decoder = decoder_tensors(emulator)
