@@ -78,7 +78,8 @@ def attempt(folder: Path, out: Path, keep: int, allowance: int, whole: bool, sen
     from offsite.compress.drop import Drop
     from offsite.model.checkpoint import build_skeleton, load_model
     from offsite.model.configuration import load_config
-    from offsite.owner.offering import ends, make_offer
+    from offsite.model.split import ends
+    from offsite.owner.offering import make_offer
 
     threading.stack_size(MB)  # a stack counts in full from the start
     build_skeleton(load_config(folder), "AutoModelForCausalLM")  # transformers imports models late

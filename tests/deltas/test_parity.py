@@ -151,7 +151,8 @@ class Slow(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.layer(x)
         inner = nn.functional.gelu(y @ self.module.down.weight.T + self.module.down.bias)
-        return y + inner @ self.module.up.weight.T + self.module.up.bias
+        output: torch.Tensor = y + inner @ self.module.up.weight.T + self.module.up.bias
+        return output
 
 
 @pytest.mark.parametrize("family", FAMILIES)

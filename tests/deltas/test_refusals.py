@@ -69,7 +69,7 @@ def test_parameters_with_a_rate_of_their_own_decay_as_before() -> None:
     weight, bias = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     groups = [{"params": [weight], "weight_decay": 0.3}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
-    _own_rate(Holder(optimizer), [weight, bias], 0.5)  # type: ignore[arg-type]
+    _own_rate(Holder(optimizer), [weight, bias], 0.5)
     found = {id(g["params"][0]): g for g in optimizer.param_groups if g["params"]}
     assert [found[id(p)]["weight_decay"] for p in (weight, bias)] == [0.3, 0.0]
     assert [found[id(p)]["lr"] for p in (weight, bias)] == [0.5, 0.5]

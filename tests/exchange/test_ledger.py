@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 import offsite as ot
-from offsite.exchange.delta import DeltaManifest
 from offsite.exchange.ledger import Ledger
-from offsite.exchange.manifest import read_manifest
+from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.files import new_folder
 from offsite.owner.writing import write_plugged
 from offsite.tasks.text.causal import CausalText

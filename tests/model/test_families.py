@@ -64,7 +64,7 @@ def test_experts_make_the_round_trip_from_disk(
     )
     plugged = plug(tmp_path / "model", tuned.delta, record)
     own = get_blocks(plugged)[5].state_dict()
-    for name, value in get_blocks(tuned.model)[3].state_dict().items():  # type: ignore[arg-type]
+    for name, value in get_blocks(tuned.model)[3].state_dict().items():
         assert torch.equal(own[name], value), name
     for step in (Noise(scale=0.1), Quantise(bits=4, group=8)):
         with pytest.raises(OffsiteError, match="experts"):

@@ -71,7 +71,8 @@ def test_offers_with_other_adapters_add_up_block_by_block(tmp_path: Path) -> Non
 
     def blocks_left(adapter: list[int], recipe: Any) -> float:
         make_offer(model, adapter=adapter, recipe=recipe, device="cpu")[1].save(path)
-        return 6 - (1 - Record.load(path).verbatim) * total / block
+        left: float = 6 - (1 - Record.load(path).verbatim) * total / block
+        return left
 
     assert blocks_left([0, 5], [Drop(keep=1)]) == pytest.approx(3)
     first = set(Record.load(path).offers[0].middle)

@@ -53,7 +53,7 @@ def exchange(tmp_path_factory: Any, tokenizer: Any) -> Path:
         )
         delta.save(folder / name)
         place(model, delta, record).save(folder / f"{name}-plugged")
-    return folder
+    return Path(folder)
 
 
 def test_runs_are_spelt_short() -> None:

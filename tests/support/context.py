@@ -46,9 +46,10 @@ def logits(model: Any) -> torch.Tensor:
 def generate(model: Any, cache: bool) -> torch.Tensor:
     """Twelve greedy tokens, far enough to leave a sliding window of eight."""
     ids = inputs_for(model)["input_ids"]
-    return model.generate(
+    tokens: torch.Tensor = model.generate(
         ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, use_cache=cache
     )
+    return tokens
 
 
 def through_disk(context: Context, recipe: Any, folder: Path) -> tuple[Offer, Offer]:

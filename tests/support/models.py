@@ -112,4 +112,6 @@ def output_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits, or the last hidden state of a backbone."""
     with torch.no_grad():
         output = model(**batch)
-    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+    given = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    assert isinstance(given, torch.Tensor)
+    return given

@@ -19,7 +19,8 @@ def logits(model: Any) -> torch.Tensor:
     """What a model says about two fixed random pictures."""
     pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return model(pixel_values=pixels).logits
+        found: torch.Tensor = model(pixel_values=pixels).logits
+    return found
 
 
 def paint(classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,11 +11,11 @@ import pytest
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
+from offsite.model.replay import IGNORE
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
 from offsite.tasks.chat.conversations import encode_chat
 from offsite.tasks.data import read_data
-from offsite.tasks.text.causal import IGNORE
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import language_model

@@ -12,6 +12,7 @@ import torch
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.model.processor import load_processor
+from offsite.model.replay import IGNORE
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug
 from offsite.tasks import load_task, task_names
@@ -19,7 +20,6 @@ from offsite.tasks.data import TaskData, read_data
 from offsite.tasks.questions.likelihood import continues, scores_with_cache, scores_without_cache
 from offsite.tasks.questions.open_question import normal
 from offsite.tasks.source import Source
-from offsite.tasks.text.causal import IGNORE
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import LANGUAGE, language_model

@@ -39,7 +39,8 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Any:
             calls.append(1)
             if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-            return loss(self, *args)
+            result: torch.Tensor = loss(self, *args)
+            return result
 
         monkeypatch.setattr(type(task), "loss", interrupted)
         return task

@@ -41,7 +41,7 @@ def training_options(
         shown = [*before[:place], *options, *before[place + 1 :]]
         run.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in shown}
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         return run
 
     return decorate

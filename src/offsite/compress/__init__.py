@@ -20,6 +20,24 @@ from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 
+__all__ = [
+    "STEPS",
+    "Align",
+    "Cluster",
+    "Distill",
+    "Drop",
+    "GradOT",
+    "LayerReplace",
+    "Narrow",
+    "Noise",
+    "Prune",
+    "Quantise",
+    "Rank",
+    "Share",
+    "Step",
+    "parse_recipe",
+]
+
 STEPS: Mapping[str, type[Any]] = {
     cls.kind: cls
     for cls in (

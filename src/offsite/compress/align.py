@@ -190,7 +190,8 @@ def state_error(state: torch.Tensor, call: Call) -> torch.Tensor:
     """``mean(|T - S| / |T|)`` per token plus ``mean((T - S)^2) / mean(T^2)``, padding left out."""
     found, target = call.tokens(state).float(), call.tokens(call.output).float()
     length = target.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((target - found).norm(dim=-1) / length).mean() + relative_error(state, call)
+    distance: torch.Tensor = ((target - found).norm(dim=-1) / length).mean()
+    return distance + relative_error(state, call)
 
 
 def divergence(

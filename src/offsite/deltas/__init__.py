@@ -28,6 +28,33 @@ from offsite.deltas.specification.head import Head
 from offsite.deltas.specification.masking import Masking
 from offsite.errors import OffsiteError
 
+__all__ = [
+    "IA3",
+    "METHODS",
+    "OFT",
+    "BitFit",
+    "Bottleneck",
+    "Combined",
+    "DiffPruning",
+    "FourierFT",
+    "Full",
+    "Head",
+    "IntrinsicDimension",
+    "IntrinsicPrompt",
+    "LoHa",
+    "LoKr",
+    "LoRA",
+    "Masking",
+    "Method",
+    "Prefix",
+    "Prompt",
+    "VeRA",
+    "method_json",
+    "method_text",
+    "one_method",
+    "parse_method",
+]
+
 LARGEST = 2**20  # of any number in a method but a seed
 METHODS: dict[str, type] = {
     method.kind: method

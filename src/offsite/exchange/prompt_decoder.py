@@ -61,7 +61,8 @@ class PromptDecoder(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PromptDecoder:
         device = fn(self.inner[:0]).device  # the model may change its dtype, the decoder does not
-        return super()._apply(lambda tensor: tensor.to(device), recurse)  # type: ignore[return-value]
+        super()._apply(lambda tensor: tensor.to(device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def decode(

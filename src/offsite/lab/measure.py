@@ -25,7 +25,8 @@ def offer_bytes(offer: Offer) -> int:
         for tensor in offer.model.state_dict(keep_vars=True).values()
     }
     decoder = decoder_tensors(offer.model).values()
-    return sum(seen.values()) + sum(tensor.nbytes for tensor in decoder)
+    size: int = sum(seen.values()) + sum(tensor.nbytes for tensor in decoder)
+    return size
 
 
 def middle_bytes(offer: Offer) -> int:

@@ -41,7 +41,8 @@ def block_path(model: nn.Module) -> str:
             f"{type(model).__name__} has {what}; offsite needs a model with exactly one list of "
             "transformers blocks, such as a decoder-only language model or a vision transformer."
         )
-    return found[0]
+    name: str = found[0]
+    return name
 
 
 def get_blocks(model: nn.Module) -> nn.ModuleList:

@@ -7,7 +7,7 @@ file and from nothing else, so no code ever travels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,7 +78,7 @@ class Described(Protocol):
     def spec(self) -> Any: ...
 
 
-class Harmonizer(GradientCheckpointingLayer):
+class Harmonizer(GradientCheckpointingLayer):  # type: ignore[misc]
     """``x + W_up relu(W_down x)``, ``W_up`` zero at the start (ScaleOT, arXiv 2412.09812).
 
     Stands in the block list; shapes ``(batch, length, hidden)`` in and out, in any floating dtype:
@@ -123,7 +123,7 @@ class LowRankLinear(nn.Module):
         return LowRankSpec(inputs=inputs, outputs=outputs, rank=self.rank, bias=bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.up(self.down(inputs))
+        return cast(torch.Tensor, self.up(self.down(inputs)))
 
 
 class QuantisedLinear(nn.Module):
@@ -193,7 +193,7 @@ def build(spec: Any) -> nn.Module:
     if isinstance(spec, QuantisedSpec):
         return QuantisedLinear(spec.inputs, spec.outputs, spec.bits, spec.group, spec.bias)
     if spec.kind == "conv1d":
-        return Conv1D(spec.outputs, spec.inputs)
+        return cast(nn.Module, Conv1D(spec.outputs, spec.inputs))
     return nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
 
 

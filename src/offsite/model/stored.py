@@ -117,7 +117,7 @@ def convert(receiver: nn.Module, part: dict[str, torch.Tensor]) -> Iterator[tupl
         part: stored tensors by their names in the checkpoint.
     """
     before = receiver.state_dict(keep_vars=True)
-    mapping = get_model_conversion_mapping(receiver)  # type: ignore[arg-type]
+    mapping = get_model_conversion_mapping(receiver)
     options = LoadStateDictConfig(weight_mapping=mapping)
     convert_and_load_state_dict_in_model(receiver, part, options)  # type: ignore[arg-type]
     for name, tensor in receiver.state_dict(keep_vars=True).items():

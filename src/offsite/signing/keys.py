@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.files import write_file
@@ -92,7 +92,7 @@ def own_key() -> EllipticCurvePrivateKey:
         raise OffsiteError(f"'{path}' does not hold a private key without a password.") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
         raise OffsiteError(f"The key in '{path}' is not an ECDSA key on the curve P-256.")
-    return key
+    return cast("EllipticCurvePrivateKey", key)
 
 
 def read_public(path: Path) -> EllipticCurvePublicKey:
@@ -111,7 +111,7 @@ def read_public(path: Path) -> EllipticCurvePublicKey:
         raise OffsiteError(f"'{path}' does not hold a public key in PEM form.") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise OffsiteError(f"The key in '{path}' is not an ECDSA key on the curve P-256.")
-    return key
+    return cast("EllipticCurvePublicKey", key)
 
 
 def pin(name: str, path: Path) -> Peer:
@@ -179,7 +179,7 @@ def fingerprint(key: EllipticCurvePublicKey) -> str:
     return hashlib.sha256(pem(key)).hexdigest()
 
 
-def _cryptography():  # type: ignore[no-untyped-def]
+def _cryptography() -> tuple[Any, Any]:  # type: ignore[no-untyped-def]
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec

@@ -14,7 +14,7 @@ from transformers import Trainer
 from offsite.errors import OffsiteError
 
 
-class FittingTrainer(Trainer):
+class FittingTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that computes a batch in parts when it is too large for the device at once.
 
     Out of memory halves the part. When a single row does not fit, activations are computed again

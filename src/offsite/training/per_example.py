@@ -34,7 +34,7 @@ def per_example(model: nn.Module) -> Iterator[None]:
             parameter.grad = None
 
 
-class NoisyOptimizer(DPOptimizer):
+class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     """opacus's optimiser with noise from the operating system, and steps of any number of batches.
 
     Poisson sampling may choose more examples than fit in memory, or none at all.
@@ -101,4 +101,4 @@ def _taken(parameter: Any) -> torch.Tensor:
     """The ordinary gradient of a parameter, which is cleared."""
     found = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
     parameter.grad = parameter.grad_sample = None
-    return found  # type: ignore[no-any-return]
+    return found

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback):  # type: ignore[misc]
     """A progress bar on standard error; a first Ctrl-C or SIGTERM saves before it stops."""
 
     def __init__(self, text: str, can_save: bool) -> None:

@@ -268,7 +268,8 @@ def private_copy(offer: Offer, tuned: Sequence[int] = ()) -> nn.Module:
     for index in {*tuned, *offer.manifest.adapter}:
         own = index in offer.manifest.adapter
         blocks[index] = copy.deepcopy(blocks[index]).float() if own else alias(blocks[index])
-    return assemble(offer.model, blocks, range(len(blocks)))
+    copied: nn.Module = assemble(offer.model, blocks, range(len(blocks)))
+    return copied
 
 
 def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:

@@ -29,7 +29,8 @@ class DownUp(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.up(nn.functional.gelu(self.down(x)))
+        output: torch.Tensor = x + self.up(nn.functional.gelu(self.down(x)))
+        return output
 
     def hook(self, layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         """The forward hook of the layer that it stands behind."""

@@ -54,7 +54,10 @@ def prefix_attention(
         kwargs.pop("is_causal", None)
         key = torch.cat((prefix.key.to(key.dtype).expand(batch, -1, -1, -1), key), 2)
         value = torch.cat((prefix.value.to(value.dtype).expand(batch, -1, -1, -1), value), 2)
-        return attend(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        output, weights = attend(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output, weights
     output, weights = attend(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     repeat = query.shape[1] // prefix.key.shape[0]
     keys = prefix.key.repeat_interleave(repeat, 0).to(query.dtype)
@@ -70,7 +73,7 @@ def base_attention(module: Any, name: str) -> Callable[..., Any]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)  # type: ignore[arg-type]
+    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     return found
 
 

@@ -27,7 +27,7 @@ class Hadamard(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         size, source = x.shape[-1], x.contiguous()
         target, spare = torch.empty_like(source), torch.empty_like(source)
         for level in range(size.bit_length() - 1):
@@ -39,7 +39,7 @@ class Hadamard(torch.autograd.Function):
         return source / math.sqrt(size)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return hadamard(gradient)
 
 
@@ -88,7 +88,8 @@ class Projected(nn.Module):
         difference = self.project(self.theta)
         if self.scale is not None:
             difference = difference * self.scale
-        return (weight.float() + difference).to(weight.dtype)
+        moved: torch.Tensor = (weight.float() + difference).to(weight.dtype)
+        return moved
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,6 @@ class LoHa(ThroughPeft):
 
         return LoHaConfig(
             r=self.rank,
-            alpha=self.alpha,  # type: ignore[arg-type]
+            alpha=self.alpha,
             target_modules=target_names(model, blocks, self.targets, refuse_conv1d="loha"),
         )

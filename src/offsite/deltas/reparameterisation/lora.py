@@ -61,7 +61,7 @@ class LoRA(ThroughPeft):
         names = target_names(model, blocks, self.targets)
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             use_dora=self.dora,
             use_rslora=self.rslora,

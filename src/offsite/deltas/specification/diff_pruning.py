@@ -30,13 +30,13 @@ class Pressed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, density: float) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gate: torch.Tensor, density: float) -> torch.Tensor:
         ctx.save_for_backward(gate)
         ctx.density = density
         return gate.view_as(gate)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         is_open = torch.sigmoid(ctx.saved_tensors[0] * SPEED - BETA * math.log(-LOW / HIGH))
         if is_open.mean() > ctx.density:
             slope = is_open * (1 - is_open)

@@ -77,4 +77,4 @@ def unused(where: str, key: object, place: str) -> OffsiteError:
 
 def is_learnt(message: Mapping[str, Any]) -> bool:
     """Whether a message is the assistant's and is not left out by a weight of 0."""
-    return message["role"] == "assistant" and message.get("weight", 1) == 1
+    return bool(message["role"] == "assistant" and message.get("weight", 1) == 1)

@@ -152,7 +152,7 @@ class _FrozenHead(torch.autograd.Function):
     """Losses of a head that does not train: the states' gradient is made with the losses."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         states: torch.Tensor,
         weight: torch.Tensor,
