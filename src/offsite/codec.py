@@ -40,7 +40,7 @@ def from_json(kinds: Mapping[str, type], data: Any, what: str) -> Any:
     """
     if not isinstance(data, Mapping) or str(data.get("kind")) not in kinds:
         given = str(data.get("kind"))[:40] if isinstance(data, Mapping) else "that"
-        raise OffsiteError(f"'{given}' is no {what}; choose one of: {', '.join(sorted(kinds))}.")
+        raise OffsiteError(f"'{given}' is not a {what}; choose one of: {', '.join(sorted(kinds))}.")
     cls = kinds[str(data["kind"])]
     values = {key: value for key, value in data.items() if key != "kind"}
     allowed = [field.name for field in dataclasses.fields(cls)]

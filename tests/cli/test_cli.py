@@ -132,7 +132,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no budget": (["offer", "{m}", "--out", "{d}/x", "--recipe", "prune"], "--whole"),
     "whole and keep": (["offer", "{m}", "--out", "{d}/x", "--whole", "--keep", "1"], "--whole"),
     "keep": (["offer", "{m}", "--out", "{d}/x", "--keep", "3"], "Cannot keep 3 of 2"),
-    "dtype": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--dtype", "int8"], "is no dtype"),
+    "dtype": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--dtype", "int8"],
+        "is not a dtype"),
     "device": (["offer", "{m}", "--out", "{d}/x", "--recipe", "gradot", "--budget", "0.5",
                 "--data", "{t}", "--device", "abc"], "There is no device"),
     "recipe and keep": (["offer", "{m}", "--out", "{d}/x", "--recipe", "{d}/r.json", "--keep", "1"],
@@ -164,7 +165,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "not an offer": (["tune", "{m}", "--data", "{t}", "--out", "{d}/x"], "manifest.json"),
     "resume": (["tune", "{o}", "--data", "{t}", "--out", "{d}/x", "--resume"], "nothing to resume"),
     "record": (["plug", "{m}", "{o}", "--record", "{d}/none", "--out", "{d}/x"], "no file"),
-    "inspect": (["inspect", "{t}"], "is no offer"),
+    "inspect": (["inspect", "{t}"], "is not an offer"),
     "lab": (["lab", "{m}", "--data", "{t}"], "--eval-data"),
     "seeds": (["lab", "{m}", "--eval-data", "{t}", "--seeds", "0,0"], "hold one twice"),
     "calibration": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5"], "calibration"),
@@ -172,7 +173,8 @@ BAD: dict[str, tuple[list[str], str]] = {
                "--out", "{d}/x"], "'influence@0.6' needs calibration data"),
     "target": (["sweep", "{m}", "--data", "{t}", "--eval-data", "{t}", "--target",
                 "recovered=0.9,byte=0.1"], "is not a target"),
-    "picture": (["importance", "{m}", "--data", "{t}", "--out", "{d}/p.xyz"], "is no picture"),
+    "picture": (["importance", "{m}", "--data", "{t}", "--out", "{d}/p.xyz"],
+                "is not the name of a picture"),
     "distil alone": (["lab", "{m}", "--eval-data", "{t}", "--recipe", "crash@0.5",
                       "--distill-steps", "2"], "needs --keep"),
     "adapter learned": (["lab", "{m}", "--eval-data", "{t}", "--adapter", "learned:2"],
@@ -180,7 +182,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "full lr": (["lab", "{m}", "--eval-data", "{t}", "--full-lr", "0"], "learning rate of 0"),
     "learn": (["importance", "{m}", "--data", "{t}", "--learn", "{d}/x", "--learned", "{m}"],
               "not both"),
-    "learn steps": (["importance", "{m}", "--data", "{t}", "--learn-steps", "3"], "--learn too"),
+    "learn steps": (["importance", "{m}", "--data", "{t}", "--learn-steps", "3"],
+                    "give --learn as well"),
     "report": (["report", "{d}/none", "--out", "{d}/x.html"], "no file"),
 }  # fmt: skip
 
@@ -279,8 +282,8 @@ def test_only_scores_of_the_same_data_and_length_are_merged(
     assert status == 0 and set(json.loads(out)["scores"]) == {"zero_shot", "full_tuned"}, err
     odd = {"max_length": 256, "task": "chat", "eval_data": "0" * 64, "count": 3}
     bad = [({key: value}, f"another '{key}'") for key, value in odd.items()]
-    bad += [({"details": [1]}, "no scores file"), ({"verbatim": "x"}, "no scores file")]
-    bad += [({"scores": {"plug_in": "x"}}, "no scores file")]
+    bad += [({"details": [1]}, "not a scores file"), ({"verbatim": "x"}, "not a scores file")]
+    bad += [({"scores": {"plug_in": "x"}}, "not a scores file")]
     for change, message in bad:
         (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))
         status, out, err = run(*score, "--merge", tmp_path / "odd.json")

@@ -124,7 +124,7 @@ def test_written_and_read() -> None:
         ({"kind": "combined"}, "a list of 'methods'"),
         ({"kind": "combined", "methods": "lora+bitfit"}, "a list of 'methods'"),
         ({"kind": "combined", "methods": [], "rank": 2}, "and nothing else"),
-        ({"kind": "combined", "methods": [inner, {"kind": "prompt"}]}, "'combined' is no delta"),
+        ({"kind": "combined", "methods": [inner, {"kind": "prompt"}]}, "'combined' is not a delta"),
         ({"kind": "combined", "methods": [{"kind": "lora", "ranks": 1}, 3]}, "no option 'ranks'"),
     ):
         with pytest.raises(OffsiteError, match=message):
@@ -133,7 +133,7 @@ def test_written_and_read() -> None:
     for odd in ({"kind": "combined"}, {"kind": "combined", "methods": ["lora"]}, {"kind": "x"}):
         assert method_text(odd).startswith(str(odd["kind"])), "what came from outside is shown"
     for words in ("lora+", "+", "lora+bitfut"):
-        with pytest.raises(OffsiteError, match="is no delta method"):
+        with pytest.raises(OffsiteError, match="is not a delta method"):
             parse_method(method_json(words))
     with pytest.raises(OffsiteError, match="which method of 'lora\\+bitfit'"):
         method_json("lora+bitfit", ["rank=2"])

@@ -198,7 +198,7 @@ def test_small_things() -> None:
     for bad in ({"rows": []}, 3, {"x": 1}):
         with pytest.raises(OffsiteError, match="holds no rows"):
             make_run(bad)
-    with pytest.raises(OffsiteError, match="no scores file"):
+    with pytest.raises(OffsiteError, match="not a scores file"):
         make_run([{"model": "x"}])
 
 

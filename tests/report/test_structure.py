@@ -106,7 +106,7 @@ def test_a_base_that_does_not_belong_is_refused(exchange: Path, tmp_path: Path) 
     make_offer(small_model("llama"), adapter=ends(2, 1))[0].save(tmp_path / "other")
     with pytest.raises(OffsiteError, match="does not answer"):
         inspect_path(exchange / "lora", str(tmp_path / "other"))
-    with pytest.raises(OffsiteError, match="is no delta"):
+    with pytest.raises(OffsiteError, match="is not a delta"):
         inspect_path(exchange / "offer", str(exchange / "model"))
 
 

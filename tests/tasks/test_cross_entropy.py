@@ -76,8 +76,9 @@ def test_a_widened_head_gives_the_same_losses_and_gradients() -> None:
     torch.manual_seed(0)
     states, head = torch.randn(9, 16, requires_grad=True), nn.Linear(16, 50).requires_grad_(False)
     found = []
+    losses_of: Any = _FrozenHead.apply
     for weight, bias in ((head.weight, head.bias), widened(head.weight, head.bias)):
-        losses = _FrozenHead.apply(states, weight, bias, torch.arange(9), 4, 50)
+        losses = losses_of(states, weight, bias, torch.arange(9), 4, 50)
         found.append((losses, *torch.autograd.grad(losses.sum(), states)))
     assert len(weight) == 64 and bias is not None and len(bias) == 64
     torch.testing.assert_close(found[0], found[1])

@@ -202,9 +202,9 @@ def test_augmentation_is_chosen_with_the_name_of_the_task() -> None:
     assert load_task(f"{name}:augment=none") == ImageClassification(augment=())
     chosen = load_task(f"{name}:augment=crop+colour", skip_bad=True)
     assert chosen == ImageClassification(("crop", "colour"), skip_bad=True)
-    with pytest.raises(OffsiteError, match="'blur=3' is no option of image-classification"):
+    with pytest.raises(OffsiteError, match="'blur=3' is not an option of image-classification"):
         load_task(f"{name}:blur=3")
-    with pytest.raises(OffsiteError, match="'tilt' is no augmentation"):
+    with pytest.raises(OffsiteError, match="'tilt' is not an augmentation"):
         load_task(f"{name}:augment=flip+tilt")
 
 
@@ -263,7 +263,7 @@ def test_empty_and_single_classes_are_refused(tmp_path: Path, processor: Any) ->
     (tmp_path / "none").mkdir()
     with pytest.raises(OffsiteError, match="has no folders"):
         TASK.load(tmp_path / "none", processor, None)
-    with pytest.raises(OffsiteError, match="is no source of pictures"):
+    with pytest.raises(OffsiteError, match="does not hold pictures"):
         TASK.load(tmp_path / "missing", processor, None)
 
 

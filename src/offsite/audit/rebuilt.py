@@ -67,7 +67,8 @@ def shrunk(weight: torch.Tensor, scale: float) -> torch.Tensor:
     y = values / unit
     inside = ((y**2 - beta - 1).clamp_min(0) ** 2 - 4 * beta).clamp_min(0).sqrt() / y
     kept = torch.where(y > 1 + beta**0.5, inside, torch.zeros_like(y)) * unit
-    return (left * kept) @ right
+    result: torch.Tensor = (left * kept) @ right
+    return result
 
 
 def combined(views: Sequence[tuple[Blocks, OfferRecord]]) -> Iterator[dict[int, nn.Module]]:

@@ -56,7 +56,7 @@ def importance(
     if learn is not None and learned is not None:
         raise OffsiteError("Give --learn, to learn scores, or --learned, to read some; not both.")
     if learn is None and (resume or learn_steps is not None):
-        raise OffsiteError("--resume and --learn-steps are of the learning, so give --learn too.")
+        raise OffsiteError("--resume and --learn-steps belong to --learn; give --learn as well.")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     own = read_data(kind, data, train=True)
     processor = load_processor(model, kind.name)

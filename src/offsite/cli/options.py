@@ -145,7 +145,9 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise OffsiteError(f"'{text}' is no list of {what}; write numbers such as 1,2,3.") from None
+        raise OffsiteError(
+            f"'{text}' is not a list of {what}; write numbers such as 1,2,3."
+        ) from None
 
 
 def whole_seeds(text: str) -> tuple[int, ...]:
@@ -157,7 +159,7 @@ def whole_seeds(text: str) -> tuple[int, ...]:
     found = numbers(text, "seeds")
     if any(not 0 <= seed < 2**32 or seed % 1 for seed in found):
         raise OffsiteError(
-            f"'{text}' is no list of seeds; write whole numbers from 0, as in 0,1,2."
+            f"'{text}' is not a list of seeds; write whole numbers from 0, as in 0,1,2."
         )
     return tuple(int(seed) for seed in found)
 

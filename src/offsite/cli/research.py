@@ -59,9 +59,9 @@ def score(
     from offsite.tasks.data import need_source, prepare_all, read_data
 
     if role is not None and role not in KEYS:
-        raise OffsiteError(f"'{role}' is no score; choose one of: {', '.join(KEYS)}.")
+        raise OffsiteError(f"'{role}' is not a score; choose one of: {', '.join(KEYS)}.")
     if role is not None and len(paths) > 1:
-        raise OffsiteError("--as names the score of one path; score the paths one by one.")
+        raise OffsiteError("--as names the score of a single path; score the paths one at a time.")
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     test = None
     if harness_task is None:

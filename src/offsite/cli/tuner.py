@@ -73,7 +73,10 @@ def tune(
     test = read_data(kind, find_source(kind, eval_data, "test"))
     method = parse_method(method_json(delta, option or ()))
     if training.lr is not None and method.kind == "head":
-        raise OffsiteError("A head learns at --head-lr, and nothing else is tuned; give that.")
+        raise OffsiteError(
+            "With --delta head only the head is trained; set its rate with --head-lr instead of "
+            "--lr."
+        )
 
     held = parse_dtype(dtype)
     ready = partial(prepare_all, (private, test))

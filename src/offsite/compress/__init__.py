@@ -65,6 +65,7 @@ def parse_recipe(steps: Any) -> list[Step]:
     """
     if isinstance(steps, (str, Mapping)) or not isinstance(steps, Sequence):
         raise OffsiteError(
-            'A recipe is a list of steps, such as [{"kind": "drop", "keep": 8}]; this is no list.'
+            "This is not a list; write a recipe as a list of steps, such as "
+            '[{"kind": "drop", "keep": 8}].'
         )
     return [from_json(STEPS, step, "compression step") for step in steps]

@@ -60,7 +60,7 @@ class Align:
         require(
             min(self.state_weight, self.kl_weight) >= 0 < self.state_weight + self.kl_weight,
             f"Weights of {self.state_weight} and {self.kl_weight} leave nothing to align; use "
-            "numbers from 0, one of them above.",
+            "0 or more, and more than 0 for at least one of them.",
         )
         TrainOptions(steps=self.steps, lr=self.lr, batch_size=self.batch_size)
 

@@ -44,7 +44,7 @@ class Distill:
         require(
             min(self.lm_weight, self.kd_weight) >= 0 < self.lm_weight + self.kd_weight < math.inf,
             f"Weights of {self.lm_weight} and {self.kd_weight} leave nothing to distil; use "
-            "numbers from 0, one of them above.",
+            "0 or more, and more than 0 for at least one of them.",
         )
         TrainOptions(steps=self.steps, lr=self.lr, batch_size=self.batch_size)
 

@@ -53,7 +53,7 @@ def importance(
     """
     for signal in signals:
         if signal not in SIGNALS:
-            raise OffsiteError(f"'{signal}' is no signal; choose from {', '.join(SIGNALS)}.")
+            raise OffsiteError(f"'{signal}' is not a signal; choose one of: {', '.join(SIGNALS)}.")
     total = len(get_blocks(context.model))
     sums: dict[str, list[float]] = {signal: [0.0] * total for signal in signals}
     for batch in track(context.batches(BATCHES, ROWS), "measuring blocks", BATCHES):

@@ -158,7 +158,8 @@ def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise OffsiteError(
-                f"'{pair}' is no option; write NAME=VALUE, as in --option rank=8 or lora:rank=8."
+                f"'{pair}' is not an option; write NAME=VALUE, as in --option rank=8 or "
+                "lora:rank=8."
             )
         if key in found:
             raise OffsiteError(f"'{key}' is given twice for the method '{kind}'; give it once.")

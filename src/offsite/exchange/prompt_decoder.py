@@ -106,7 +106,7 @@ def check_decoder(entries: Mapping[str, TensorEntry], width: int) -> None:
         and shapes["outer_bias"] == outer[:2]
         and all(entry.dtype == "F32" for entry in entries.values())
     )
-    require(fits, f"These tensors are no prompt decoder for embeddings of width {width}.")
+    require(fits, f"These tensors do not make a prompt decoder for embeddings of width {width}.")
 
 
 def give_decoder(model: Any, decoder: Decoder) -> None:

@@ -134,7 +134,7 @@ def fault(key: str, value: Any, name: str) -> str | None:
     if key in CLASSES and not (isinstance(value, str) and CLASSES[key].fullmatch(value)):
         return "names a class that is not allowed"
     if key in ("dtype", "torch_dtype") and value not in FLOATS and not isinstance(value, dict):
-        return "is no floating-point dtype"
+        return "is not a floating-point dtype"
     if name == "config.json" and isinstance(value, str) and re.search(r"[/\\]", value):
         return "looks like a path or the name of a repository"
     if name in ("config.json", "preprocessor_config.json") and isinstance(value, int):
@@ -234,8 +234,8 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     needed = {id(t): t.numel() for name, t in state.items() if not name.startswith(away)}
     if sum(needed.values()) > sum(entry.count for entry in declared.values()):
         raise OffsiteError(
-            "The offer's config.json describes more numbers than its tensors hold; it is damaged, "
-            "so ask for a fresh copy."
+            "The offer's config.json describes more parameters than its tensors hold; it is "
+            "damaged, so ask for a fresh copy."
         )
     for name in sorted(declared.keys() & state.keys()):
         if not fits(declared[name], state[name]):

@@ -108,7 +108,7 @@ def read_experiment(path: str | Path) -> list[Plan]:
         where = ".".join(str(part) for part in first["loc"])
         raise OffsiteError(f"'{path}': {where}: {first['msg'].lower()}.") from error
     except ValueError as error:
-        raise OffsiteError(f"'{path}' is no valid TOML or JSON: {error}.") from error
+        raise OffsiteError(f"'{path}' is not valid TOML or JSON: {error}.") from error
     return [
         make_plan(found, model, entry, path.parent)
         for model in found.models
@@ -213,7 +213,7 @@ def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str
                 share = float(budget or 1)
             except ValueError:
                 raise OffsiteError(
-                    f"'{recipe}' is no recipe; write PRESET@BUDGET, such as crash@0.45."
+                    f"'{recipe}' is not a recipe; write PRESET@BUDGET, such as crash@0.45."
                 ) from None
             recipe = [to_json(step) for step in make_recipe(preset, shapes[own], share)]
         ready[name] = {"adapter": own, "steps": recipe} if own != adapter else recipe

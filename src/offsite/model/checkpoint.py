@@ -44,7 +44,9 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     """
     if name is None or name in DTYPES:
         return DTYPES[name] if name else None
-    raise OffsiteError(f"'{name}' is no dtype offsite computes in; use {', '.join(DTYPES)}.")
+    raise OffsiteError(
+        f"'{name}' is not a dtype that offsite computes in; use {', '.join(DTYPES)}."
+    )
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -151,7 +151,7 @@ def check_head(
             f"{', '.join(sorted(allowed)) or 'nothing'}, and a name for each class."
         )
     if len(set(labels)) < len(labels):
-        raise OffsiteError("The delta names two classes alike; give each its own name.")
+        raise OffsiteError("Two classes of the delta have the same name; give each its own.")
     return {
         name: TensorEntry(dtype=entry.dtype, shape=(len(labels), *entry.shape[1:]))
         for name, entry in allowed.items()

@@ -245,7 +245,7 @@ def same_module(family: nn.Module, name: str) -> nn.Module:
         return family.get_submodule(name)
     except AttributeError as error:
         raise OffsiteError(
-            f"'{name}' is no part of the block that this family builds at that place: its blocks "
+            f"'{name}' is not part of the block that this family builds at that place: its blocks "
             "differ by position and cannot move, so keep the whole middle."
         ) from error
 

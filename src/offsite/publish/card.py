@@ -77,11 +77,11 @@ def make_card(
     """
     if not LICENCE.fullmatch(licence):
         raise OffsiteError(
-            f"'{licence[:60]}' is no licence identifier of the hub; use one such as apache-2.0, "
+            f"'{licence[:60]}' is not a licence identifier of the hub; use one such as apache-2.0, "
             "cc-by-4.0 or other."
         )
     if base_model is not None and not REPO.fullmatch(base_model):
-        raise OffsiteError(f"'{base_model[:60]}' is no hub name; write it as organisation/name.")
+        raise OffsiteError(f"'{base_model[:60]}' is not a hub name; write it as organisation/name.")
     kind = "offer" if isinstance(manifest, OfferManifest) else "delta"
     images = manifest.task.startswith("image")
     task = "image-classification" if images else "text-generation"

@@ -106,7 +106,9 @@ def pull(
                 return Path(shutil.copyfile(path, partial / name))
 
             if MANIFEST not in present:
-                raise OffsiteError(f"'{repo}' has no {MANIFEST}; it holds no offer and no delta.")
+                raise OffsiteError(
+                    f"'{repo}' has no {MANIFEST}; it holds neither an offer nor a delta."
+                )
             for name in [*listed(fetch(MANIFEST)), *sorted(present & {SIGNATURE})]:
                 if not FILE.fullmatch(name) or name not in present:
                     raise OffsiteError(
@@ -134,7 +136,7 @@ def _hub(repo: str) -> Iterator[None]:
         if isinstance(error, OffsiteError):
             raise
         raise OffsiteError(
-            f"'{repo[:80]}' is no hub name; write it as organisation/name."
+            f"'{repo[:80]}' is not a hub name; write it as organisation/name."
         ) from error
     except OfflineModeIsEnabled as error:
         raise OffsiteError(

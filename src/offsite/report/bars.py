@@ -49,7 +49,9 @@ def check_picture(path: str | Path, purpose: str) -> None:
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", purpose) from error
     if Path(path).suffix.lower() not in PICTURES:
-        raise OffsiteError(f"'{path}' is no picture to write; end it in {' or '.join(PICTURES)}.")
+        raise OffsiteError(
+            f"'{path}' is not the name of a picture; end it in {' or '.join(PICTURES)}."
+        )
 
 
 def draw_importance(table: Mapping[str, Sequence[float]], path: str | Path) -> None:

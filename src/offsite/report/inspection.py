@@ -43,7 +43,7 @@ def inspect_path(path: Path, base: str | None = None) -> Shown:
         kind = read_json(path / MANIFEST)
         if not (isinstance(kind, dict) and kind.get("kind") == "offer"):
             return inspect_delta(path, base)
-    require(base is None, f"'{path}' is no delta; --base says where the tensors of one belong.")
+    require(base is None, f"'{path}' is not a delta, so --base has no effect; leave it out.")
     if path.is_dir() and (path / MANIFEST).is_file():
         return inspect_offer(path)
     if path.is_dir() and (path / "config.json").is_file():
@@ -51,7 +51,7 @@ def inspect_path(path: Path, base: str | None = None) -> Shown:
     if path.is_file() and path.suffix == ".json":
         return inspect_record(path)
     raise OffsiteError(
-        f"'{path}' is no offer, delta, plugged delta, record (.json) or model folder."
+        f"'{path}' is not an offer, delta, plugged delta, record (.json) or model folder."
     )
 
 

@@ -139,7 +139,7 @@ class Scores:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(shown(part) for part in first["loc"]) or "its top level"
             raise OffsiteError(
-                "This is no scores file; it needs 'scores', 'metric' and 'higher_is_better', as "
+                "This is not a scores file; it needs 'scores', 'metric' and 'higher_is_better', as "
                 f"'offsite score --json' writes them ({where}: {first['msg'].lower()})."
             ) from error
         known = {key: value for key, value in found.scores.items() if key in KEYS}

@@ -69,14 +69,18 @@ class TrainOptions:
             or not 0 < self.epochs < math.inf
             or self.batch_size < 1
         ):
-            raise OffsiteError("Training needs at least one step, a part of an epoch and one row.")
+            raise OffsiteError(
+                "Training needs at least one step, more than 0 epochs and a batch of at least one "
+                "row."
+            )
         counts = (self.accumulate, self.save_every, self.eval_every, self.patience)
         if any(count is not None and count < 1 for count in counts):
-            raise OffsiteError(
-                "Steps to accumulate, to save, to evaluate and to be patient for are 1 or more."
-            )
+            raise OffsiteError("accumulate, save_every, eval_every and patience must be 1 or more.")
         if not 0 <= self.warmup < 1:
-            raise OffsiteError(f"A warmup of {self.warmup} is no share of the steps; use 0 to 1.")
+            raise OffsiteError(
+                f"A warmup of {self.warmup} is not a share of the steps; use 0 or more and less "
+                "than 1."
+            )
         if not 0 <= self.seed < 2**32:
             raise OffsiteError(
                 f"{self.seed} is not a seed; use a whole number from 0 to 2**32 - 1."
@@ -85,16 +89,16 @@ class TrainOptions:
 
         if self.schedule not in (known := [kind.value for kind in SchedulerType]):
             raise OffsiteError(
-                f"'{self.schedule}' is no schedule; choose one of: {', '.join(known)}."
+                f"'{self.schedule}' is not a schedule; choose one of: {', '.join(known)}."
             )
         if not 0 <= self.weight_decay < 100 or not 0 < self.max_grad_norm < math.inf:
-            raise OffsiteError("Weight decay is 0 or more, and a gradient's largest norm above 0.")
+            raise OffsiteError("Use a weight_decay of 0 or more and a max_grad_norm above 0.")
         for lr in (self.lr, self.head_lr):
             if lr is not None and not 0 < lr < 100:
                 raise OffsiteError(f"A learning rate of {lr} is not usable; try 1e-4 to 1e-2.")
         if self.precision not in (None, "float32", "bfloat16", "float16"):
             raise OffsiteError(
-                f"'{self.precision}' is no training precision; use float32, bfloat16 or float16."
+                f"'{self.precision}' is not a training precision; use float32, bfloat16 or float16."
             )
 
     def identity(self) -> dict[str, Any]:

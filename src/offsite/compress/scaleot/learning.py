@@ -73,7 +73,8 @@ class Training:
             0 < self.eta < math.inf
             and min(self.lm_weight, self.kd_weight) >= 0
             and 0 < self.lm_weight + self.kd_weight < math.inf,
-            "LayerReplace needs an eta above 0, and loss weights from 0 with one of them above.",
+            "LayerReplace needs an eta above 0, loss weights of 0 or more, and one of them above "
+            "0.",
         )
 
 

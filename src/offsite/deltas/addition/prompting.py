@@ -82,7 +82,7 @@ def check_takes_prompt(model: Any) -> None:
     """
     if getattr(model, "main_input_name", None) != "input_ids" or not hasattr(model, "generate"):
         raise OffsiteError(
-            f"A prompt needs a language model, and {type(model).__name__} is none; use lora."
+            f"A prompt needs a language model, but this is a {type(model).__name__}; use lora."
         )
     if hasattr(model, "prompt"):
         raise OffsiteError("The model has a prompt already; detach it before adding another.")

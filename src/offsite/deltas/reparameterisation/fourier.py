@@ -36,7 +36,8 @@ class FourierFT(ThroughPeft):
     when: ClassVar[str] = "a fixed count of parameters for each layer, whatever its size"
 
     def __post_init__(self) -> None:
-        require(self.frequencies >= 1, f"frequencies={self.frequencies} is not usable; take 1 up.")
+        usable = self.frequencies >= 1
+        require(usable, f"frequencies={self.frequencies} is not usable; use 1 or more.")
         check_seed(self.seed)
 
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:

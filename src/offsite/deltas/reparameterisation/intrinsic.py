@@ -119,7 +119,7 @@ class IntrinsicDimension(Method):
     when: ClassVar[str] = "the fewest bytes that still merge: a thousand parameters and a seed"
 
     def __post_init__(self) -> None:
-        require(2 <= self.dim <= 65536, f"dim={self.dim} is not usable; take 2 to 65536.")
+        require(2 <= self.dim <= 65536, f"dim={self.dim} is not usable; use 2 to 65536.")
         check_seed(self.seed)
 
     def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:

@@ -51,7 +51,7 @@ class LoRA(ThroughPeft):
         require(self.rank >= 1, f"LoRA needs a rank of at least 1, not {self.rank}.")
         require(
             0 <= self.dropout < 1,
-            f"A dropout of {self.dropout} is not usable; take 0 up to, but not, 1.",
+            f"A dropout of {self.dropout} is not usable; use 0 or more and less than 1.",
         )
 
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:

@@ -27,8 +27,8 @@ def kinds_of(choice: str) -> tuple[str, ...]:
     key, _, names = choice.partition("=")
     if key != "augment":
         raise OffsiteError(
-            f"'{choice}' is no option of image-classification; write augment=none, or the kinds "
-            f"wanted of augment={'+'.join(ALL)}."
+            f"'{choice}' is not an option of image-classification; write augment=none, or the "
+            f"kinds wanted of augment={'+'.join(ALL)}."
         )
     return () if names == "none" else tuple(names.split("+"))
 
@@ -37,7 +37,7 @@ def check_kinds(kinds: tuple[str, ...]) -> None:
     """Refuse what is no augmentation."""
     if odd := set(kinds) - set(ALL):
         raise OffsiteError(
-            f"'{sorted(odd)[0]}' is no augmentation; use flip, crop, colour or none of them."
+            f"'{sorted(odd)[0]}' is not an augmentation; use flip, crop, colour or none of them."
         )
 
 

@@ -82,7 +82,7 @@ def read_pictures(source: str | Path, *, train: bool) -> Pictures:
         pictures = from_folder(path, split, train)
     else:
         raise OffsiteError(
-            f"'{path}' is no source of pictures; give a folder with one folder per class, a saved "
+            f"'{path}' does not hold pictures; give a folder with one folder per class, a saved "
             "datasets folder, or an .npz file."
         )
     if not pictures.targets and not pictures.classes:
