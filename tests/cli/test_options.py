@@ -59,7 +59,7 @@ def test_one_default_for_the_longest_window() -> None:
         (("--seed", -1), "is not a seed"),
         (("--schedule", "sinus"), "'sinus'"),
         (("--warmup", 1.5), "warmup of 1.5"),
-        (("--weight-decay", -1), "Weight decay"),
+        (("--weight-decay", -1), "weight_decay of 0"),
         (("--eval-every", 0), "1 or more"),
     ],
 )

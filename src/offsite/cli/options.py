@@ -49,6 +49,7 @@ Adapter = Annotated[
 Reach = Annotated[
     str, typer.Option(help="Blocks a delta may tune: adapter, or all (low-rank deltas).")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")]
 DpEpsilon = Annotated[
     float | None,
     typer.Option(help="Tune with differential privacy (DP-SGD) and spend this epsilon."),

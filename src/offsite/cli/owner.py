@@ -57,7 +57,7 @@ def offer(
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    resume: o.Resume = False,
     seed: o.Seed = 0,
     dtype: o.Dtype = None,
     device: o.Device = None,

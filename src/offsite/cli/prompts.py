@@ -26,7 +26,7 @@ def prompt_decoder(
     hidden: Annotated[int, typer.Option(help="Width of the decoder's hidden layer.")] = 64,
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    resume: o.Resume = False,
     device: o.Device = None,
     json: o.Json = False,
     *,

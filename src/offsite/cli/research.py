@@ -15,26 +15,41 @@ from offsite.cli.training import training_options
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
+Recipes = Annotated[
+    list[str] | None, typer.Option(help="PRESET@BUDGET such as crash@0.45; repeatable.")
+]
+Keep = Annotated[int | None, typer.Option(help="Uniform drop to so many middle blocks.")]
+DistillSteps = Annotated[
+    int | None, typer.Option(help="The same once more, distilled for so many steps.")
+]
+Deltas = Annotated[
+    list[str] | None,
+    typer.Option(help="Method such as lora:rank=8 or lora+bitfit, or all; repeatable."),
+]
+Cached = Annotated[bool, typer.Option("--cached", help="Compute nothing: show what --out holds.")]
+TestData = Annotated[
+    str | None, typer.Option(help="Data to score on; default what the task file names.")
+]
+Role = Annotated[str | None, typer.Option("--as", help="Which score it is, such as full_tuned.")]
+Base = Annotated[str | None, typer.Option(help="Full model that an adapter is run on.")]
+Merge = Annotated[
+    list[Path] | None, typer.Option(help="Scores of others, as --json wrote them; repeatable.")
+]
+Harness = Annotated[bool, typer.Option("--harness", help="Score through EleutherAI lm-eval.")]
+HarnessTask = Annotated[
+    str | None, typer.Option(help="A task of lm-eval's own, by name; it fetches the data.")
+]
+
 
 def score(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Model, offer/ or tuned/; one or several.")],
-    data: Annotated[
-        str | None, typer.Option(help="Data to score on; default what the task file names.")
-    ] = None,
-    role: Annotated[
-        str | None, typer.Option("--as", help="Which score it is, such as full_tuned.")
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Full model that an adapter is run on.")] = None,
-    merge: Annotated[
-        list[Path] | None, typer.Option(help="Scores of others, as --json wrote them; repeatable.")
-    ] = None,
-    harness: Annotated[
-        bool, typer.Option("--harness", help="Score through EleutherAI lm-eval.")
-    ] = False,
-    harness_task: Annotated[
-        str | None, typer.Option(help="A task of lm-eval's own, by name; it fetches the data.")
-    ] = None,
+    data: TestData = None,
+    role: Role = None,
+    base: Base = None,
+    merge: Merge = None,
+    harness: Harness = False,
+    harness_task: HarnessTask = None,
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
@@ -48,13 +63,14 @@ def score(
     from dataclasses import asdict
     from functools import partial
 
-    from offsite.files import read_json
+    from offsite.cli.present import score_lines
     from offsite.lab.environment import environment
     from offsite.model.checkpoint import parse_dtype, pick_device
     from offsite.scores.harness import find_tasks, harness_scores
-    from offsite.scores.scores import DERIVED, KEYS, TITLES, Scores
+    from offsite.scores.others import Others
+    from offsite.scores.scores import KEYS, Scores
     from offsite.scores.scoring import load_scored
-    from offsite.scores.settings import check_same, private_settings, settings_of, shareable
+    from offsite.scores.settings import private_settings, settings_of, shareable
     from offsite.tasks import load_task
     from offsite.tasks.data import need_source, prepare_all, read_data
 
@@ -78,18 +94,13 @@ def score(
     if through:  # which reads as much at once as the model can, unless told otherwise
         length = max_length if o.typed(context, "max_length") else None
         facts["max_length"] = length
-    others = {file: read_json(file) for file in merge or ()}
-    for file, theirs in others.items():  # before hours of scoring
-        Scores.from_json(theirs)
-        check_same(facts, theirs, file)
+    others = Others.read(merge or (), facts)
+    scored: dict[str, tuple[str, Any]] = {}
     total: Scores | None = None
-    lines: list[Any] = []
-    kept = {}
     for path in paths:
         computed = parse_dtype(dtype or "float32")
         found = load_scored(path, kind, computed, base, partial(prepare_all, (test,)))
-        key = role or found.key
-        model = found.model.to(pick_device(device))
+        key, model = role or found.key, found.model.to(pick_device(device))
         if through:
             given: Any = [harness_task] if test is None else {kind.name: test}
             result = harness_scores(
@@ -104,23 +115,17 @@ def score(
                 f"The outputs of '{path}' are not numbers, so it has no score; compute in another "
                 "precision (--dtype float32), or tune it again with a lower learning rate."
             )
-        kept[key] = asdict(result)
-        one = Scores(result.metric, result.higher_is_better, **{key: kept[key]["value"]})
+        scored[key] = (path, result)
+        one = Scores(result.metric, result.higher_is_better, **{key: result.value})
         total = one if total is None else total.merge(one)
-        lines.append(f"{TITLES[key]:20} {o.describe(result)}   [dim]{path}[/]")
     assert total is not None
-    scored = set(kept)
     if details:
         facts["count"] = result.count
-    for file, theirs in others.items():
-        check_same(facts, theirs, file)
-        total = total.merge(Scores.from_json(theirs))
-        kept = {**(theirs.get("details") or {}), **kept}
-    story = total.to_json()
-    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in story["scores"].items() if k not in scored]
-    lines += [f"{k:20} {story[k]:.4f}" for k in DERIVED if k in story]
+    others.check(facts)
+    total = others.merge(total)
+    kept = others.details({key: asdict(result) for key, (_, result) in scored.items()})
     more = {"environment": environment(), "details": kept if details else shareable(kept)}
-    o.emit({**story, **facts, **more}, json, lines)
+    o.emit({**total.to_json(), **facts, **more}, json, score_lines(scored, total))
 
 
 @training_options(leave_out=o.NO_EFFECT_IN_LAB)
@@ -131,26 +136,17 @@ def lab(
     eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
     calibration: Annotated[str | None, typer.Option(help="The owner's own data.")] = None,
     adapter: o.Adapter = "ends:2,2",
-    recipe: Annotated[
-        list[str] | None, typer.Option(help="PRESET@BUDGET such as crash@0.45; repeatable.")
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Uniform drop to so many middle blocks.")] = None,
-    distill_steps: Annotated[
-        int | None, typer.Option(help="The same once more, distilled for so many steps.")
-    ] = None,
-    delta: Annotated[
-        list[str] | None,
-        typer.Option(help="Method such as lora:rank=8 or lora+bitfit, or all; repeatable."),
-    ] = None,
+    recipe: Recipes = None,
+    keep: Keep = None,
+    distill_steps: DistillSteps = None,
+    delta: Deltas = None,
     prompt_decoder: Decoder = None,
     out: Annotated[Path, typer.Option(help="Folder of cells and results.")] = Path("lab"),
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
     full_lr: o.FullLr = "1e-4,3e-4,1e-3",
     baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
     healed: Annotated[bool, typer.Option(help="Tune every weight of each offer too.")] = True,
-    cached: Annotated[
-        bool, typer.Option("--cached", help="Compute nothing: show what --out holds.")
-    ] = False,
+    cached: Cached = False,
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
@@ -162,7 +158,7 @@ def lab(
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
     from offsite.deltas import method_json
-    from offsite.lab.experiment import make_recipes, read_experiment, uniform
+    from offsite.lab.experiment import make_recipes, read_experiment
     from offsite.lab.plan import Plan
     from offsite.lab.results import run_plans
     from offsite.tasks import load_task
@@ -179,14 +175,7 @@ def lab(
         if "all" in names:
             fitting = all_that_fit(model, task, adapter, prompt_decoder)
             names = [*fitting, *(name for name in names if name not in ("all", *fitting))]
-        recipes: dict[str, Any] = {name: name for name in recipe or ()}
-        if recipes and keep is None and distill_steps is not None:
-            raise OffsiteError(
-                "--distill-steps is of the uniform recipe, so beside --recipe it needs --keep; "
-                "write PRESET@BUDGET recipes with distillation, such as distil@0.4, without it."
-            )
-        if keep is not None or not recipes:
-            recipes |= uniform(keep, distill_steps)
+        recipes = chosen_recipes(recipe or (), keep, distill_steps)
         plans = [
             Plan(
                 model=model,
@@ -210,6 +199,27 @@ def lab(
         ]
     rows, made_on = run_plans(plans, out, device, cached, say=o.note)
     show_rows(rows, out, json, made_on)
+
+
+def chosen_recipes(
+    presets: Sequence[str], keep: int | None, distill_steps: int | None
+) -> dict[str, Any]:
+    """The recipes of a lab: presets at a budget, and the uniform drop where it is asked for.
+
+    Raises:
+        OffsiteError: steps of distillation without the uniform recipe that they are for.
+    """
+    from offsite.lab.experiment import uniform
+
+    recipes: dict[str, Any] = {name: name for name in presets}
+    if recipes and keep is None and distill_steps is not None:
+        raise OffsiteError(
+            "--distill-steps distils the uniform recipe, which beside --recipe needs --keep; add "
+            "--keep, or use a preset that distils, such as distil@0.4."
+        )
+    if keep is not None or not recipes:
+        recipes |= uniform(keep, distill_steps)
+    return recipes
 
 
 def all_that_fit(model: str, task: str, adapter: str, prompt_decoder: Path | None) -> list[str]:

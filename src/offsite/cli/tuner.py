@@ -11,6 +11,20 @@ from offsite.cli import options as o
 from offsite.cli.training import training_options
 from offsite.training.options import TrainOptions
 
+Private = Annotated[
+    str | None, typer.Option(help="Your private data; default what the task file names.")
+]
+PrivateTest = Annotated[str | None, typer.Option(help="Private data to score on.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="What to tune ('offsite deltas' lists them): lora:rank=8, or lora+bitfit for both."
+    ),
+]
+MethodOption = Annotated[
+    list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
+]
+OfferTask = Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")]
 delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools.")
 
 
@@ -18,27 +32,18 @@ delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools
 def tune(
     offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
     out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
-    data: Annotated[
-        str | None, typer.Option(help="Your private data; default what the task file names.")
-    ] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Private data to score on.")] = None,
-    delta: Annotated[
-        str,
-        typer.Option(
-            help="What to tune ('offsite deltas' lists them): lora:rank=8, or lora+bitfit for both."
-        ),
-    ] = "full",
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
-    ] = None,
+    data: Private = None,
+    eval_data: PrivateTest = None,
+    delta: Method = "full",
+    option: MethodOption = None,
     reach: o.Reach = "adapter",
-    task: Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")] = None,
+    task: OfferTask = None,
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
     dp_epsilon: o.DpEpsilon = None,
     dp_delta: o.DpDelta = 1e-5,
     dp_clip: o.DpClip = 1.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    resume: o.Resume = False,
     require_signature: o.RequireSignature = None,
     dtype: o.Dtype = None,
     device: o.Device = None,
@@ -52,7 +57,8 @@ def tune(
 
     import torch
 
-    from offsite.deltas import method_json, method_text, parse_method
+    from offsite.cli.present import tuned_json, tuned_lines
+    from offsite.deltas import method_json, parse_method
     from offsite.errors import OffsiteError
     from offsite.exchange.manifest import OfferManifest, parse_reach, read_manifest
     from offsite.exchange.offer import Offer
@@ -102,44 +108,11 @@ def tune(
         return
     tuned.delta.save(out)
     finish_work(work)
-    manifest = tuned.delta.manifest
-    result = {
-        "delta": str(out),
-        "id": manifest.id,
-        "offer": manifest.parent,
-        "method": manifest.method,
-        "trainable": tuned.trainable,
-        "tensors": len(manifest.tensors),
-        "bytes": tuned.delta.bytes,
-        "steps": tuned.history.steps,
-        "seconds": tuned.history.seconds,
-        "loss": tuned.history.loss,
-        "history": tuned.history.points,
-    }
-    lines = [
-        f"[bold]{out}[/]  delta {manifest.id[:8]} for the offer {manifest.parent[:8]}",
-        f"  method       {method_text(manifest.method)}",
-        f"  trained      {tuned.trainable:,} numbers, {tuned.history.steps} steps, "
-        f"{tuned.history.seconds:.0f} s, mean loss {tuned.history.loss:.4f}",
-        f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
-    ]
-    if manifest.dp is not None:
-        result["dp"] = manifest.dp.model_dump()
-        lines.append(
-            f"  privacy      epsilon {manifest.dp.epsilon:.3g}, delta {manifest.dp.delta:g} for "
-            f"each example (noise {manifest.dp.noise_multiplier:.2f} from {manifest.dp.noise})"
-        )
-    if tuned.evaluation is not None and test is not None:
-        result |= settings_of(kind)
-        if details:
-            result |= private_settings(test, tuned.evaluation.count)
-        result |= {
-            "scores": {"emulator_tuned": tuned.evaluation.value},
-            "metric": tuned.evaluation.metric,
-            "higher_is_better": tuned.evaluation.higher_is_better,
-        }
-        lines.append(f"  score        {o.describe(tuned.evaluation)} (the tuned emulator)")
-    o.emit(result, json, lines)
+    result = tuned_json(tuned, out)
+    if test is not None and tuned.evaluation is not None:
+        more = private_settings(test, tuned.evaluation.count) if details else {}
+        result |= settings_of(kind) | more
+    o.emit(result, json, tuned_lines(tuned, out))
 
 
 @delta_app.command("import", epilog="Example: offsite delta import offer/ adapter/ --out delta/")

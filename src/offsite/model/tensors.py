@@ -122,7 +122,7 @@ def _parse_header(
     if not isinstance(header, dict):
         raise _refuse(path, "its header is malformed")
     if header.pop("__metadata__", METADATA) not in (METADATA, {}) and not foreign:
-        raise _refuse(path, "its metadata says more than the format")
+        raise _refuse(path, "its metadata has entries that the format does not know")
     stored = {}
     for name, entry in header.items():
         if not NAME.fullmatch(name) or ".." in name:

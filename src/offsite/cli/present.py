@@ -1,0 +1,75 @@
+"""Results in two forms: what ``--json`` prints, and lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offsite.cli.options import describe
+from offsite.deltas import method_text
+from offsite.scores.scores import DERIVED, TITLES, Scores
+from offsite.tuner.tuning import Tuned
+
+
+def tuned_json(tuned: Tuned, out: Path) -> dict[str, Any]:
+    """What became of a tuning run."""
+    manifest, history = tuned.delta.manifest, tuned.history
+    dp = {} if manifest.dp is None else {"dp": manifest.dp.model_dump()}
+    result = {
+        "delta": str(out),
+        "id": manifest.id,
+        "offer": manifest.parent,
+        "method": manifest.method,
+        "trainable": tuned.trainable,
+        "tensors": len(manifest.tensors),
+        "bytes": tuned.delta.bytes,
+        "steps": history.steps,
+        "seconds": history.seconds,
+        "loss": history.loss,
+        "history": history.points,
+        **dp,
+    }
+    if tuned.evaluation is None:
+        return result
+    return result | {
+        "scores": {"emulator_tuned": tuned.evaluation.value},
+        "metric": tuned.evaluation.metric,
+        "higher_is_better": tuned.evaluation.higher_is_better,
+    }
+
+
+def tuned_lines(tuned: Tuned, out: Path) -> list[str]:
+    """The same for people."""
+    manifest, history = tuned.delta.manifest, tuned.history
+    lines = [
+        f"[bold]{out}[/]  delta {manifest.id[:8]} for the offer {manifest.parent[:8]}",
+        f"  method       {method_text(manifest.method)}",
+        f"  trained      {tuned.trainable:,} parameters, {history.steps} steps, "
+        f"{history.seconds:.0f} s, mean loss {history.loss:.4f}",
+        f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
+    ]
+    if manifest.dp is not None:
+        lines.append(
+            f"  privacy      epsilon {manifest.dp.epsilon:.3g}, delta {manifest.dp.delta:g} for "
+            f"each example (noise {manifest.dp.noise_multiplier:.2f} from {manifest.dp.noise})"
+        )
+    if tuned.evaluation is not None:
+        lines.append(f"  score        {describe(tuned.evaluation)} (the tuned emulator)")
+    return lines
+
+
+def score_lines(scored: Mapping[str, tuple[str, Any]], total: Scores) -> list[str]:
+    """A line for each path that was scored, then what others scored, then what follows from both.
+
+    Args:
+        scored: which score to its path and evaluation.
+        total: all scores together.
+    """
+    story = total.to_json()
+    lines = [
+        f"{TITLES[key]:20} {describe(result)}   [dim]{path}[/]"
+        for key, (path, result) in scored.items()
+    ]
+    lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in story["scores"].items() if k not in scored]
+    return lines + [f"{key:20} {story[key]:.4f}" for key in DERIVED if key in story]
