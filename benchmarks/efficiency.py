@@ -1,0 +1,213 @@
+"""What tuning costs: tokens per second and peak memory, from full fine-tuning to ``offsite tune``.
+
+The table of Offsite-Tuning (arXiv 2302.04870, table 5) on whatever device there is, in one run.
+Random weights of the true shapes and random tokens will do, since cost does not depend on them; a
+folder tunes the checkpoint that is in it. Columns:
+
+    full    every parameter of the full model, float32 weights, computed in bfloat16 on a GPU
+    lora    LoRA on every block of the full model
+    plain   thirty lines of PyTorch: LoRA on the first and last two blocks of the emulator
+    float32 offsite tune --precision float32 --no-compile, for its loss curve and its cost
+    offsite offsite tune, no flags
+
+    python benchmarks/efficiency.py OUT.csv --models gpt2-xl opt-1.3b
+    python benchmarks/efficiency.py OUT.csv --models FOLDER --batch 2 --length 256 --steps 10
+
+Each column runs a few steps to warm up (``first_seconds``, compiling included), then is timed. On a
+GPU memory is the peak that torch allocated, weights included; on a CPU it is that of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import offsite as ot
+from offsite.lab.measure import measured
+from offsite.model.blocks import get_blocks
+from offsite.model.checkpoint import load_model, pick_device
+
+COLUMNS = ("full", "lora", "plain", "float32", "offsite")
+PLAIN = ("full", "lora", "plain")
+WARM = 4
+SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {  # configuration, blocks kept in the middle
+    "gpt2-xl": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}, 16),
+    "opt-1.3b": (
+        "OPTConfig",
+        {"hidden_size": 2048, "num_hidden_layers": 24, "ffn_dim": 8192, "num_attention_heads": 32},
+        8,
+    ),
+    "gemma-3-270m": (
+        "Gemma3TextConfig",
+        {
+            "vocab_size": 262144, "hidden_size": 640, "num_hidden_layers": 18, "head_dim": 256,
+            "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 1,
+        },
+        8,
+    ),
+    "qwen2.5-0.5b": (
+        "Qwen2Config",
+        {
+            "vocab_size": 151936, "hidden_size": 896, "num_hidden_layers": 24,
+            "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        8,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of the steps of a run, and losses along it."""
+
+    seconds: float
+    losses: list[float]
+
+
+def full_model(name: str) -> tuple[Any, int]:
+    """A full model on the CPU in float32, and how many middle blocks its emulator keeps."""
+    if name not in SHAPES:
+        model = load_model(name, dtype=torch.float32)
+        return model, max(1, (len(get_blocks(model)) - 4) * 2 // 5)
+    kind, options, keep = SHAPES[name]
+    torch.manual_seed(0)
+    with pick_device():
+        config = getattr(transformers, kind)(use_cache=False, **options)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return model.eval().cpu(), keep
+
+
+def some_rows(model: Any, count: int, length: int) -> list[dict[str, torch.Tensor]]:
+    """Random tokens, some of them far more frequent than others, so that there is what to learn."""
+    draw = torch.rand((count, length), generator=torch.Generator().manual_seed(0))
+    tokens = (draw**6 * (model.config.vocab_size - 1)).long()
+    return [{"input_ids": row, "labels": row} for row in tokens]
+
+
+def plain_loop(model: Any, rows: Sequence[Any], batch: int, lr: float) -> Run:
+    """Thirty lines of PyTorch: what tuning costs without this package."""
+    device = next(model.parameters()).device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, fused=True)
+    losses = []
+    model.train()
+    start = time.perf_counter()
+    for first in range(0, len(rows), batch):
+        ids = torch.stack([row["input_ids"] for row in rows[first : first + batch]]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    found = [float(loss) for loss in losses]  # waits for the device
+    return Run(time.perf_counter() - start, found)
+
+
+def plainly(model: Any, blocks: Sequence[int] | None, rank: int) -> Any:
+    """A copy of a model to tune in a plain loop: all of it, or LoRA in some blocks."""
+    device = pick_device()
+    model = copy.deepcopy(model)
+    if blocks is None:
+        return model.to(device).requires_grad_(True)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return ot.LoRA(rank=rank).attach(model.to(device, dtype), blocks).model
+
+
+def offsite_tune(offer: ot.Offer, rows: Sequence[Any], a: Any, **options: Any) -> Run:
+    """What ``offsite tune`` runs."""
+    chosen = ot.TrainOptions(steps=len(rows) // a.batch, batch_size=a.batch, **options)
+    history = ot.run_tune(offer, rows, ot.LoRA(rank=a.rank), options=chosen).history
+    return Run(history.seconds, [point["loss"] for point in history.points if "loss" in point])
+
+
+def columns(name: str, a: Any) -> Iterator[dict[str, Any]]:
+    """The cost of every column for one model, cheapest set-up first."""
+    model, keep = full_model(name)
+    rows = some_rows(model, a.steps * a.batch, a.length)
+    few, warm = rows[: a.plain_steps * a.batch], rows[: WARM * a.batch]
+    compiles = pick_device().type == "cuda"
+    offer, _ = ot.make_offer(model, adapter=ot.ends(2, 2), recipe=[ot.Drop(keep=keep)])
+
+    def tune(given: Sequence[Any], **options: Any) -> Run:
+        return offsite_tune(offer, given, a, **options)
+
+    def plain(module: Any, blocks: Sequence[int] | None, lr: float) -> Callable[[Any], Run]:
+        made = plainly(module, blocks, a.rank)
+        return lambda given: plain_loop(made, given, a.batch, lr)
+
+    def offsite() -> tuple[Callable[[Any], Run], Callable[[Any], Run]]:
+        return (lambda given: tune(given, compile=compiles)), tune
+
+    total = len(get_blocks(model))
+    makers: dict[str, Callable[[], Any]] = {
+        "offsite": offsite,
+        "plain": lambda: plain(offer.model, offer.manifest.adapter, 3e-3),
+        "lora": lambda: plain(model, range(total), 3e-3),
+        "full": lambda: plain(model, None, 1e-5),
+        "float32": lambda: partial(tune, precision="float32", compile=False),
+    }
+    for column in (name for name in makers if name in a.columns):
+        made = makers[column]()
+        first, run = made if isinstance(made, tuple) else (made, made)
+        begun = first(warm)
+        given = few if column in PLAIN else rows
+        with measured(pick_device()) as cost:
+            done = run(given)
+        yield {
+            "model": name,
+            "column": column,
+            "tokens_per_second": round(len(given) * a.length / done.seconds),
+            "peak_mib": round(cost["memory"] / 2**20),
+            "first_seconds": round(begun.seconds, 1),
+            "loss": round(sum(done.losses) / len(done.losses), 4),
+            "device": device_name(),
+        }
+        del made, first, run
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def device_name() -> str:
+    """What the figures are of."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES))
+    parser.add_argument("--columns", nargs="+", default=COLUMNS, choices=COLUMNS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--plain-steps", type=int, default=20)
+    a = parser.parse_args()
+    with a.out.open("w", newline="") as file:
+        table = None
+        for name in a.models:
+            for row in columns(name, a):
+                table = table or csv.DictWriter(file, row)
+                if file.tell() == 0:
+                    table.writeheader()
+                table.writerow(row)
+                file.flush()
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
