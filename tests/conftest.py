@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # figures here are of the CPU, wherever the tests run
@@ -25,10 +27,11 @@ torch.accelerator.current_accelerator = lambda *_, **__: None
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-@pytest.fixture(autouse=True)
-def own_keys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's own keys and peers have no part in the tests."""
-    monkeypatch.setenv("OFFSITE_HOME", str(tmp_path_factory.getbasetemp() / "no-keys"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the user's own keys and peers out of the tests, and the tests' secret out of theirs."""
+    folder = tempfile.mkdtemp(prefix="offsite-keys-")
+    os.environ["OFFSITE_HOME"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

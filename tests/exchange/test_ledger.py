@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -135,3 +136,36 @@ def test_a_kill_leaves_model_and_entry_or_neither(world: Path, after_rename: boo
     else:
         write_plugged(out, "model/", ot.Delta.load("delta"), record)
         assert accepted() == [manifest.id] and not list(world.glob(".*"))
+
+
+def test_a_record_changed_by_hand_is_refused(world: Path) -> None:
+    path = Path("offer.record.json")
+    data = json.loads(path.read_text())
+    assert data["offers"][0]["adapter"] == [0, 1, 5] and data["seal"]
+    swapped = {**data["offers"][0], "adapter": [0, 2, 5]}
+    path.write_text(json.dumps({**data, "offers": [swapped]}))
+    with pytest.raises(ot.OffsiteError, match=r"entry of the offer .* was changed by hand"):
+        plug()
+    path.write_text(json.dumps({**data, "block_path": "model.norm"}))
+    with pytest.raises(ot.OffsiteError, match=r"head in the record .* was changed by hand"):
+        plug()
+    path.write_text(json.dumps({key: value for key, value in data.items() if key != "seal"}))
+    with pytest.raises(ot.OffsiteError, match=r"seal of the record .* is gone"):
+        plug()
+    path.write_text(json.dumps(data))
+    plug()
+
+
+def test_a_seal_needs_the_secret_of_its_maker(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFSITE_HOME", str(world / "elsewhere"))
+    with pytest.raises(ot.OffsiteError, match=r"copy 'record\.key'"):
+        plug()
+
+
+def test_a_record_of_an_older_release_is_read_and_sealed(world: Path) -> None:
+    path = Path("offer.record.json")
+    data = json.loads(path.read_text())
+    del data["seal"], data["offers"][0]["sent"], data["offers"][0]["expires"]
+    path.write_text(json.dumps(data))
+    plug()
+    assert "seal" in json.loads(path.read_text())

@@ -20,6 +20,7 @@ from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.file_set import hash_files
 from offsite.exchange.manifest import MANIFEST
 from offsite.exchange.offer import Offer, read_offer
+from offsite.exchange.record import Record
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.report.inspection import inspect_path
@@ -120,10 +121,13 @@ def test_brackets_of_a_stranger_are_shown_as_they_are(
 def test_brackets_in_a_record_and_in_paths_are_shown(
     exchange: Path, tmp_path: Path, run: Run
 ) -> None:
-    record = json.loads((exchange / "record.json").read_text())
-    record["offers"][0]["recipe"] = [{"kind": "odd[/x]"}, {"kind": "[red]step"}]
+    record = Record.load(exchange / "record.json")
+    recipe = [{"kind": "odd[/x]"}, {"kind": "[red]step"}]
+    odd = record.replaced(record.offers[0], recipe=recipe).model_copy(
+        update={"model_name": "evil[/x]"}
+    )
     path = tmp_path / "[red]a[b].json"
-    path.write_text(json.dumps(record | {"model_name": "evil[/x]"}))
+    odd.write(path)
     status, out, err = run("inspect", path)
     assert status == 0 and "evil[/x]" in out and "odd[/x] > [red]step" in out, err
     assert "[red]a[b].json" in out

@@ -7,6 +7,7 @@ because two offers with different kept blocks reveal their union. It is also wha
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -17,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Contract, Id, Reach, Sha256, now
+from offsite.exchange.seal import check_seal, sealed
 from offsite.files import locked, read_json, write_file
 from offsite.model.split import Kept
 from offsite.model.tensors import parse
@@ -142,9 +144,9 @@ class Record(BaseModel):
         """Read a record.
 
         Raises:
-            OffsiteError: missing file or another format.
+            OffsiteError: missing file, another format, or changed since it was sealed.
         """
-        record: Record = parse(cls, read_json(path), path)
+        record: Record = parse(cls, check_seal(read_json(path), path), path)
         record._path = Path(path)
         return record
 
@@ -183,8 +185,9 @@ class Record(BaseModel):
         self._path = Path(path)
 
     def write(self, path: str | Path) -> None:
-        """Put exactly this record into ``path``, which the caller has locked."""
-        write_file(path, self.model_dump_json(indent=1) + "\n", private=True)
+        """Put exactly this record, sealed, into ``path``, which the caller has locked."""
+        data = sealed(json.loads(self.model_dump_json()))
+        write_file(path, json.dumps(data, indent=1) + "\n", private=True)
 
     def find(self, offer: str) -> OfferRecord:
         """The record of one offer.
