@@ -20,6 +20,10 @@ from offsite.training.identity import Identity, config_identity, processor_ident
 from offsite.training.options import TrainOptions
 
 
+class NotCached(Exception):
+    """A cell is missing, and nothing is to be computed."""
+
+
 def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
     """What a tuned delta depends on beside its offer: method and reach, and the decoder it uses."""
     method = tuning.method

@@ -26,7 +26,7 @@ from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.files import read_json, write_file
 from offsite.lab.baselines import best_rate, trainable, tune_all
-from offsite.lab.cells import finite, identity, known, make_row, method_key, options_key
+from offsite.lab.cells import NotCached, finite, identity, known, make_row, method_key, options_key
 from offsite.lab.checking import PlanData, check_plan
 from offsite.lab.environment import environment
 from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
@@ -43,10 +43,6 @@ from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
 from offsite.training.precision import fitted
 from offsite.tuner.tuning import run_tune
-
-
-class NotCached(Exception):
-    """A cell is missing, and nothing is to be computed."""
 
 
 class Lab:
