@@ -68,7 +68,7 @@ def work(queue: Any, folder: Path, gpu: int, deadline: float) -> None:
 
 def wait_for_learned(lab: Any, recipe: str, seed: int, deadline: float) -> None:
     """Wait until another process has finished the LayerReplace pass that a recipe needs."""
-    from offsite.lab.lab import NotCached
+    from offsite.lab.cells import NotCached
 
     lab.cached, missing = True, True
     while missing and time.time() < deadline:

@@ -225,13 +225,12 @@ class Lab:
         ]
         made, record = make_offer(
             self.model, adapter=adapter, recipe=steps, data=self.public_rows(), task=self.public,
-            processor=self.processor, seed=seed, name=Path(self.plan.model).name,
-            reach=self.plan.reach,
+            processor=self.processor, seed=seed, reach=self.plan.reach,
+            name=Path(self.plan.model).name,
         )  # fmt: skip
         if self.exchange is not None:
-            folder = self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}"
-            made.save(folder)  # and its record
-            made = Offer.load(folder, require_signature=False)
+            made.save(folder := self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}")
+            made = Offer.load(folder, require_signature=False)  # its record is saved beside it
         return made, record
 
     def learned(self, training: Training, seed: int) -> dict[str, Any]:
