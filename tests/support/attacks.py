@@ -253,10 +253,10 @@ OFFER: list[tuple[str, Attack, str]] = [
     ("arguments of the tokenizer", edit("tokenizer_config.json", init_inputs=["/etc/passwd"]),
      "leads to other files"),
     ("a damaged tokenizer", write("tokenizer.json", '{"model": 1}'), "cannot be read"),
-    ("a tokenizer that is no JSON", write("tokenizer.json", "\x00"), "cannot be read"),
+    ("a tokenizer that is no JSON", write("tokenizer.json", "\x00"), "not valid JSON"),
     ("a generation that runs code", edit("generation_config.json", trust_remote_code=True), "code"),
     ("a giant image size", write("preprocessor_config.json", '{"size": {"height": 1000000000000}}'),
-     "larger than any real"),
+     "makes pictures larger"),
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from offsite.audit.training import Effort, fitted, random_weights, worth
 from offsite.deltas.method import Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
+from offsite.exchange.commitment import committed
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.blocks import get_blocks
@@ -161,8 +162,18 @@ def audit_offer(
 
 
 def entry_of(offer: Offer, record: Record) -> Any:
-    """What the record says of an offer."""
-    return record.find(offer.manifest.id)
+    """What the record says of an offer.
+
+    Raises:
+        OffsiteError: the record does not know it, or it was made of another model.
+    """
+    entry = record.find(offer.manifest.id)
+    if not committed(offer.manifest.fingerprint, record.fingerprint, entry.salt):
+        raise OffsiteError(
+            "The offer does not commit to the model of this record; audit it with the record that "
+            "was written with it."
+        )
+    return entry
 
 
 def rebuildings(

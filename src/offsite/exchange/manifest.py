@@ -128,6 +128,8 @@ class OfferManifest(Manifest):
 
     ``adapter`` counts blocks of the emulator; where they stand in the full model is not said.
     ``layers`` and ``shared`` are empty when plain transformers can load the folder.
+    ``fingerprint`` is a salted hash of the full model's (:mod:`offsite.exchange.commitment`); in
+    offers from before there was a salt it is that itself.
     ``prompt_decoder`` names the tensors of the decoder it ships in a file of its own, if any.
     """
 

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import transformers
 
 from offsite.errors import OffsiteError
+from offsite.exchange.allowed import allow
 from offsite.exchange.authenticity import check_signature, digest
 from offsite.exchange.file_set import copy_verified, hash_files
+from offsite.exchange.hostile import few_modules
 from offsite.exchange.manifest import OfferManifest, read_manifest, write_manifest
 from offsite.exchange.prompt_decoder import DECODER, decoder_tensors, give_decoder
 from offsite.exchange.special import build_special, unique_tensors
@@ -171,7 +173,8 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     vet_contents(inner, manifest, weights)
     config = load_config(inner, folder)
     vet_depth(config, manifest)
-    skeleton = build_skeleton(config, kind_of_task(manifest.task).auto_class)
+    with few_modules(100 + 50 * (len(manifest.tensors) + len(manifest.shared))):
+        skeleton = build_skeleton(config, kind_of_task(manifest.task).auto_class)
     vet_family(skeleton, manifest)
     layers.rebuild(skeleton, manifest.layers)
     vet_tensors(skeleton, manifest)
@@ -224,6 +227,7 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     if offer.processor is not None:
         offer.processor.save_pretrained(folder)
         shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    allow(folder, model, offer.processor)
     scrub(folder)
     if decoder := decoder_tensors(model):
         save_tensors(decoder, folder / DECODER)

@@ -57,6 +57,7 @@ class OfferRecord(BaseModel):
             ``position.name``.
         round: the round that a delta may answer now.
         accepted: the deltas plugged so far.
+        salt: of the offer's commitment to the model; None for offers from before there was one.
         expires: when the offer stops being good; None for never.
         sent: digests of the manifests that the offer was written with.
         pending: the delta that is being plugged, if a process was killed while it did that.
@@ -82,6 +83,7 @@ class OfferRecord(BaseModel):
     accepted: tuple[Accepted, ...] = ()
     expires: datetime | None = None
     sent: tuple[Sha256, ...] = ()
+    salt: Sha256 | None = None
     pending: Pending | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def tuned(self, reach: Reach) -> dict[int, int]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MAX_SIDE_BYTES
+from offsite.exchange.hostile import vet_side_file
 from offsite.exchange.manifest import OfferManifest
 from offsite.exchange.prompt_decoder import DECODER, check_decoder, width_table
 from offsite.files import read_json, shown
@@ -92,6 +93,7 @@ def vet_contents(folder: Path, manifest: OfferManifest, weights: list[str]) -> N
     if "config.json" not in manifest.files:
         raise OffsiteError(f"The offer '{folder}' has no config.json, so it holds no model.")
     for name in manifest.files:
+        vet_side_file(folder / name)
         if name not in (INDEX, *JSON_FILES):
             continue
         content = read_json(folder / name)

@@ -14,6 +14,7 @@ from torch import nn
 from offsite.codec import to_json
 from offsite.compress.step import Context, Step, check_data, compress, recipe_identity
 from offsite.errors import OffsiteError
+from offsite.exchange.commitment import commit, new_salt
 from offsite.exchange.contract import check_change, make_contract
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
@@ -73,7 +74,8 @@ def make_offer(
         processor: tokenizer or image processor; read from ``model`` when that is a path.
         dtype: dtype to compress a checkpoint in; None for float32. A model in memory is compressed
             in its own. The offer keeps the dtype that the weights came in.
-        name: what the manifest calls the model; by default the last part of its path.
+        name: what the manifest calls the model; by default its family, such as ``llama``. The
+            record, which stays, has the name of the folder.
         reach: ``all`` lets a low-rank delta tune the middle blocks too, each change going to the
             block that the emulator's stands for.
         work, resume: folder of what a long step needs to be resumed, and whether to.
@@ -140,18 +142,19 @@ def make_offer(
     )
     path = block_path(emulator)
     contract = make_contract(emulator, path, positions, reach)
+    salt = new_salt()
     manifest = OfferManifest(
         id=new_id(),
         created=now(),
         expires=expires,
-        model_name=label,
+        model_name=name or emulator.config.model_type,
         task=task.name,
         block_path=path,
         adapter=positions,
         files={},
         tensors={},
         tools=tool_versions(),
-        fingerprint=cut.fingerprint,
+        fingerprint=commit(cut.fingerprint, salt),
         contract=contract,
     )
     entry = OfferRecord(
@@ -168,6 +171,7 @@ def make_offer(
         prompt_decoder=decoder_hash(decoder) if decoder else None,
         kept={n: k for n, k in middle.kept.items() if int(n.split(".")[0]) in middle.positions},
         expires=expires,
+        salt=salt,
     )
     record = Record(
         fingerprint=cut.fingerprint,
