@@ -86,8 +86,11 @@ def make_tokenizer() -> Any:
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in a JSON document but its top."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, part in inner if isinstance(value, (dict, list)) else ():
+    if isinstance(value, dict):
+        inner: Any = value.items()
+    else:
+        inner = enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
         yield (*path, key)
         yield from places(part, (*path, key))
 

@@ -15,6 +15,7 @@ from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
 from offsite.compress.quantise import Quantise
 from offsite.compress.rank import Rank
+from offsite.errors import OffsiteError
 from offsite.exchange.record import Record
 from offsite.model.blocks import get_blocks
 from offsite.owner.offering import make_offer
@@ -89,3 +90,13 @@ def test_records_from_before_the_name_changed_still_load() -> None:
     assert record.offers[0].verbatim_tensors == content["offers"][0]["disclosed_tensors"]
     assert record.parameters * 2 == record.model_bytes  # bfloat16
     assert "disclosed" not in record.model_dump_json()
+
+
+@pytest.mark.parametrize("key", ["adapter", "emulator_adapter"])
+def test_a_record_without_a_block_is_one_sentence(key: str, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "exchange" / "golden" / "record.json"
+    content = json.loads(golden.read_text())
+    del content["offers"][0][key][0]
+    (path := tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(OffsiteError, match="it is damaged"):
+        assert Record.load(path).verbatim

@@ -93,12 +93,21 @@ class OfferRecord(BaseModel):
         return dict(enumerate(sorted((*self.adapter, *self.middle))))
 
     def adapter_tensors(self, path: str) -> dict[str, int]:
-        """The adapter's tensors by ``position.name`` in the full model, with their sizes."""
-        place = dict(zip(self.emulator_adapter, self.adapter, strict=True))
+        """The adapter's tensors by ``position.name`` in the full model, with their sizes.
+
+        Raises:
+            OffsiteError: a damaged record.
+        """
         found = {}
-        for name, entry in self.contract.tensors.items():
-            index, _, rest = name.removeprefix(f"{path}.").partition(".")
-            found[f"{place[int(index)]}.{rest}"] = math.prod(entry.shape)
+        try:
+            place = dict(zip(self.emulator_adapter, self.adapter, strict=True))
+            for name, entry in self.contract.tensors.items():
+                index, _, rest = name.removeprefix(f"{path}.").partition(".")
+                found[f"{place[int(index)]}.{rest}"] = math.prod(entry.shape)
+        except (KeyError, ValueError) as error:
+            raise OffsiteError(
+                "The record names blocks that its offer does not have; it is damaged, so use a copy."
+            ) from error
         return found
 
     def merge(self, other: OfferRecord) -> OfferRecord:
