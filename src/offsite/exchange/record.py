@@ -106,7 +106,7 @@ class OfferRecord(BaseModel):
                 found[f"{place[int(index)]}.{rest}"] = math.prod(entry.shape)
         except (KeyError, ValueError) as error:
             raise OffsiteError(
-                "The record names blocks that its offer does not have; it is damaged, so use a copy."
+                "The record names blocks that its offer does not have; it is damaged; use a copy."
             ) from error
         return found
 
