@@ -91,7 +91,7 @@ def offer(
     if own is not None or test is not None:
         prepare_all((own, test), full.processor, full.config)
     rule = parse_adapter(adapter)
-    choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole)
+    choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole, own is not None)
     steps = choice.steps(full, rule)
     check_learned(learned, steps, rule)
     check_data(steps, own)

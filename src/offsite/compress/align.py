@@ -36,8 +36,9 @@ class Align:
     predictions from the real model's, in nats per token; a model without logits has none.
 
     :class:`Distill` feeds the middle the real model's states and compares states alone. Here both
-    models run from end to end, as they do while an adapter is tuned. The rows should be of the
-    kind that the tuner's data is of: on SmolLM2-135M text of another kind brought half as much.
+    models run from end to end, as they do while an adapter is tuned. On SmolLM2-135M, rows of the
+    private kind recovered 3 points more than books and cost 0.06 nats of margin: what they teach
+    the emulator, its tuner keeps.
 
     Attributes:
         steps, lr, batch_size: of AdamW, with a cosine schedule.

@@ -19,12 +19,14 @@ class RecipeChoice:
     """What an owner asks for.
 
     Attributes:
-        recipe: a preset, or a JSON file that holds all steps; None for the preset ``uniform``.
+        recipe: a preset, or a JSON file that holds all steps; None for the preset ``influence``
+            where there is data to measure it on, else ``uniform``.
         keep: middle blocks to keep.
         budget: share of the middle's bytes that the emulator may take, over 0 to 1.
         distill_steps: steps of distillation after the recipe; 0 takes away a preset's own.
         learned: folder of a LayerReplace pass.
         whole: ship every block of the middle, which otherwise is refused.
+        data: whether the owner gives data of their own.
     """
 
     recipe: str | None = None
@@ -33,6 +35,7 @@ class RecipeChoice:
     distill_steps: int | None = None
     learned: str | None = None
     whole: bool = False
+    data: bool = False
 
     def steps(self, checkpoint: Checkpoint, rule: AdapterRule) -> list[Step]:
         """The steps for a model whose adapter follows ``rule``.
@@ -61,7 +64,10 @@ class RecipeChoice:
             raise unknown_preset(self.recipe)
         shape = Shape(checkpoint.skeleton, example_split(rule, checkpoint.total))
         steps = make_recipe(
-            self.recipe or "uniform", shape, self.share(shape.blocks), learned=self.learned
+            self.recipe or ("influence" if self.data and not self.whole else "uniform"),
+            shape,
+            self.share(shape.blocks),
+            learned=self.learned,
         )
         if self.distill_steps is not None:
             steps = [step for step in steps if step.kind != Distill.kind]

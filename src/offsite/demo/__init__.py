@@ -2,11 +2,14 @@
 
 The model owner is the package: 16 LLaMA blocks, 3.9M parameters, pretrained on public-domain books
 by ``benchmarks/pretrain/language.py``. The data owner's private text is what every Python carries:
-the language reference in ``pydoc_data.topics``.
+the language reference in ``pydoc_data.topics``. The owner's public text is the docstrings of the
+standard library. So small a model shows how it works, not how well: a pretrained one behaves
+otherwise, see ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 from offsite.files import check_free, write_file
@@ -16,6 +19,8 @@ from offsite.training.options import TrainOptions
 MODEL = Path(__file__).parent / "model"
 LR = 5e-4  # of the adapter
 FULL_LR = (5e-4, 1e-3)  # of every weight
+PUBLIC = 300_000  # characters of public text
+ALIGN = {"kind": "align", "steps": 60, "lr": 1e-3}
 
 
 def make_plan(out: Path, steps: int, seed: int) -> Plan:
@@ -30,10 +35,11 @@ def make_plan(out: Path, steps: int, seed: int) -> Plan:
         model=str(MODEL),
         data=str(train),
         eval_data=str(test),
+        calibration=str(public_text(out / "public.txt")),
         max_length=128,
         recipes={
             "uniform 2-8-2": [{"kind": "drop", "keep": 8}],
-            "noise + int4": [{"kind": "noise", "scale": 0.5}, {"kind": "quantise", "bits": 4}],
+            "influence 2-6-2, aligned": [{"kind": "drop", "keep": 6, "by": "influence"}, ALIGN],
         },
         deltas={"full": {"kind": "full"}},
         seeds=(seed,),
@@ -51,3 +57,17 @@ def private_text(folder: Path) -> tuple[Path, Path]:
     write_file(train, "\n\n".join(t for i, t in enumerate(texts) if i % 8) + "\n")
     write_file(test, "\n\n".join(texts[::8]) + "\n")
     return train, test
+
+
+def public_text(path: Path) -> Path:
+    """Docstrings of the standard library's modules, functions and classes, in one file."""
+    found: list[str] = []
+    for source in sorted(Path(ast.__file__).parent.glob("*.py")):
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+        found += [text for node in nodes if (text := ast.get_docstring(node))]
+        if sum(map(len, found)) > PUBLIC:
+            break
+    write_file(path, "\n\n".join(found)[:PUBLIC] + "\n")
+    return path
