@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +16,12 @@ from offsite.compress.drop import Drop
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.model.replay import Call
-from offsite.model.split import Split, join, whole_middle
+from offsite.model.split import Split, ends, join, whole_middle
+from offsite.owner.offering import make_offer
+from offsite.tasks.text.causal import CausalText
+from offsite.training.resume import Interrupted
 from tests.support.context import emulator, logits, rows, world
+from tests.support.models import language_model
 
 
 def call(output: torch.Tensor, real: torch.Tensor | None = None) -> Call:
@@ -97,3 +105,29 @@ def test_alignment_needs_data_and_a_weight() -> None:
         ))  # fmt: skip
     with pytest.raises(OffsiteError, match="leave nothing to align"):
         Align(state_weight=0, kl_weight=0)
+
+
+def test_an_interrupted_alignment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    class Stopping(CausalText):
+        calls, stop = 0, -1
+
+        def collate(self, *args: Any) -> Any:
+            type(self).calls += 1
+            if type(self).calls == type(self).stop:
+                os.kill(os.getpid(), signal.SIGINT)  # training has a handler of its own
+            return super().collate(*args)
+
+    def make(**more: Any) -> dict[str, torch.Tensor]:
+        recipe = [Drop(keep=2), Align(steps=6, lr=1e-3, batch_size=2)]
+        offer, _ = make_offer(
+            language_model("llama"), adapter=ends(1, 1), recipe=recipe, data=rows(), device="cpu",
+            **more,
+        )  # fmt: skip
+        return {name: value.clone() for name, value in offer.model.state_dict().items()}
+
+    straight = make(task=CausalText(max_length=16))
+    Stopping.stop = 5
+    with pytest.raises(Interrupted, match=r"of 6; .* --resume to go on"):
+        make(task=Stopping(max_length=16), work=tmp_path / "work")
+    resumed = make(task=CausalText(max_length=16), work=tmp_path / "work", resume=True)
+    assert all(torch.equal(value, straight[name]) for name, value in resumed.items())
