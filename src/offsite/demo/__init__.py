@@ -18,9 +18,9 @@ from offsite.training.options import TrainOptions
 
 MODEL = Path(__file__).parent / "model"
 LR = 5e-4  # of the adapter
-FULL_LR = (5e-4, 1e-3)  # of every weight
+FULL_LR = (1e-3,)  # of every weight
 PUBLIC = 300_000  # characters of public text
-ALIGN = {"kind": "align", "steps": 60, "lr": 1e-3}
+ALIGN = {"kind": "align", "steps": 40, "lr": 1e-3}
 
 
 def make_plan(out: Path, steps: int, seed: int) -> Plan:
