@@ -118,7 +118,7 @@ def test_an_interrupted_alignment_goes_on_bit_for_bit(tmp_path: Path) -> None:
             return super().collate(*args)
 
     def make(**more: Any) -> dict[str, torch.Tensor]:
-        recipe = [Drop(keep=2), Align(steps=6, lr=1e-3, batch_size=2)]
+        recipe: list[Any] = [Drop(keep=2), Align(steps=6, lr=1e-3, batch_size=2)]
         offer, _ = make_offer(
             language_model("llama"), adapter=ends(1, 1), recipe=recipe, data=rows(), device="cpu",
             **more,

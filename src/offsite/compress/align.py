@@ -42,7 +42,7 @@ class Align:
 
     Attributes:
         steps, lr, batch_size: of AdamW, with a cosine schedule.
-        precision: ``"bfloat16"`` computes in mixed precision, on a GPU about twice as fast.
+        precision: what to compute in; by default bfloat16 on a GPU that does, else float32.
 
     Raises:
         OffsiteError: the owner gave no data, or fewer than two rows.
@@ -53,7 +53,7 @@ class Align:
     batch_size: int = 8
     state_weight: float = 1.0
     kl_weight: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] | None = None
 
     kind: ClassVar[str] = "align"
 
