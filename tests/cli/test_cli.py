@@ -253,7 +253,7 @@ def test_what_the_record_does_not_know_is_not_left(
 
     monkeypatch.setattr(Record, "write", full)
     words = {
-        "offer": ("offer", exchange / "model", "--adapter", "ends:2,2"),
+        "offer": ("offer", exchange / "model", "--adapter", "ends:2,2", "--keep", 1),
         "plug": ("plug", exchange / "model", exchange / "delta", "--as-adapter", "--again"),
     }[side]
     record = ("--record", exchange / "offer.record.json")
