@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,21 +62,25 @@ class StoredModel:
         """
         receiver = copy.deepcopy(self.skeleton)
         state = self.skeleton.state_dict()
-        with ExitStack() as stack:
-            files = {
-                file: stack.enter_context(safe_open(file, framework="pt"))
-                for file in {tensor.file for tensor in self.stored.values()}
-            }
-            for name, keys in self.names.items():
-                if not wanted(name):
-                    continue
-                part = {key: files[self.stored[key].file].get_tensor(key).clone() for key in keys}
-                if name in self.converted or len(keys) > 1:
-                    yield from convert(receiver, part)
-                else:
-                    yield name, part.pop(keys[0]).to(state[name].dtype)
-            for name in filter(wanted, self.empty):
-                yield name, zeros(state[name])
+        for name, keys in self.names.items():
+            if not wanted(name):
+                continue
+            part = self.read(keys)
+            if name in self.converted or len(keys) > 1:
+                yield from convert(receiver, part)
+            else:
+                yield name, part.pop(keys[0]).to(state[name].dtype)
+        for name in filter(wanted, self.empty):
+            yield name, zeros(state[name])
+
+    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Stored tensors by name; one file is open at a time, for an open one counts as memory."""
+        found: dict[str, torch.Tensor] = {}
+        for file in dict.fromkeys(self.stored[key].file for key in keys):
+            with safe_open(file, framework="pt") as opened:
+                own = [key for key in keys if self.stored[key].file == file]
+                found |= {key: opened.get_tensor(key).clone() for key in own}
+        return found
 
     def blocks(self, keep: Sequence[int]) -> dict[str, torch.Tensor]:
         """The tensors outside the block list and of the blocks ``keep``, renumbered."""
