@@ -138,11 +138,14 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (replaced(inner_bias=torch.full((6,), torch.nan)), "NaN or infinity"),
     "infinity": (replaced(outer=torch.full((3, 16, 6), torch.inf)), "NaN or infinity"),
     "another width": (replaced(outer=torch.zeros(3, 8, 6)), "embeddings of width 16"),
-    "another bias": (replaced(outer_bias=torch.zeros(4, 16)), "no prompt decoder"),
-    "hidden sizes that differ": (replaced(inner=torch.zeros(7, 10)), "no prompt decoder"),
-    "integers": (replaced(inner=torch.zeros(6, 10, dtype=torch.int32)), "no prompt decoder"),
-    "half precision": (replaced(inner=torch.zeros(6, 10).half()), "no prompt decoder"),
-    "one tensor more": (replaced(extra=torch.zeros(2)), "no prompt decoder"),
+    "another bias": (replaced(outer_bias=torch.zeros(4, 16)), "not make a prompt"),
+    "hidden sizes that differ": (replaced(inner=torch.zeros(7, 10)), "not make a prompt"),
+    "integers": (
+        replaced(inner=torch.zeros(6, 10, dtype=torch.int32)),
+        "not make a prompt",
+    ),
+    "half precision": (replaced(inner=torch.zeros(6, 10).half()), "not make a prompt"),
+    "one tensor more": (replaced(extra=torch.zeros(2)), "not make a prompt"),
     "shapes that lie": (replaced(False, inner=torch.zeros(6, 11)), "not those of the manifest"),
     "cut short": (lambda f: os.truncate(f / DECODER, 200), "not an acceptable safetensors"),
     "no safetensors": (lambda f: (f / DECODER).write_bytes(b"\x80\x04."), "not an acceptable"),
@@ -173,7 +176,7 @@ def test_a_file_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OffsiteError, match="exists already"):
         save_decoder(TENSORS, tmp_path / "good.safetensors")
     save_tensors({"inner": torch.zeros(2, 2)}, tmp_path / "bad.safetensors")
-    with pytest.raises(OffsiteError, match="no prompt decoder"):
+    with pytest.raises(OffsiteError, match="not make a prompt"):
         read_decoder(tmp_path / "bad.safetensors")
     with pytest.raises(OffsiteError, match="offsite prompt-decoder"):
         read_decoder(tmp_path)

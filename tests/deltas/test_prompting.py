@@ -167,7 +167,7 @@ def test_a_learnt_decoder_beats_its_start_on_every_task() -> None:
 def test_an_intrinsic_prompt_without_a_decoder_names_what_to_do() -> None:
     with pytest.raises(OffsiteError, match="ask the owner"):
         METHODS["intrinsic_prompt"]().attach(language_model("llama"), ADAPTER)
-    with pytest.raises(OffsiteError, match="no prompt decoder"):
+    with pytest.raises(OffsiteError, match="not make a prompt decoder"):
         give_decoder(language_model("llama"), {"inner": torch.zeros(2, 2)})
 
 

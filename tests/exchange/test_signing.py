@@ -13,8 +13,9 @@ import pytest
 import offsite as ot
 from offsite.exchange.authenticity import check_signature, read_either, sign_folder
 from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.seal import SECRET
 from offsite.signing import age
-from offsite.signing.keys import make_key, pin
+from offsite.signing.keys import home, make_key, pin
 from offsite.signing.oms import SIGNATURE
 from offsite.tasks.text.causal import CausalText
 from tests.support import Run
@@ -43,6 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture
 def act(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
     """Become a party with a key; ``owner`` and ``tuner`` have pinned each other."""
+    sealed_with = home() / SECRET
     for name in ("owner", "tuner", "stranger"):
         monkeypatch.setenv("OFFSITE_HOME", str(tmp_path / name))
         make_key()
@@ -50,6 +52,7 @@ def act(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
     def become(name: str) -> None:
         monkeypatch.setenv("OFFSITE_HOME", str(tmp_path / name))
 
+    shutil.copy(sealed_with, tmp_path / "owner" / SECRET)  # ``made`` is the owner's
     for name, other in (("owner", "tuner"), ("tuner", "owner"), ("stranger", "owner")):
         become(name)
         pin(other, tmp_path / other / "key.pub")

@@ -53,7 +53,7 @@ def test_a_grid_holds_every_distinct_recipe_once() -> None:
     assert "uniform@0.45" in names and len(set(names)) == len(names)
     assert sum(cell.preset == "int4" for cell in cells) == 1  # below every budget
     assert all(parse_recipe(list(cell.steps)) for cell in cells)
-    with pytest.raises(OffsiteError, match="no preset"):
+    with pytest.raises(OffsiteError, match="not a preset"):
         grid(["best"], (0.5,), SHAPE)
 
 

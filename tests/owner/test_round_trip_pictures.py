@@ -230,7 +230,7 @@ def test_bfloat16_offers_work(arrays: Path, processor: Any) -> None:
     [
         ({"labels": ("red", "green")}, "shape"),
         ({"labels": ()}, "head is not that of its offer"),
-        ({"labels": ("red", "red", "green")}, "alike"),
+        ({"labels": ("red", "red", "green")}, "same name"),
         ({"head": ("classifier.weight",)}, "head is not that of its offer"),
         ({"head": (), "labels": ()}, "does not produce"),
         ({"head": ("classifier.weight", "classifier.bias", "x")}, "not among its tensors"),

@@ -176,7 +176,7 @@ def test_augmentation_depends_on_the_batch_alone(tmp_path: Path, processor: Any)
     scored = TASK.load(path, processor, None)
     kept = TASK.collate([scored[0]])["pixel_values"][0]
     assert torch.equal(kept, scored[0]["pixel_values"])
-    with pytest.raises(OffsiteError, match="no augmentation"):
+    with pytest.raises(OffsiteError, match="not an augmentation"):
         ImageClassification(augment=("blur",))
 
 

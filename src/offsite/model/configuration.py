@@ -77,17 +77,24 @@ def refused(path: Path, error: Exception) -> str:
     return f"its config.json is not valid for '{shown(kind)}' ({shown(' '.join(lines))})"
 
 
+def wrong_pad(config: Any) -> OffsiteError | None:
+    """Why no model can have this ``pad_token_id``; None where the vocabulary has such a token."""
+    text = config.get_text_config()
+    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is None or size is None or -size <= pad < size:
+        return None
+    return OffsiteError(
+        f"The config.json says pad_token_id {pad}, but the vocabulary has {size} tokens, so no "
+        f"token has this id; set it to null or to an id below {size}."
+    )
+
+
 def misfit(config: Any, auto_class: str, error: Exception) -> OffsiteError | None:
     """Why a configuration cannot be built; None where it is not one that the auto class knows."""
     if kind_of_class(auto_class).model_class(config) is None:
         return None
-    text = config.get_text_config()
-    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
-    if pad is not None and size is not None and not -size <= pad < size:
-        return OffsiteError(
-            f"The config.json says pad_token_id {pad}, but the vocabulary has {size} tokens, so no "
-            f"token has this id; set it to null or to an id below {size}."
-        )
+    if (pad := wrong_pad(config)) is not None:
+        return pad
     return OffsiteError(
         f"A model of type '{config.model_type}' cannot be built from its config.json, whose values "
         f"do not fit each other ({type(error).__name__}: {shown(' '.join(str(error).split()))}); "

@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from offsite.errors import OffsiteError
 from offsite.files import shown
 from offsite.model.blocks import block_of, block_path
+from offsite.model.configuration import wrong_pad
 from offsite.model.heads import head_tensors
 from offsite.model.stored import StoredModel
 from offsite.model.weights import (
@@ -28,6 +29,8 @@ from offsite.model.weights import (
     read_headers,
     weight_files,
 )
+
+TOWER = "vision_model."  # where a family with several towers keeps the one for pictures
 
 
 def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
@@ -44,7 +47,7 @@ def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
             another shape or left over.
     """
     check_unquantised(name, config)
-    stored = read_headers(weight_files(name, config))
+    stored = inside_tower(read_headers(weight_files(name, config)), config)
     floats = [FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS]
     dtype = getattr(config, "dtype", None) or next(iter(floats), torch.float32)
     stubs = {
@@ -61,7 +64,7 @@ def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
             output_loading_info=True,
         )
     except Exception as error:  # whatever a configuration or its tensors make a family raise
-        raise OffsiteError(
+        raise wrong_pad(config) or OffsiteError(
             f"The weights of '{name}' cannot be loaded as {build.__name__}: {reason(error)}."
         ) from error
     names, converted, unused = match(skeleton, stored)
@@ -77,6 +80,16 @@ def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
     made = StoredModel(str(name), skeleton, stored, names, converted, empty)
     settle_ties(made, config)
     return made
+
+
+def inside_tower(stored: dict[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
+    """The tensors by their names in the family's whole model, also if a bare tower was saved.
+
+    A CLIP or SigLIP vision tower on its own is stored without the name of its module.
+    """
+    if not hasattr(config, "vision_config") or any(key.startswith(TOWER) for key in stored):
+        return stored
+    return {f"{TOWER}{key}": tensor for key, tensor in stored.items()}
 
 
 def match(

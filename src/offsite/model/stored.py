@@ -79,7 +79,8 @@ class StoredModel:
         for file in dict.fromkeys(self.stored[key].file for key in keys):
             with safe_open(file, framework="pt") as opened:
                 own = [key for key in keys if self.stored[key].file == file]
-                found |= {key: opened.get_tensor(key).clone() for key in own}
+                for key in own:
+                    found[key] = opened.get_tensor(self.stored[key].key).clone()
         return found
 
     def blocks(self, keep: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from offsite.compress.step import Step, plan
+from offsite.exchange.prompt_decoder import decoder_of
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import Adapter, Middle, Split, make_split, places, whole_middle
@@ -105,7 +106,11 @@ def others(model: nn.Module, native: torch.dtype) -> frozenset[str]:
 
 
 def to_native(emulator: nn.Module, cut: Cut) -> None:
-    """Give an emulator the dtypes that its model came in, in place."""
+    """Give an emulator the dtypes of its model, in place; a prompt decoder keeps its own."""
+    decoder = decoder_of(emulator)
+    kept = {id(buffer) for buffer in decoder.buffers()} if decoder is not None else set()
     for name, tensor in (*emulator.named_parameters(), *emulator.named_buffers()):
+        if id(tensor) in kept:
+            continue
         if tensor.is_floating_point() and any_block(name) not in cut.others:
             tensor.data = tensor.data.to(cut.native)
