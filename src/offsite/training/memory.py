@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import sys
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import Trainer
 
 from offsite.errors import OffsiteError
+from offsite.training.progress import say
 
 
 class FittingTrainer(Trainer):  # type: ignore[misc]
@@ -91,8 +90,3 @@ def release(model: nn.Module, begun: list[tuple[nn.Parameter, torch.Tensor]]) ->
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-
-
-def say(text: str) -> None:
-    """A word on standard error, beside a progress bar."""
-    tqdm.write(text, file=sys.stderr)
