@@ -137,9 +137,11 @@ def test_a_full_disk_is_one_sentence(
     assert all(torch.equal(value, straight[name]) for name, value in resumed.items())
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])  # a scheduler's; these processes form no group
 def test_a_work_folder_is_private_and_for_one_process(
-    run: Tune, ended: Path, tmp_path: Path
+    rank: str, run: Tune, ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RANK", rank)
     assert stat.S_IMODE(ended.stat().st_mode) == 0o700
     work = tmp_path / "work"
     work.mkdir()

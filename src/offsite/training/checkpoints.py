@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from offsite.errors import OffsiteError
 from offsite.files import disk_full, read_json, sha256_file, sync, write_file
+from offsite.training.processes import main_process
 
 SEAL = "checksums.json"
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def newest_checkpoint(work: Path) -> Path | None:
         if (reason := damage(checkpoint)) is None:
             return checkpoint
         logger.warning("Passed over the checkpoint '%s': %s.", checkpoint, reason)
-        if os.environ.get("RANK", "0") == "0":
+        if main_process():
             shutil.rmtree(checkpoint, ignore_errors=True)
     logger.warning("'%s' holds no whole checkpoint; the run starts from the beginning.", work)
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from offsite.errors import OffsiteError
 from offsite.files import occupied, read_json, write_file, writing
 from offsite.training.identity import Identity
+from offsite.training.processes import main_process
 
 RUN = "run.json"  # what the run was asked to do
 LOGS = "runs"  # where the Trainer puts them
@@ -76,8 +76,7 @@ def same_run(work: Path | None, run: Callable[[], Identity], resume: bool) -> It
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
         work.chmod(0o700)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, which share it
-    with occupied(work) if first else nullcontext():
+    with occupied(work) if main_process() else nullcontext():  # torchrun's processes share it
         yield from _noted(work, asked, resume)
 
 
