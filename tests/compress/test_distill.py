@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from offsite.compress.distill import _Pair, block_after, copy_middle, segment_error
+from offsite.compress.distill import _Pair, block_after, segment_error
 from offsite.compress.drop import Drop
 from offsite.compress.step import Context, compress
+from offsite.compress.student import copy_middle
 from offsite.model.replay import observe
 from offsite.model.split import Middle, Split, join
 from offsite.tasks.text.causal import CausalText

@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils.data import Subset
 
 from offsite.codec import require
-from offsite.compress.distill import copy_middle
 from offsite.compress.step import Context, Needs
+from offsite.compress.student import Taught, make_student
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
 from offsite.model.replay import Call, forward, real_tokens, relative_error, watch
-from offsite.model.split import Middle, Split, join, places
+from offsite.model.split import Middle, Split, places
 from offsite.training.options import TrainOptions
 from offsite.training.progress import say
 from offsite.training.train import train
@@ -74,12 +74,7 @@ class Align:
         if context.data is None or context.task is None:
             raise OffsiteError("Alignment needs data of the owner; give it with --data.")
         rows, held_out = parts(context.data)
-        student = copy_middle(middle)
-        emulator, _ = join(context.model, context.split, student)
-        emulator.requires_grad_(False)
-        for block in student.blocks:
-            for parameter in block.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
+        student, emulator = make_student(middle, context)
         pair = _Pair(context, student, emulator, self)
         history = train(
             pair,
@@ -155,19 +150,14 @@ def outlets(split: Split, positions: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-class _Pair(nn.Module):
-    """The student's blocks as trainable state, the teacher out of sight of the optimiser."""
+class _Pair(Taught):
+    """The student beside the real model, both run from end to end."""
 
     def __init__(self, context: Context, student: Middle, emulator: nn.Module, step: Align) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(student.blocks)
+        super().__init__(student)
         self.hidden = (context.model, emulator)  # a tuple is not a sub-module
         self.outlets = outlets(context.split, student.positions)
         self.step = step
-
-    def train(self, mode: bool = True) -> _Pair:
-        """Never: dropout would move a student that is its teacher already."""
-        return super().train(False)
 
     def forward(self, batch: Mapping[str, Any]) -> torch.Tensor:
         teacher, emulator = self.hidden

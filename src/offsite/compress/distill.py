@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,10 +12,11 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.step import Context, Needs
+from offsite.compress.student import Taught, make_student
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
 from offsite.model.replay import observe, relative_error, replay, watch
-from offsite.model.split import Middle, Split, join, places
+from offsite.model.split import Middle, Split, places
 from offsite.training.options import TrainOptions
 from offsite.training.train import train
 
@@ -56,12 +56,7 @@ class Distill:
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if context.data is None or context.task is None:
             raise OffsiteError("Distillation needs data of the owner; give it with --data.")
-        student = copy_middle(middle)
-        emulator, _ = join(context.model, context.split, student)
-        emulator.requires_grad_(False)
-        for block in student.blocks:
-            for parameter in block.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
+        student, emulator = make_student(middle, context)
         pair = _Pair(context, student, emulator, self.lm_weight, self.kd_weight)
         train(
             pair,
@@ -81,20 +76,15 @@ class Distill:
         return student
 
 
-class _Pair(nn.Module):
-    """The student's blocks as trainable state, the teacher out of sight of the optimiser."""
+class _Pair(Taught):
+    """The student beside the real middle, fed with the same states."""
 
     def __init__(
         self, context: Context, student: Middle, emulator: nn.Module, lm: float, kd: float
     ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(student.blocks)
+        super().__init__(student)
         self.hidden = (context, student, emulator)  # a tuple is no sub-module
         self.lm, self.kd = lm, kd
-
-    def train(self, mode: bool = True) -> _Pair:
-        """Never: dropout would move a student that is its teacher already."""
-        return super().train(False)
 
     def forward(self, batch: Mapping[str, Any], items: torch.Tensor | None) -> torch.Tensor:
         context, student, emulator = self.hidden
@@ -137,8 +127,3 @@ def segment_error(context: Context, student: Middle, calls: Mapping[int, Any]) -
         output = replay(student.between(segment), places, calls, state)
         errors.append(relative_error(output, target))
     return torch.stack(errors).mean()
-
-
-def copy_middle(middle: Middle) -> Middle:
-    """The middle with its own tensors; what was shared between blocks stays shared."""
-    return replace(middle, blocks=tuple(copy.deepcopy(list(middle.blocks))))
