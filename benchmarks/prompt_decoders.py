@@ -22,7 +22,7 @@ import torch
 from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
 from offsite.deltas.addition.learn_decoder import learn_decoder
-from offsite.exchange.prompt_decoder import give_decoder
+from offsite.exchange.side import SideTensors, give_side
 from offsite.model.checkpoint import load_model, pick_device
 from offsite.model.processor import load_processor
 from offsite.model.split import ends
@@ -100,7 +100,7 @@ def run(tensors: dict[str, Any] | None, recipe: str, name: str, seed: int) -> di
     model = load_model(MODEL, dtype=torch.float32)
     processor = load_processor(MODEL, "text")
     if tensors is not None:
-        give_decoder(model, tensors)
+        give_side(model, SideTensors("prompt_decoder", tensors))
     model.to(pick_device())
     steps = parse_recipe(RECIPES[recipe])
     offer, record = make_offer(
@@ -112,7 +112,7 @@ def run(tensors: dict[str, Any] | None, recipe: str, name: str, seed: int) -> di
     data, test_data = INPUT / train, INPUT / test
     tuned = run_tune(offer, data, method, options=options, task=task(kind), device=pick_device())
     rows = task(kind).load(test_data, processor, model, train=False)
-    plugged = plug(model, tuned.delta, record, prompt_decoder=tensors)
+    plugged = plug(model, tuned.delta, record, side={"prompt_decoder": tensors})
     pair = {"emulator_tuned": tuned.model, "plug_in": plugged.to(pick_device())}
     return {score: task(kind).evaluate(place, rows).value for score, place in pair.items()}
 

@@ -12,7 +12,7 @@ import pytest
 from offsite.cli import main
 from offsite.deltas import METHODS
 from offsite.deltas.fitting import misfits
-from offsite.exchange.prompt_decoder import save_decoder
+from offsite.exchange.side import SideTensors, save_side
 from tests.support.methods import DECODER as TENSORS
 from tests.support.models import language_model, vision_model
 
@@ -23,7 +23,7 @@ def test_misfits_are_found_without_weights(tmp_path: Path) -> None:
     language_model("llama", attention_bias=False).save_pretrained(tmp_path / "llama")
     language_model("gpt2").save_pretrained(tmp_path / "gpt2")
     vision_model("vit").save_pretrained(tmp_path / "vit")
-    save_decoder(TENSORS, tmp_path / "decoder.safetensors")
+    save_side(SideTensors("prompt_decoder", TENSORS), tmp_path / "decoder.safetensors")
     for name in ("llama", "gpt2"):
         (tmp_path / name / "model.safetensors").unlink()  # an image model's header is looked at
     cases: list[tuple[str, str, Path | None, set[str]]] = [
@@ -33,7 +33,7 @@ def test_misfits_are_found_without_weights(tmp_path: Path) -> None:
         ("vit", IMAGES, None, {"prompt", "intrinsic_prompt"}),
     ]
     for name, auto_class, decoder, refused in cases:
-        found = misfits(str(tmp_path / name), auto_class, "0,1,5", decoder)
+        found = misfits(str(tmp_path / name), auto_class, "0,1,5", {"prompt_decoder": decoder})
         assert found.keys() == METHODS.keys()
         assert {kind for kind, reason in found.items() if reason is not None} == refused
 
@@ -46,7 +46,7 @@ def test_the_lab_runs_all_that_fit_and_names_the_others(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     model = model_folder("llama", attention_bias=False)
-    save_decoder(TENSORS, tmp_path / "decoder.safetensors")
+    save_side(SideTensors("prompt_decoder", TENSORS), tmp_path / "decoder.safetensors")
     text_file.write_text(text_file.read_text()[:400])
     words = ["offsite", "lab", model, "--data", text_file, "--eval-data", text_file, "--keep", 1]
     words += ["--delta", "lora+prefix", "--delta", "all", "--steps", 1, "--max-length", 32]

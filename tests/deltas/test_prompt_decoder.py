@@ -22,7 +22,14 @@ from offsite.exchange.delta import Delta
 from offsite.exchange.file_set import hash_files
 from offsite.exchange.manifest import MANIFEST
 from offsite.exchange.offer import Offer
-from offsite.exchange.prompt_decoder import DECODER, give_decoder, read_decoder, save_decoder
+from offsite.exchange.side import (
+    SideTensors,
+    give_side,
+    read_side,
+    save_side,
+    side_file,
+    sides_of,
+)
 from offsite.model.split import ends
 from offsite.model.tensors import describe, save_tensors
 from offsite.owner.offering import make_offer, plug
@@ -35,6 +42,8 @@ from tests.support.methods import DECODER as TENSORS
 from tests.support.models import inputs_for, language_model, output_of, vision_model
 
 TASK = CausalText(max_length=32)
+NAME = "prompt_decoder"
+DECODER, GROUP = side_file(NAME), SideTensors(NAME, TENSORS)
 SHORT = TrainOptions(steps=2, batch_size=2)
 
 
@@ -45,7 +54,7 @@ def exchange(tmp_path_factory: Any, tokenizer: Any) -> tuple[Path, Any]:
     (folder / "train.txt").write_text("the cat sat on the mat and sang of it. " * 40)
     offer, record = make_offer(
         language_model("llama"), adapter=ends(2, 1), recipe=[Drop(keep=1)], processor=tokenizer,
-        prompt_decoder=TENSORS,
+        side={NAME: TENSORS},
     )  # fmt: skip
     offer.save(folder / "offer")
     loaded = Offer.load(folder / "offer")
@@ -57,7 +66,7 @@ def exchange(tmp_path_factory: Any, tokenizer: Any) -> tuple[Path, Any]:
 def test_the_offer_brings_the_decoder_bit_for_bit(exchange: tuple[Path, Any]) -> None:
     folder, _ = exchange
     for dtype in (None, torch.bfloat16):
-        found = Offer.load(folder / "offer", dtype=dtype).model.prompt_decoder.tensors()
+        found = sides_of(Offer.load(folder / "offer", dtype=dtype).model)[NAME].tensors
         assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
     manifest = json.loads((folder / "offer" / MANIFEST).read_text())
     assert set(manifest["prompt_decoder"]) == set(TENSORS) and DECODER in manifest["files"]
@@ -66,7 +75,7 @@ def test_the_offer_brings_the_decoder_bit_for_bit(exchange: tuple[Path, Any]) ->
         folder / "offer", output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert not hasattr(plain, "prompt_decoder")
+    assert not sides_of(plain)
     delta = Delta.load(folder / "delta")
     assert delta.values().keys() == {"intrinsic_prompt"} and delta.bytes == 40
 
@@ -80,15 +89,15 @@ def test_plugging_needs_the_very_decoder_and_serving_needs_none(
         plug(model, delta, record)
     other = TENSORS | {"inner": TENSORS["inner"] + 1}
     with pytest.raises(OffsiteError, match="--prompt-decoder"):
-        plug(model, delta, record, prompt_decoder=other)
+        plug(model, delta, record, side={NAME: other})
     wide = language_model("llama", hidden_size=32)
     with pytest.raises(OffsiteError, match="width 32"):
-        give_decoder(wide, TENSORS)
+        give_side(wide, GROUP)
     batch = inputs_for(model)
     plain = output_of(model, batch)
-    tuned = output_of(plug(model, delta, record, prompt_decoder=folder / "offer"), batch)
+    tuned = output_of(plug(model, delta, record, side={NAME: folder / "offer"}), batch)
     assert not torch.equal(tuned, plain)
-    place(model, delta, record, prompt_decoder=TENSORS).save(tmp_path / "plugged")
+    place(model, delta, record, side={NAME: TENSORS}).save(tmp_path / "plugged")
     assert torch.equal(output_of(load_plugged(model, tmp_path / "plugged"), batch), tuned)
     from peft import PeftModel
 
@@ -109,7 +118,7 @@ def test_an_offer_without_a_decoder_says_so(exchange: tuple[Path, Any], tokenize
     with pytest.raises(OffsiteError, match="shipped no prompt decoder"):
         plug(language_model("llama"), delta, record.model_copy(update={"offers": (entry,)}))
     with pytest.raises(OffsiteError, match="is for language models"):
-        make_offer(vision_model("vit"), prompt_decoder=TENSORS)
+        make_offer(vision_model("vit"), side={NAME: TENSORS})
 
 
 def replaced(declare: bool = True, **changes: torch.Tensor) -> Callable[[Path], None]:
@@ -170,16 +179,16 @@ def test_a_hostile_decoder_is_refused(
 
 
 def test_a_file_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
-    save_decoder(TENSORS, tmp_path / "good.safetensors")
-    found = read_decoder(tmp_path / "good.safetensors")
+    save_side(GROUP, tmp_path / "good.safetensors")
+    found = read_side(NAME, tmp_path / "good.safetensors").tensors
     assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
     with pytest.raises(OffsiteError, match="exists already"):
-        save_decoder(TENSORS, tmp_path / "good.safetensors")
+        save_side(GROUP, tmp_path / "good.safetensors")
     save_tensors({"inner": torch.zeros(2, 2)}, tmp_path / "bad.safetensors")
     with pytest.raises(OffsiteError, match="not make a prompt"):
-        read_decoder(tmp_path / "bad.safetensors")
+        read_side(NAME, tmp_path / "bad.safetensors")
     with pytest.raises(OffsiteError, match="offsite prompt-decoder"):
-        read_decoder(tmp_path)
+        read_side(NAME, tmp_path)
 
 
 def test_the_round_trip_by_commands(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from offsite.exchange.authenticity import digest
 from offsite.exchange.delta import Delta
 from offsite.exchange.manifest import OfferManifest, read_manifest
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
+from offsite.exchange.side import sides_of
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,3 +46,16 @@ def test_a_manifest_survives_being_read_and_written() -> None:
     path = GOLDEN / "offer" / "manifest.json"
     manifest = read_manifest(GOLDEN / "offer", OfferManifest)
     assert manifest.model_dump_json(indent=1) + "\n" == path.read_text()
+
+
+def test_the_golden_side_tensors_load_bit_for_bit() -> None:
+    """An offer with a prompt decoder, of before there were groups: its digest stays the same."""
+    offer = Offer.load(GOLDEN / "side" / "offer")
+    group = sides_of(offer.model)["prompt_decoder"]
+    stored = load_file(GOLDEN / "side" / "offer" / "prompt_decoder.safetensors")
+    assert group.tensors.keys() == stored.keys()
+    assert all(torch.equal(group.tensors[name], value) for name, value in stored.items())
+    data = json.loads((GOLDEN / "side" / "record.json").read_text())
+    entry = Record.model_validate(data).find(offer.manifest.id)
+    assert entry.side == {"prompt_decoder": group.hash}
+    assert digest(offer.manifest) in entry.sent

@@ -68,7 +68,10 @@ def test_the_delta_is_that_of_an_unbroken_run(
 ) -> None:
     method = LoRA(rank=2, dropout=0.3) if name == "dropout" else METHOD_CASES[name]
     offer, _ = make_offer(
-        language_model("llama"), recipe=[Drop(keep=1)], processor=tokenizer, prompt_decoder=DECODER
+        language_model("llama"),
+        recipe=[Drop(keep=1)],
+        processor=tokenizer,
+        side={"prompt_decoder": DECODER},
     )
     work, whole = tmp_path / "work", replace(OPTIONS, lr=None) if "+" in name else OPTIONS
     with pytest.raises(Interrupted, match="step 7 of 12"):

@@ -34,7 +34,7 @@ def prompt_decoder(
 ) -> None:
     """Learn on public tasks what a few numbers can make of a prompt; 'offer' then ships it."""
     from offsite.deltas.addition.learn_decoder import learn_decoder
-    from offsite.exchange.prompt_decoder import save_decoder
+    from offsite.exchange.side import SideTensors, save_side
     from offsite.files import check_free
     from offsite.tasks import load_task
     from offsite.tasks.data import read_data
@@ -62,13 +62,19 @@ def prompt_decoder(
     )
     if not main_process():
         return
-    save_decoder(tensors, out)
+    group = SideTensors("prompt_decoder", tensors)
+    save_side(group, out)
     finish_work(work)
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    result = {"decoder": str(out), "dim": dim, "length": length, "bytes": size, "tasks": len(tasks)}
+    result = {
+        "decoder": str(out),
+        "dim": dim,
+        "length": length,
+        "bytes": group.bytes,
+        "tasks": len(tasks),
+    }
     lines = [
         f"[bold]{out}[/]  prompt decoder learnt on {len(tasks)} tasks",
-        f"  turns        {dim} numbers into {length} vectors, {size:,} bytes",
+        f"  turns        {dim} numbers into {length} vectors, {group.bytes:,} bytes",
         f"  ship it      offsite offer {model} --prompt-decoder {out} ...",
     ]
     o.emit(result, json, lines)

@@ -172,8 +172,9 @@ def lab(
         eval_data = need_source(kind, eval_data, "test", "--eval-data")
         data = find_source(kind, data, "train")
         names = list(delta or ["full"])
+        side = {"prompt_decoder": str(prompt_decoder)} if prompt_decoder else {}
         if "all" in names:
-            fitting = all_that_fit(model, task, adapter, prompt_decoder)
+            fitting = all_that_fit(model, task, adapter, side)
             names = [*fitting, *(name for name in names if name not in ("all", *fitting))]
         recipes = chosen_recipes(recipe or (), keep, distill_steps)
         plans = [
@@ -194,7 +195,7 @@ def lab(
                 baseline=baseline,
                 healed=healed,
                 dtype=dtype or "float32",
-                prompt_decoder=str(prompt_decoder) if prompt_decoder else None,
+                side=side,
             )
         ]
     rows, made_on = run_plans(plans, out, device, cached, say=o.note)
@@ -222,12 +223,12 @@ def chosen_recipes(
     return recipes
 
 
-def all_that_fit(model: str, task: str, adapter: str, prompt_decoder: Path | None) -> list[str]:
+def all_that_fit(model: str, task: str, adapter: str, side: Mapping[str, str]) -> list[str]:
     """Every method that can tune this model; the others are named with the reason."""
     from offsite.deltas.fitting import misfits
     from offsite.tasks import load_task
 
-    reasons = misfits(model, load_task(task).auto_class, adapter, prompt_decoder)
+    reasons = misfits(model, load_task(task).auto_class, adapter, side)
     for name, reason in reasons.items():
         if reason is not None:
             o.note(f"skip  {name}: {reason}")

@@ -10,8 +10,8 @@ from torch import nn
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.manifest import Contract, Reach
-from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
 from offsite.exchange.record import OfferRecord
+from offsite.exchange.side import divide, sides_of, spoken
 from offsite.model.blocks import get_blocks
 from offsite.model.heads import check_head, head_entries
 from offsite.model.tensors import TensorEntry
@@ -55,7 +55,7 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
             offer's, or more bytes than allowed.
     """
     declared = delta.manifest
-    head = {name: e for name, e in declared.tensors.items() if name in declared.head}
+    head = divide(declared.tensors, declared.head)[1]
     if len(head) < len(declared.head):
         raise OffsiteError("The delta names a head that is not among its tensors.")
     check_entries(head, check_head(head, declared.labels, entry.contract.head))
@@ -76,22 +76,22 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
         )
 
 
-def check_prompt_decoder(model: nn.Module, entry: OfferRecord) -> None:
-    """Hold the prompt decoder beside the full model to the one that the offer shipped.
+def check_side(model: nn.Module, name: str, entry: OfferRecord) -> None:
+    """Hold a group of side tensors beside the full model to the one that the offer brought.
 
     Raises:
         OffsiteError: there is none, or another one.
     """
-    tensors = decoder_tensors(model)
-    if entry.prompt_decoder is None:
+    said, present = spoken(name), sides_of(model).get(name)
+    if name not in entry.side:
         raise OffsiteError(
-            "The delta is an intrinsic prompt, but its offer shipped no prompt decoder, so it "
-            "cannot come from that offer."
+            f"The delta was tuned with a {said}, but its offer shipped no {said}, so it cannot "
+            "come from that offer; plug it with the record of its own offer."
         )
-    if not tensors or decoder_hash(tensors) != entry.prompt_decoder:
+    if present is None or present.hash != entry.side[name]:
         raise OffsiteError(
-            "The delta is an intrinsic prompt, which means nothing without the very prompt decoder "
-            "that its offer shipped; give that with --prompt-decoder (the offer's folder will do)."
+            f"The delta means nothing without the very {said} that its offer shipped; give that "
+            f"with --{name.replace('_', '-')} (the offer's folder will do)."
         )
 
 

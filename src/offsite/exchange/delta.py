@@ -30,11 +30,12 @@ from offsite.exchange.manifest import (
     tool_versions,
     write_manifest,
 )
+from offsite.exchange.side import HEAD, divide, side_file
 from offsite.files import new_folder, read_json, shown, write_file
 from offsite.model.tensors import TensorEntry, check_finite, describe, load_tensors, save_tensors
 from offsite.training.guarantee import Guarantee
 
-WEIGHTS, HEAD = "delta.safetensors", "head.safetensors"
+WEIGHTS = "delta.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG, README = "adapter_model.safetensors", "adapter_config.json", "README.md"
 FILES = {"tensors": (WEIGHTS,), "peft": (PEFT_WEIGHTS, PEFT_CONFIG)}
 MAX_SIDE_BYTES = 4 * 1024 * 1024
@@ -76,11 +77,10 @@ class Delta:
         check_finite(tensors)
         with new_folder(folder) as partial:
             peft = self.manifest.format == "peft"
-            head = {name: tensors[name] for name in self.manifest.head}
-            rest = {name: value for name, value in tensors.items() if name not in head}
-            save_tensors(rest, partial / (PEFT_WEIGHTS if peft else WEIGHTS))
+            own, head = divide(tensors, self.manifest.head)
+            save_tensors(own, partial / (PEFT_WEIGHTS if peft else WEIGHTS))
             if head:
-                save_tensors(head, partial / HEAD)
+                save_tensors(head, partial / side_file(HEAD))
             if peft and self.peft_config is not None:
                 write_file(partial / PEFT_CONFIG, self.peft_config)
             self.manifest = self.manifest.model_copy(
@@ -132,7 +132,7 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
         OffsiteError: other files than the format's own, a hostile peft configuration, or a method
             whose numbers exceed the tensors that came with it.
     """
-    needed = (*FILES[manifest.format], *([HEAD] if manifest.head else []))
+    needed = (*FILES[manifest.format], *([side_file(HEAD)] if manifest.head else []))
     if odd := sorted((set(manifest.files) - {README}) ^ set(needed)):
         state = "lacks" if odd[0] in needed else "holds"
         raise OffsiteError(

@@ -24,9 +24,10 @@ from offsite.exchange.file_set import (
     check_files,
     check_names,
 )
+from offsite.exchange.side import SideEntries
 from offsite.files import folder_files, read_json, shown, write_file
 from offsite.model.layers import Spec
-from offsite.model.tensors import NAME, TensorEntry, parse
+from offsite.model.tensors import TensorEntry, TensorName, parse
 from offsite.training.guarantee import Guarantee
 
 SCHEMA_VERSION = 1
@@ -41,7 +42,6 @@ def _printable(text: str) -> str:
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Word = Annotated[str, Field(max_length=MAX_LABEL), AfterValidator(_printable)]
-TensorName = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 Round = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Plain = Word | bool | int | Number | None
@@ -123,14 +123,14 @@ class Manifest(_Model):
     scores: dict[Word, Plain | dict[Word, Plain]] = {}
 
 
-class OfferManifest(Manifest):
+class OfferManifest(Manifest, SideEntries):
     """The manifest of an offer.
 
     ``adapter`` counts blocks of the emulator; where they stand in the full model is not said.
     ``layers`` and ``shared`` are empty when plain transformers can load the folder.
     ``fingerprint`` is a salted hash of the full model's (:mod:`offsite.exchange.commitment`); in
     offers from before there was a salt it is that itself.
-    ``prompt_decoder`` names the tensors of the decoder it ships in a file of its own, if any.
+    ``side`` names the tensors of its groups of side tensors (:mod:`offsite.exchange.side`).
     """
 
     kind: Literal["offer"] = "offer"
@@ -140,9 +140,6 @@ class OfferManifest(Manifest):
     layers: dict[TensorName, Spec] = {}
     shared: dict[int, int] = {}
     contract: Contract
-    prompt_decoder: Annotated[
-        dict[TensorName, TensorEntry], Field(exclude_if=lambda entries: not entries)
-    ] = {}
 
 
 class DeltaManifest(Manifest):

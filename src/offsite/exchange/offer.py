@@ -22,13 +22,18 @@ from offsite.exchange.authenticity import check_signature, digest
 from offsite.exchange.file_set import copy_verified, hash_files
 from offsite.exchange.hostile import few_modules
 from offsite.exchange.manifest import OfferManifest, read_manifest, write_manifest
-from offsite.exchange.prompt_decoder import DECODER, decoder_tensors, give_decoder
+from offsite.exchange.side import (
+    SideTensors,
+    give_side,
+    side_file,
+    sides_of,
+    vet_sides,
+)
 from offsite.exchange.special import build_special, unique_tensors
 from offsite.exchange.vetting import (
     SPECIAL,
     scrub,
     vet_contents,
-    vet_decoder,
     vet_depth,
     vet_family,
     vet_files,
@@ -145,9 +150,9 @@ class Offer:
             if (inner / "generation_config.json").is_file():
                 generation = transformers.GenerationConfig.from_pretrained(inner)
                 model.generation_config = generation
-        if manifest.prompt_decoder:
-            decoder = load_tensors([folder / DECODER], manifest.prompt_decoder, hashes)
-            give_decoder(model, decoder)
+        for name, entries in manifest.side.items():
+            tensors = load_tensors([folder / side_file(name)], entries, hashes)
+            give_side(model, SideTensors(name, tensors))
         return cls(model, manifest, processor, folder)
 
 
@@ -167,9 +172,9 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     """
     manifest = read_manifest(folder, OfferManifest)
     weights = vet_files(folder, manifest)
-    apart = (*weights, DECODER)
-    side = {name: entry for name, entry in manifest.files.items() if name not in apart}
-    copy_verified(folder, side, inner)
+    apart = (*weights, *map(side_file, manifest.side))
+    small = {name: entry for name, entry in manifest.files.items() if name not in apart}
+    copy_verified(folder, small, inner)
     vet_contents(inner, manifest, weights)
     config = load_config(inner, folder)
     vet_depth(config, manifest)
@@ -178,7 +183,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     vet_family(skeleton, manifest)
     layers.rebuild(skeleton, manifest.layers)
     vet_tensors(skeleton, manifest)
-    vet_decoder(skeleton, manifest)
+    vet_sides(skeleton, manifest.side)
     return manifest, skeleton, config, weights
 
 
@@ -229,14 +234,15 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
         shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     allow(folder, model, offer.processor)
     scrub(folder)
-    if decoder := decoder_tensors(model):
-        save_tensors(decoder, folder / DECODER)
+    sides = sides_of(model)
+    for group in sides.values():
+        save_tensors(group.tensors, folder / group.file)
     manifest = offer.manifest.model_copy(
         update={
             "layers": specs,
             "shared": shared,
             "tensors": dict(sorted(entries.items())),
-            "prompt_decoder": describe(decoder),
+            **{name: group.entries for name, group in sides.items()},
             "files": hash_files(folder),
         }
     )

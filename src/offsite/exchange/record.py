@@ -19,6 +19,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Contract, Id, Reach, Sha256, now
 from offsite.exchange.seal import check_seal, sealed
+from offsite.exchange.side import SideHashes
 from offsite.files import locked, read_json, write_file
 from offsite.model.split import Kept
 from offsite.model.tensors import parse
@@ -43,7 +44,7 @@ class Pending(BaseModel):
     at: datetime
 
 
-class OfferRecord(BaseModel):
+class OfferRecord(SideHashes):
     """What the owner must remember of one offer.
 
     Attributes:
@@ -52,7 +53,7 @@ class OfferRecord(BaseModel):
         recipe: the compression steps, as JSON.
         verbatim_tensors: middle tensors of the full model, with how many of their values left
             unchanged (called ``disclosed_tensors`` in old records).
-        prompt_decoder: SHA-256 of the prompt decoder that the offer ships, if any.
+        side: SHA-256 of each group of side tensors that the offer brings.
         kept: what is left of the linear layers of the middle that were made narrower, by
             ``position.name``.
         round: the round that a delta may answer now.
@@ -77,8 +78,7 @@ class OfferRecord(BaseModel):
         dict[str, int],
         Field(validation_alias=AliasChoices("verbatim_tensors", "disclosed_tensors")),
     ]
-    prompt_decoder: Sha256 | None = None
-    kept: dict[str, Kept] = {}
+    kept: dict[str, Kept] = Field(default_factory=dict)
     round: int = 1
     accepted: tuple[Accepted, ...] = ()
     expires: datetime | None = None

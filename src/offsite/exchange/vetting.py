@@ -16,10 +16,9 @@ from typing import Any
 from torch import nn
 
 from offsite.errors import OffsiteError
-from offsite.exchange.file_set import MAX_SIDE_BYTES
 from offsite.exchange.hostile import vet_side_file
 from offsite.exchange.manifest import OfferManifest
-from offsite.exchange.prompt_decoder import DECODER, check_decoder, width_table
+from offsite.exchange.side import side_file
 from offsite.files import read_json, shown
 from offsite.model.blocks import block_path
 from offsite.model.heads import head_entries
@@ -61,11 +60,11 @@ def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
         OffsiteError: an unknown kind of file, or weights that plain transformers would not read
             in full.
     """
-    decoder = [DECODER] if manifest.prompt_decoder else []
-    if decoder and DECODER not in manifest.files:
-        raise OffsiteError(f"'{folder}' lacks the '{DECODER}' that its manifest declares.")
+    sides = [side_file(name) for name in manifest.side]
+    if missing := [name for name in sides if name not in manifest.files]:
+        raise OffsiteError(f"'{folder}' lacks the '{missing[0]}' that its manifest declares.")
     every = sorted(name for name in manifest.files if name.endswith(".safetensors"))
-    weights = [name for name in every if name not in decoder]
+    weights = [name for name in every if name not in sides]
     for name in manifest.files:
         if name.endswith(SUFFIXES) or name in (*every, INDEX, *TABLES, *JSON_FILES):
             continue
@@ -257,23 +256,6 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     if given.keys() != contract.keys() or not all(fits(given[n], contract[n]) for n in given):
         raise OffsiteError(
             "The offer's return contract does not name exactly the tensors of its adapter blocks."
-        )
-
-
-def vet_decoder(skeleton: nn.Module, manifest: OfferManifest) -> None:
-    """Hold the prompt decoder an offer declares to the shape that its model can use.
-
-    Raises:
-        OffsiteError: no decoder for this model, or one of more than 256 MiB.
-    """
-    declared = manifest.prompt_decoder
-    if not declared:
-        return
-    check_decoder(declared, width_table(skeleton).shape[1])
-    if sum(entry.bytes for entry in declared.values()) > MAX_SIDE_BYTES:
-        raise OffsiteError(
-            f"The offer's prompt decoder has more than {MAX_SIDE_BYTES} bytes; ask its owner for a "
-            "smaller one."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from offsite.codec import to_json
-from offsite.exchange.prompt_decoder import decoder_hash, decoder_tensors
+from offsite.exchange.side import sides_of
 from offsite.lab.plan import Plan, Row, Tuning
 from offsite.model.heads import head_path
 from offsite.model.stored import model_fingerprint
@@ -25,10 +25,10 @@ class NotCached(Exception):
 
 
 def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
-    """What a tuned delta depends on beside its offer: method and reach, and the decoder it uses."""
+    """What a tuned delta depends on beside its offer: method, reach, the side tensors it uses."""
     method = tuning.method
-    decoder = decoder_tensors(model) if method.side else {}
-    more: dict[str, Any] = {"prompt_decoder": decoder_hash(decoder)} if decoder else {}
+    sides = sides_of(model).items()
+    more: dict[str, Any] = {name: group.hash for name, group in sides if name == method.side}
     more |= {"reach": tuning.reach} if tuning.reach != "adapter" else {}
     return {"method": to_json(method), **more}
 

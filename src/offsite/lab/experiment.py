@@ -87,7 +87,7 @@ class Experiment(BaseModel):
     baseline: bool = True
     healed: bool = True
     dtype: str = "float32"
-    prompt_decoder: str | None = None
+    side: dict[str, str] = {}
 
 
 def read_experiment(path: str | Path) -> list[Plan]:
@@ -146,7 +146,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         baseline=found.baseline,
         healed=found.healed,
         dtype=found.dtype,
-        prompt_decoder=resolve(found.prompt_decoder),
+        side={group: str(folder / file) for group, file in found.side.items()},
     )
 
 

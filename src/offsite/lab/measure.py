@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from offsite.exchange.offer import Offer
-from offsite.exchange.prompt_decoder import decoder_tensors
 from offsite.exchange.record import OfferRecord
+from offsite.exchange.side import sides_of
 from offsite.files import folder_files
 from offsite.model.blocks import get_blocks
 
@@ -24,9 +24,8 @@ def offer_bytes(offer: Offer) -> int:
         tensor.data_ptr(): tensor.numel() * tensor.element_size()
         for tensor in offer.model.state_dict(keep_vars=True).values()
     }
-    decoder = decoder_tensors(offer.model).values()
-    size: int = sum(seen.values()) + sum(tensor.nbytes for tensor in decoder)
-    return size
+    size: int = sum(seen.values())
+    return size + sum(group.bytes for group in sides_of(offer.model).values())
 
 
 def middle_bytes(offer: Offer) -> int:

@@ -18,7 +18,7 @@ from offsite.deltas import parse_method
 from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Reach, parse_reach
-from offsite.exchange.prompt_decoder import give_decoder
+from offsite.exchange.side import give_side, read_sides
 from offsite.model.split import AdapterRule, example_split, parse_adapter
 from offsite.scores.scores import Scores
 from offsite.tasks import load_task
@@ -46,7 +46,7 @@ class Plan:
         full_lr: peak learning rates at which every weight is tuned, of the full model (the
             baseline) and of the offer (healed); the best of them counts.
         healed: whether to tune every weight of each offer (None in ``healed`` otherwise).
-        prompt_decoder: file of the decoder that offers ship, for intrinsic prompts.
+        side: files of the groups of side tensors that offers bring, by name.
         baseline: whether to run it at all (None in ``full_tuned`` otherwise).
     """
 
@@ -67,7 +67,7 @@ class Plan:
     baseline: bool = True
     healed: bool = True
     dtype: str = "float32"
-    prompt_decoder: str | None = None
+    side: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for seed in self.seeds:
@@ -94,9 +94,9 @@ class Plan:
         return kind(self.task), kind(self.calibration_task or self.task)
 
     def prepare(self, model: Any) -> Any:
-        """The full model with the plan's prompt decoder beside it, where there is one."""
-        if self.prompt_decoder is not None:
-            give_decoder(model, self.prompt_decoder)
+        """The full model with the plan's side tensors beside it."""
+        for group in read_sides(self.side):
+            give_side(model, group)
         return model
 
 

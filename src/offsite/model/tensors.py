@@ -25,6 +25,7 @@ from offsite.files import open_regular, parse_json, shown
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
+TensorName = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 DTYPES: dict[torch.dtype, Any] = {
     torch.float64: "F64",
     torch.float32: "F32",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from offsite.compress.step import Step, plan
-from offsite.exchange.prompt_decoder import decoder_of
+from offsite.exchange.side import beside
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import Adapter, Middle, Split, make_split, places, whole_middle
@@ -106,9 +106,8 @@ def others(model: nn.Module, native: torch.dtype) -> frozenset[str]:
 
 
 def to_native(emulator: nn.Module, cut: Cut) -> None:
-    """Give an emulator the dtypes of its model, in place; a prompt decoder keeps its own."""
-    decoder = decoder_of(emulator)
-    kept = {id(buffer) for buffer in decoder.buffers()} if decoder is not None else set()
+    """Give an emulator the dtypes of its model, in place; side tensors keep their own."""
+    kept = {id(buffer) for group in beside(emulator).values() for buffer in group.buffers()}
     for name, tensor in (*emulator.named_parameters(), *emulator.named_buffers()):
         if id(tensor) in kept:
             continue

@@ -27,8 +27,8 @@ from offsite.exchange.manifest import (
     tool_versions,
 )
 from offsite.exchange.offer import Offer
-from offsite.exchange.prompt_decoder import Decoder, decoder_hash, decoder_tensors, give_decoder
 from offsite.exchange.record import OfferRecord, Record
+from offsite.exchange.side import Given, give_side, read_sides, sides_of
 from offsite.model.blocks import block_path, get_blocks
 from offsite.model.checkpoint import Checkpoint, load_model, pick_device
 from offsite.model.split import Adapter, ends, join, places
@@ -56,7 +56,7 @@ def make_offer(
     dtype: torch.dtype | None = None,
     name: str | None = None,
     expires: datetime | None = None,
-    prompt_decoder: Decoder | None = None,
+    side: Given | None = None,
     reach: Reach = "adapter",
     work: Path | None = None,
     resume: bool = False,
@@ -79,8 +79,8 @@ def make_offer(
         reach: ``all`` lets a low-rank delta tune the middle blocks too, each change going to the
             block that the emulator's stands for.
         work, resume: folder of what a long step needs to be resumed, and whether to.
-        prompt_decoder: what :func:`offsite.learn_decoder` returned, or its file, to ship for
-            intrinsic prompts; by default the one beside the model, if any.
+        side: groups of side tensors to ship, by name, each as tensors or as a file, such as
+            ``{"prompt_decoder": offsite.learn_decoder(...)}``; those beside the model go along.
 
     Returns:
         The offer, and the private record without which no delta can be plugged.
@@ -134,9 +134,9 @@ def make_offer(
             for name, tensor in block.named_parameters()
         }
     to_native(emulator, cut)
-    if prompt_decoder is not None:
-        give_decoder(emulator, prompt_decoder)
-    decoder = decoder_tensors(emulator)
+    for group in read_sides(side or {}):
+        give_side(emulator, group)
+    hashes: dict[str, Any] = {name: group.hash for name, group in sides_of(emulator).items()}
     label = name or (
         Path(source.name).resolve().name if source is not None else type(model).__name__
     )
@@ -168,7 +168,7 @@ def make_offer(
         seed=seed,
         contract=contract,
         verbatim_tensors=verbatim,
-        prompt_decoder=decoder_hash(decoder) if decoder else None,
+        **hashes,
         kept={n: k for n, k in middle.kept.items() if int(n.split(".")[0]) in middle.positions},
         expires=expires,
         salt=salt,
@@ -194,7 +194,7 @@ def plug(
     delta: Delta,
     record: Record,
     *,
-    prompt_decoder: Decoder | None = None,
+    side: Given | None = None,
     again: bool = False,
     late: bool = False,
 ) -> Any:
@@ -209,7 +209,8 @@ def plug(
             shares them, adapter blocks apart; it is frozen and put in evaluation mode.
         delta: as loaded by :meth:`Delta.load`.
         record: the private record that was made with the offer.
-        prompt_decoder: the one that was shipped, for an intrinsic prompt.
+        side: the groups of side tensors that were shipped and that the delta works with, as in
+            :func:`make_offer`; the folder of the offer will do for each.
         again: take a delta that was plugged before once more.
         late: take a delta although its offer has expired.
 
@@ -228,7 +229,7 @@ def plug(
     if isinstance(model, (str, Path)):
         model = load_model(model, record.auto_class)
     assert isinstance(model, nn.Module)
-    tuned = merge_delta(model, delta, record, prompt_decoder=prompt_decoder)
+    tuned = merge_delta(model, delta, record, side=side)
     check_change(model, tuned)
     with ledger.accepting(delta.manifest):
         return tuned

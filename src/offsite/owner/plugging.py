@@ -23,13 +23,21 @@ from offsite.exchange.contract import (
     check_contract,
     check_entries,
     check_norm,
-    check_prompt_decoder,
+    check_side,
 )
-from offsite.exchange.delta import HEAD, PEFT_CONFIG, PEFT_WEIGHTS, Delta
+from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta
 from offsite.exchange.ledger import APART, MERGED
 from offsite.exchange.manifest import Id, Sha256
-from offsite.exchange.prompt_decoder import Decoder, decoder_tensors, give_decoder
 from offsite.exchange.record import Record
+from offsite.exchange.side import (
+    HEAD,
+    Given,
+    divide,
+    give_side,
+    read_sides,
+    side_file,
+    sides_of,
+)
 from offsite.files import new_folder, read_json, write_file
 from offsite.model.blocks import assemble, get_blocks, rename_blocks
 from offsite.model.checkpoint import build_skeleton, load_model
@@ -62,7 +70,7 @@ def attach_delta(
     model: str | Path | nn.Module,
     delta: Delta,
     record: Record,
-    prompt_decoder: Decoder | None = None,
+    side: Given | None = None,
 ) -> Placed:
     """Check a delta and attach it, unmerged, to a copy of the full model's blocks that it tunes.
 
@@ -84,17 +92,16 @@ def attach_delta(
         raise OffsiteError(f"A delta of '{method.kind}' cannot tune all blocks; use lora.")
     mapping, path = entry.tuned(delta.manifest.reach), record.block_path
     blocks = tuple(mapping.values())
-    head = delta.manifest.head
-    rest = {name: e for name, e in delta.manifest.tensors.items() if name not in head}
+    rest = divide(delta.manifest.tensors, delta.manifest.head)[0]
     given = rename_blocks(rest, path, mapping)
     narrow = cuts(given, entry.kept, path)
     plain = apart(model, blocks)
     skeleton = build_skeleton(model.config, record.auto_class)
-    if prompt_decoder is not None:
-        give_decoder(plain, prompt_decoder)
+    for group in read_sides(side or {}):
+        give_side(plain, group)
     if method.side:
-        check_prompt_decoder(plain, entry)
-        give_decoder(skeleton, decoder_tensors(plain))
+        check_side(plain, method.side, entry)
+        give_side(skeleton, sides_of(plain)[method.side])
     for place in (skeleton, plain):  # what is too large fails first where it takes no memory
         give_head(place, delta.manifest.labels)
         attached = method.attach(place, blocks)
@@ -102,13 +109,12 @@ def attach_delta(
         check_entries(given, narrowed(expected, narrow))
     tensors = delta.values()
     check_norm(tensors, entry.contract)
-    own = {name: value for name, value in tensors.items() if name not in head}
+    own, head = divide(tensors, delta.manifest.head)
     own = widened(rename_blocks(own, path, mapping), expected, narrow)
     attached.load(own)
-    new_head = {name: tensors[name] for name in head}
-    set_head(head_tensors(plain), new_head)
+    set_head(head_tensors(plain), head)
     attached.model.requires_grad_(False).eval()
-    return Placed(attached, model, blocks, own | new_head)
+    return Placed(attached, model, blocks, own | head)
 
 
 def apart(model: nn.Module, own: Sequence[int]) -> nn.Module:
@@ -161,7 +167,7 @@ class Plugged:
     @property
     def own(self) -> dict[str, torch.Tensor]:
         """The method's own numbers, without a head."""
-        return {name: value for name, value in self.tensors.items() if name not in self.head}
+        return divide(self.tensors, self.head)[0]
 
     @property
     def head_values(self) -> dict[str, torch.Tensor]:
@@ -172,7 +178,7 @@ class Plugged:
         """
         known = set(self.head) <= set(self.tensors)
         require(known, "The delta names a head that is not among its tensors; plug it anew.")
-        return {name: self.tensors[name] for name in self.head}
+        return divide(self.tensors, self.head)[1]
 
     def save(self, folder: str | Path) -> None:
         """Write a folder for :func:`load_plugged`; where peft has the method, peft opens it too.
@@ -187,7 +193,7 @@ class Plugged:
         """Write the files of :meth:`save` into an empty folder."""
         save_tensors(self.own, folder / (PEFT_WEIGHTS if self.peft_config else WEIGHTS))
         if self.head:
-            save_tensors(self.head_values, folder / HEAD)
+            save_tensors(self.head_values, folder / side_file(HEAD))
         if self.peft_config:
             write_file(folder / PEFT_CONFIG, self.peft_config)
         manifest = PluggedManifest(
@@ -234,14 +240,14 @@ def merge_delta(
     delta: Delta,
     record: Record,
     *,
-    prompt_decoder: Decoder | None = None,
+    side: Given | None = None,
 ) -> Any:
     """The full model with a delta in it, for measurements: nothing is entered in the ledger.
 
     Raises:
         OffsiteError: see :func:`offsite.owner.offering.plug`.
     """
-    placed = attach_delta(model, delta, record, prompt_decoder)
+    placed = attach_delta(model, delta, record, side)
     attached = placed.attached
     plugged = attached.merge() if attached.method.merges else attached.model
     dtype = next(placed.full.parameters()).dtype
@@ -255,7 +261,7 @@ def place(
     delta: Delta,
     record: Record,
     *,
-    prompt_decoder: Decoder | None = None,
+    side: Given | None = None,
 ) -> Plugged:
     """Check a delta like :func:`merge_delta` and keep it apart from the model.
 
@@ -264,7 +270,7 @@ def place(
     Raises:
         OffsiteError: see :func:`offsite.owner.offering.plug`.
     """
-    placed, manifest = attach_delta(model, delta, record, prompt_decoder), delta.manifest
+    placed, manifest = attach_delta(model, delta, record, side), delta.manifest
     method, tensors, config = placed.attached.served(placed.tensors)
     if placed.attached.method.merges:  # what it would change when it is merged later
         check_change(placed.full, placed.attached.merge())

@@ -17,6 +17,7 @@ from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_entries
 from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.offer import Offer
+from offsite.exchange.side import divide
 from offsite.model.blocks import block_path, get_blocks
 from offsite.model.heads import (
     check_head,
@@ -98,14 +99,15 @@ def to_tensors(delta: Delta, offer: Offer) -> Delta:
             "the full model; send the delta as it is."
         )
     method, adapter = parse_method(delta.manifest.method), offer.manifest.adapter
-    tensors, head = delta.values(), delta.manifest.head
-    changes = {name: value for name, value in tensors.items() if name not in head}
+    changes, head = divide(delta.values(), delta.manifest.head)
     values = merged_tensors(offer.model, method, adapter, changes)
     own = dict(offer.model.named_parameters())
     plain = {name: value.to(own[name].dtype) for name, value in values.items()}
-    plain |= {name: tensors[name] for name in head}
+    plain |= head
     labels = delta.manifest.labels
-    return new_delta(offer.manifest, plain, to_json(Full()), head=head, labels=labels)
+    return new_delta(
+        offer.manifest, plain, to_json(Full()), head=delta.manifest.head, labels=labels
+    )
 
 
 class Served:

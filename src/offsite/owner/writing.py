@@ -12,8 +12,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_change, check_range
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
-from offsite.exchange.prompt_decoder import Decoder
 from offsite.exchange.record import Record
+from offsite.exchange.side import Given
 from offsite.files import check_free, new_folder
 from offsite.model.checkpoint import load_model, quiet
 from offsite.model.processor import load_processor
@@ -27,7 +27,7 @@ def write_plugged(
     record: Record,
     *,
     as_adapter: bool = False,
-    prompt_decoder: Decoder | None = None,
+    side: Given | None = None,
     dtype: torch.dtype | None = None,
     again: bool = False,
     late: bool = False,
@@ -42,7 +42,7 @@ def write_plugged(
         delta: as loaded by :meth:`Delta.load`.
         record: the private record, as loaded by :meth:`Record.load`.
         as_adapter: keep the delta apart from the model instead of merging it.
-        prompt_decoder: the one that was shipped, for an intrinsic prompt.
+        side: see :func:`offsite.owner.offering.plug`.
         dtype: dtype of a merged model; None for that of its checkpoint.
         again: take a delta that was plugged before once more.
         late: take a delta although its offer has expired.
@@ -65,11 +65,11 @@ def write_plugged(
         )
     full = load_model(model, record.auto_class)  # as the record knows it
     if as_adapter:
-        plugged = place(full, delta, record, prompt_decoder=prompt_decoder)
+        plugged = place(full, delta, record, side=side)
         with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
             plugged.fill(partial)
         return plugged
-    tuned = merge_delta(full, delta, record, prompt_decoder=prompt_decoder)
+    tuned = merge_delta(full, delta, record, side=side)
     check_change(full, tuned)
     if dtype is not None:
         tuned = tuned.to(dtype)

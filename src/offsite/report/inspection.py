@@ -16,6 +16,7 @@ from offsite.exchange.delta import Delta
 from offsite.exchange.manifest import MANIFEST, OfferManifest
 from offsite.exchange.offer import read_offer
 from offsite.exchange.record import Record
+from offsite.exchange.side import spoken
 from offsite.files import read_json, shown
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.configuration import load_config
@@ -84,7 +85,7 @@ def inspect_offer(path: Path) -> Shown:
         ("tensors", f"{len(manifest.tensors)}, {size:,} bytes"),
         ("other layers", ", ".join(special) or "none: plain transformers can load it"),
         ("shared blocks", len(manifest.shared) or "none"),
-        ("prompt decoder", decoder_facts(manifest)),
+        *side_facts(manifest),
         ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
     ]
     prefix = tuple(f"{manifest.block_path}.{index}." for index in manifest.adapter)
@@ -93,12 +94,12 @@ def inspect_offer(path: Path) -> Shown:
     return {**data, "bytes": size}, [facts(f"offer {path}", rows), model_tree(skeleton, tuned)]
 
 
-def decoder_facts(manifest: OfferManifest) -> str:
-    """What an offer's prompt decoder makes of how many numbers."""
-    shapes = {name: entry.shape for name, entry in manifest.prompt_decoder.items()}
-    if not shapes:
-        return "none: no intrinsic prompts"
-    return f"{shapes['inner'][1]} numbers to {shapes['outer'][0]} vectors"
+def side_facts(manifest: OfferManifest) -> list[tuple[str, object]]:
+    """The groups of side tensors that an offer brings, with their shapes."""
+    return [
+        (spoken(name), ", ".join(f"{key} {list(entry.shape)}" for key, entry in entries.items()))
+        for name, entries in manifest.side.items()
+    ] or [("side tensors", "none")]
 
 
 def inspect_delta(path: Path, base: str | None) -> Shown:

@@ -14,21 +14,22 @@ from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_ta
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.parameters import AttachedParameters
 from offsite.errors import OffsiteError
-from offsite.exchange.prompt_decoder import PromptDecoder, decoder_of
+from offsite.exchange.prompt_decoder import decode
+from offsite.exchange.side import Beside, beside
 from offsite.model.blocks import freeze
 
 
 class DecodedPrompt(PromptModule):
     """The prompt of one trained vector, zero at the start, through a frozen decoder."""
 
-    def __init__(self, decoder: PromptDecoder) -> None:
+    def __init__(self, decoder: Beside) -> None:
         super().__init__()
         self.decoder = decoder
-        self.z = nn.Parameter(torch.zeros(decoder.dim, device=decoder.inner.device))
+        inner = decoder.get_buffer("inner")
+        self.z = nn.Parameter(torch.zeros(inner.shape[1], device=inner.device))
 
     def forward(self) -> torch.Tensor:
-        result: torch.Tensor = self.decoder(self.z)
-        return result
+        return decode(self.z, **self.decoder.tensors())
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class IntrinsicPrompt(Method):
 
     def install(self, model: Any, blocks: Sequence[int]) -> Attached:
         check_takes_prompt(model)
-        decoder = decoder_of(model)
+        decoder = beside(model).get(self.side)
         if decoder is None:
             raise OffsiteError(
                 "An intrinsic prompt needs the prompt decoder of the model's owner, and there is "

@@ -47,7 +47,7 @@ class TaskPrompts(PromptModule):
 
     def forward(self) -> torch.Tensor:
         z = self.z[self.chosen.to(self.z.device)]
-        return decode(z, self.inner, self.inner_bias, self.outer, self.outer_bias)
+        return decode(z, **{name: self.get_parameter(name) for name in TENSORS})
 
 
 def learn_decoder(
@@ -78,7 +78,8 @@ def learn_decoder(
         work, resume: see :func:`offsite.training.train.train`.
 
     Returns:
-        The decoder's tensors, float32 on the CPU, for ``make_offer`` and ``plug``.
+        The decoder's tensors, float32 on the CPU; give them to ``make_offer`` and ``plug`` as
+        ``side={"prompt_decoder": tensors}``.
 
     Raises:
         OffsiteError: fewer than two tasks, unusable data, or no language model.
@@ -134,7 +135,7 @@ def learn_decoder(
             )  # fmt: skip
     finally:
         remove()
-    return {name: getattr(prompts, name).detach().float().cpu() for name in TENSORS}
+    return {name: prompts.get_parameter(name).detach().float().cpu() for name in TENSORS}
 
 
 def balanced(tasks: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> Any:
