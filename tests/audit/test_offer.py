@@ -12,6 +12,7 @@ import torch
 
 from offsite.audit import rebuilt
 from offsite.audit.offer import CONTROL, SHIPPED, audit_margin, audit_offer
+from offsite.audit.recovered import check_recovered
 from offsite.audit.training import Effort, random_weights
 from offsite.compress.drop import Drop
 from offsite.compress.quantise import Quantise
@@ -82,8 +83,32 @@ def test_training_recovers_and_the_control_is_no_attacker(trained: Any, tmp_path
     assert named["all tuned", most].rate in QUICK.rates
     assert audit.best.name != CONTROL and (CONTROL, most) in named
     for attack in audit.attacks:
-        share = (attack.value - audit.shipped) / (audit.full - audit.shipped)
+        share = (attack.value - audit.shipped) / (attack.full - audit.shipped)
         assert attack.recovered == pytest.approx(share)
+        assert attack.full <= audit.full  # the full model may learn the text too
+
+
+def test_an_offer_that_is_about_the_model_counts_as_recovered(trained: Any, tmp_path: Path) -> None:
+    """The share of a tiny distance says nothing, so an int8 copy must not pass for a safe one."""
+    model, _, rows = trained
+    whole, record = saved(model, tmp_path / "record.json", [Quantise(bits=8, group=16)])
+    audit = audit_offer(model, whole, record, rows, TASK, device=CPU, effort=ONCE)
+    assert audit.best.recovered == 1
+    with pytest.raises(OffsiteError, match=r"recovers 100.0% of the distance"):
+        check_recovered(audit, 0.99)
+
+
+def test_learning_a_new_text_is_not_recovering_the_model(trained: Any, tmp_path: Path) -> None:
+    """The full model learns a text that it does not know as well, and is what counts then."""
+    model, _, rows = trained
+    other = [{key: ids.flip(0) for key, ids in row.items()} for row in rows]
+    offer, record = saved(model, tmp_path / "record.json", [Drop(keep=1)])
+    effort = Effort((16 * 8 * 8,), (3e-3,), TrainOptions(batch_size=8))
+    audit = audit_offer(model, offer, record, other, TASK, device=CPU, effort=effort)
+    best = audit.best
+    share = (best.value - audit.shipped) / (audit.full - audit.shipped)
+    assert best.value < audit.full  # the attacker beats the model as it is
+    assert best.recovered < 1.05 < share
 
 
 def test_a_public_base_closes_the_gaps_of_a_fine_tune(trained: Any, tmp_path: Path) -> None:
@@ -187,3 +212,20 @@ def test_the_command_prints_what_is_recovered(
         a["recovered"] for a in found["attacks"] if a["name"] != CONTROL
     )
     assert set(found["margin"]) == {"plug_in", "attacker", "margin"}
+
+
+def test_an_offer_that_gives_too_much_away_is_not_written(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    words: tuple[object, ...] = ("offer", model_folder("llama"), "--out", tmp_path / "offer")
+    words += ("--keep", 2, "--device", "cpu", "--max-length", 16, "--audit-tokens", "256")
+    status, _, err = run(*words, "--max-recovered", 0.5)
+    assert status == 2 and "--audit-data" in err
+    words += ("--audit-data", text_file)
+    status, _, err = run(*words, "--max-recovered", 0)
+    assert status == 2 and "recovers" in err and "nothing was written" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-llama", "train.txt"]
+    status, out, err = run(*words, "--max-recovered", 1000, "--json")
+    assert status == 0, err
+    assert json.loads(out)["recovered"] < 1000
+    assert (tmp_path / "offer").is_dir() and (tmp_path / "offer.record.json").is_file()

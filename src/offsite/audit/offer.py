@@ -3,29 +3,31 @@
 Every attacker has the offer and public text, and is tried at several learning rates and numbers of
 tokens. Rates and variants are chosen on validation rows; what is reported is measured on test rows.
 The *share recovered* is the part that an attacker closes of the distance in the metric from the
-offer as shipped to the full model. A model of the same shape trained from random weights shows how
-much of that the text alone gives. An audit gives a lower bound: a better attacker recovers more.
+offer as shipped to the full model, tuned on as many tokens of the same text. So learning the text
+does not count as recovering the model. A model of the same shape trained from random weights shows
+how much the text alone gives. An audit gives a lower bound: a better attacker recovers more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Subset
 
 from offsite.audit import rebuilt
-from offsite.audit.training import Effort, fitted, random_weights, worth
+from offsite.audit.recovered import CONTROL, Attack, OfferAudit, Scale
+from offsite.audit.training import Bench, Effort, fitted, random_weights, worth
 from offsite.deltas.method import Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
 from offsite.exchange.commitment import committed
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
+from offsite.lab.baselines import trainable
 from offsite.model.blocks import get_blocks
 from offsite.owner.plugging import merge_delta
 from offsite.tasks.task import Task
@@ -33,27 +35,7 @@ from offsite.tuner.tuning import run_tune
 
 SHIPPED = "as shipped"
 REFILLED = "gaps refilled with the nearest blocks"
-CONTROL = "random weights, all tuned (control)"
-FEWEST = 20
-
-
-@dataclass(frozen=True)
-class Attack:
-    """What one attacker reached.
-
-    Attributes:
-        name: which attacker.
-        tokens: training tokens it used; 0 without training.
-        value: the task's metric on test rows.
-        recovered: share of the distance from the offer as shipped to the full model; 1 is all.
-        rate: the learning rate that was best on validation rows.
-    """
-
-    name: str
-    tokens: int
-    value: float
-    recovered: float
-    rate: float | None = None
+ADAPTER = "adapter tuned"
 
 
 @dataclass(frozen=True)
@@ -66,23 +48,6 @@ class Margin:
     plug_in: float
     attacker: float
     margin: float
-
-
-@dataclass(frozen=True)
-class OfferAudit:
-    """The outcome: every attack, the control included, and what they are measured against."""
-
-    metric: str
-    higher_is_better: bool
-    full: float
-    shipped: float
-    attacks: tuple[Attack, ...]
-
-    @property
-    def best(self) -> Attack:
-        """The attack that recovered most; the control does not count."""
-        real = [attack for attack in self.attacks if attack.name != CONTROL]
-        return max(real, key=lambda attack: attack.recovered)
 
 
 def audit_offer(
@@ -110,55 +75,47 @@ def audit_offer(
     Raises:
         OffsiteError: an offer that is not in the record, or fewer than 20 rows.
     """
-    if len(rows) < FEWEST:
-        raise OffsiteError(
-            f"An audit needs {FEWEST} rows or more, and the data gives {len(rows)}; give more text "
-            "or a smaller --max-length."
-        )
-    effort = effort or Effort()
-    fit = Subset(rows, [i for i in range(len(rows)) if i % 10 < 8])
-    validation, test = (Subset(rows, range(start, len(rows), 10)) for start in (8, 9))
+    bench = Bench.of(rows, task, device, effort or Effort())
     views = [(rebuilt.shipped(o, e), e) for o in (offer, *earlier) for e in [entry_of(o, record)]]
-
-    def value(model: nn.Module, data: Any) -> float:
-        return float(task.evaluate(model.to(device), data).value)
-
-    def better(model: nn.Module) -> float:
-        return worth(value(model, validation), task.higher_is_better)
-
-    def best(variants: Iterable[rebuilt.Blocks]) -> nn.Module:
-        return max((rebuilt.build(full, blocks) for blocks in variants), key=better)
-
-    starts = {name: best(variants) for name, variants in rebuildings(views, base)}
-    top, bottom = value(full, test), value(starts[SHIPPED], test)
+    starts = {
+        name: max((rebuilt.build(full, blocks) for blocks in variants), key=bench.better)
+        for name, variants in rebuildings(views, base)
+    }
+    control = random_weights(starts[SHIPPED], bench.effort.options.seed)
+    top, bottom, least = (bench.value(model) for model in (full, starts[SHIPPED], control))
+    scale = Scale(top, bottom, least, task.higher_is_better)
     attacks = []
 
-    def measure(name: str, model: nn.Module, tokens: int, rate: float | None = None) -> None:
-        found = value(model, test)
-        share = 1.0 if top == bottom else (found - bottom) / (top - bottom)
-        attacks.append(Attack(name, tokens, found, share, rate))
-        say(f"{name}, {tokens:,} tokens: {task.metric} {found:.4f}, {share:.1%} recovered")
+    def measure(name: str, model: nn.Module, tokens: int, top: float, rate: float | None) -> None:
+        found = bench.value(model)
+        attacks.append(Attack(name, tokens, found, top, scale.recovered(found, top), rate))
+        say(f"{name}, {tokens:,} tokens: {task.metric} {found:.4f}, "
+            f"{attacks[-1].recovered:.1%} recovered")  # fmt: skip
 
     for name, model in starts.items():
-        measure(name, model, 0)
-    adapter = offer.manifest.adapter
-    cleverest = max(starts.values(), key=better)
-    trained: list[tuple[str, nn.Module, Sequence[int] | None]] = [
-        ("adapter tuned", starts[SHIPPED], adapter),
-        ("all tuned", starts[SHIPPED], None),
-        ("best of the untrained, all tuned", cleverest, None),
-        ("gaps refilled, all tuned", starts[REFILLED], None),
-        (CONTROL, random_weights(starts[SHIPPED], effort.options.seed), None),
-    ]
-    for name, model, part in trained:
-        for tokens in effort.tokens:
-            tried = [
-                (fitted(model, fit, task, options, device, part), options.lr)
-                for options in effort.runs(tokens, rows)
-            ]
-            attacker, rate = max(tried, key=lambda run: better(run[0]))
-            measure(name, attacker, tokens, rate)
-    return OfferAudit(task.metric, task.higher_is_better, top, bottom, tuple(attacks))
+        measure(name, model, 0, scale.full, None)
+    trained = trainings(starts, max(starts.values(), key=bench.better), control)
+    runs = (1 + len(trained)) * len(bench.effort.rates)
+    say(f"{runs} training runs for each of {len(bench.effort.tokens)} numbers of tokens, "
+        f"{runs * sum(bench.effort.tokens):,} tokens in all")  # fmt: skip
+    for tokens in bench.effort.tokens:
+        top = scale.better(bench.value(bench.tuned(trainable(full), tokens)[0]), scale.full)
+        say(f"full model tuned, {tokens:,} tokens: {task.metric} {top:.4f}")
+        for name, start in trained.items():
+            part = offer.manifest.adapter if name == ADAPTER else None
+            attacker, rate = bench.tuned(start, tokens, part)
+            measure(name, attacker, tokens, top, rate)
+    return OfferAudit(task.metric, task.higher_is_better, scale.full, scale.shipped, tuple(attacks))
+
+
+def trainings(
+    starts: Mapping[str, nn.Module], cleverest: nn.Module, control: nn.Module
+) -> dict[str, nn.Module]:
+    """Name and start of every attacker that trains; none starts where another one does."""
+    found = {ADAPTER: starts[SHIPPED], "all tuned": starts[SHIPPED]}
+    if cleverest is not starts[SHIPPED] and cleverest is not starts[REFILLED]:
+        found["best of the untrained, all tuned"] = cleverest
+    return {**found, "gaps refilled, all tuned": starts[REFILLED], CONTROL: control}
 
 
 def entry_of(offer: Offer, record: Record) -> Any:

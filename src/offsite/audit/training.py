@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
+from offsite.errors import OffsiteError
 from offsite.lab.baselines import tune_all
 from offsite.model.blocks import freeze, get_blocks
 from offsite.tasks.task import Task
 from offsite.training.options import TrainOptions
 from offsite.training.train import train
+
+FEWEST = 20
+MOST = 64  # rows to validate on and to test on, each
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,59 @@ def fitted(
         text="attacking",
     )  # fmt: skip
     return model
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where models are trained and measured: rows to fit, to validate and to test on."""
+
+    task: Task
+    device: torch.device
+    effort: Effort
+    fit: Any
+    validation: Any
+    test: Any
+
+    @classmethod
+    def of(cls, rows: Any, task: Task, device: torch.device, effort: Effort) -> Bench:
+        """A bench on rows of the task: every tenth to validate, every tenth to test, at most
+        ``MOST`` each; the rest to fit.
+
+        Raises:
+            OffsiteError: fewer than ``FEWEST`` rows.
+        """
+        if len(rows) < FEWEST:
+            raise OffsiteError(
+                f"An audit needs {FEWEST} rows or more, and the data gives {len(rows)}; give more "
+                "text or a smaller --max-length."
+            )
+        fit = Subset(rows, [i for i in range(len(rows)) if i % 10 < 8])
+        held = (Subset(rows, spread(range(start, len(rows), 10))) for start in (8, 9))
+        return cls(task, device, effort, fit, *held)
+
+    def value(self, model: nn.Module) -> float:
+        """The task's metric of a model on the test rows."""
+        return float(self.task.evaluate(model.to(self.device), self.test).value)
+
+    def better(self, model: nn.Module) -> float:
+        """What a model is worth on the validation rows; larger is better."""
+        value = float(self.task.evaluate(model.to(self.device), self.validation).value)
+        return worth(value, self.task.higher_is_better)
+
+    def tuned(
+        self, model: nn.Module, tokens: int, part: Sequence[int] | None = None
+    ) -> tuple[nn.Module, float | None]:
+        """A copy that was tuned at the best rate, all of it or some blocks, and that rate."""
+        tried = [
+            (fitted(model, self.fit, self.task, options, self.device, part), options.lr)
+            for options in self.effort.runs(tokens, self.fit)
+        ]
+        return max(tried, key=lambda run: self.better(run[0])) if len(tried) > 1 else tried[0]
+
+
+def spread(places: range) -> list[int]:
+    """At most ``MOST`` of some places, evenly spread over them."""
+    return list(places[:: max(1, math.ceil(len(places) / MOST))])
 
 
 @torch.no_grad()

@@ -15,9 +15,6 @@ from offsite.training.options import TrainOptions
 audit_app = typer.Typer(no_args_is_help=True, help="Measure what an offer or a delta reveals.")
 check_app = typer.Typer(no_args_is_help=True, help="Look for what is odd before you trust it.")
 
-Tokens = Annotated[str, typer.Option(help="Training tokens that attackers get, such as 1e5,1e6.")]
-Rates = Annotated[str, typer.Option(help="Learning rates that attackers try, such as 3e-4,1e-3.")]
-
 
 @audit_app.command(
     "offer",
@@ -29,9 +26,7 @@ def audit_offer(
     model: Annotated[str, typer.Option(help="Folder or hub name of the full model.")],
     record: Annotated[Path, typer.Option(help="The private record made with the offer.")],
     data: Annotated[str, typer.Option(help="Public data, which attackers have too.")],
-    earlier: Annotated[
-        list[Path] | None, typer.Option(help="Another offer of this record; repeatable.")
-    ] = None,
+    earlier: o.Earlier = None,
     public_base: Annotated[
         str | None, typer.Option(help="A public model that yours may be a fine-tune of.")
     ] = None,
@@ -39,8 +34,8 @@ def audit_offer(
         str | None, typer.Option(help="A stand-in for the tuner's data, for the margin.")
     ] = None,
     private_eval: Annotated[str | None, typer.Option(help="Such data to score on.")] = None,
-    tokens: Tokens = "65536,262144",
-    rates: Rates = "3e-4,1e-3",
+    tokens: o.AttackTokens = o.ATTACK_TOKENS,
+    rates: o.AttackRates = o.ATTACK_RATES,
     batch_size: o.BatchSize = 8,
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
@@ -55,7 +50,6 @@ def audit_offer(
 
     from offsite.audit.offer import audit_margin
     from offsite.audit.offer import audit_offer as audit
-    from offsite.audit.training import Effort
     from offsite.exchange.offer import Offer
     from offsite.exchange.record import Record
     from offsite.model.checkpoint import load_model, pick_device
@@ -63,11 +57,7 @@ def audit_offer(
 
     if (private_data is None) != (private_eval is None):
         raise OffsiteError("The margin needs both --private-data and --private-eval.")
-    effort = Effort(
-        tuple(int(value) for value in o.numbers(tokens, "numbers of tokens")),
-        o.numbers(rates, "rates"),
-        TrainOptions(batch_size=batch_size, seed=seed),
-    )
+    effort = o.effort(tokens, rates, TrainOptions(batch_size=batch_size, seed=seed))
     private, kind, where = Record.load(record), load_task(task, max_length), pick_device(device)
     made, others = Offer.load(offer), [Offer.load(path) for path in earlier or ()]
     full = load_model(model, private.auto_class, dtype=torch.float32)

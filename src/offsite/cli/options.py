@@ -6,12 +6,17 @@ import json
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offsite.errors import OffsiteError
 from offsite.training.processes import main_process
+
+if TYPE_CHECKING:
+    from offsite.audit.training import Effort
+    from offsite.training.options import TrainOptions
 
 RequireSignature = Annotated[
     bool | None,
@@ -59,9 +64,27 @@ DpClip = Annotated[float, typer.Option(help="Its largest gradient norm of one ex
 FullLr = Annotated[
     str, typer.Option(help="Rates to tune every weight at, of model and offer; the best counts.")
 ]
+MaxRecovered = Annotated[
+    float | None,
+    typer.Option(help="Write nothing if attackers recover more than this share.", min=0),
+]
+AuditData = Annotated[
+    str | None, typer.Option(help="Public data that attackers have, for --max-recovered.")
+]
+AttackTokens = Annotated[
+    str, typer.Option(help="Training tokens that attackers get, such as 1e5,1e6.")
+]
+AttackRates = Annotated[
+    str, typer.Option(help="Learning rates that attackers try, such as 3e-4,1e-3.")
+]
+Earlier = Annotated[
+    list[Path] | None,
+    typer.Option(help="Another offer of this record, which attackers have too; repeatable."),
+]
 BatchSize = Annotated[int, typer.Option(help="Rows per step.", min=1)]
 
 NO_EFFECT_IN_LAB = ("seed", "save_every", "eval_every", "patience")
+ATTACK_TOKENS, ATTACK_RATES = "65536,262144", "3e-4,1e-3"  # as in Effort
 MAX_LENGTH = 512  # as in load_task
 TYPED = "COMMANDLINE"  # how click calls the source of an option that was typed
 
@@ -149,6 +172,24 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
         raise OffsiteError(
             f"'{text}' is not a list of {what}; write numbers such as 1,2,3."
         ) from None
+
+
+def effort(tokens: str, rates: str = ATTACK_RATES, training: TrainOptions | None = None) -> Effort:
+    """What attackers may spend: numbers of tokens and rates, separated by commas.
+
+    Raises:
+        OffsiteError: something else, or a number that cannot train.
+    """
+    from dataclasses import replace
+
+    from offsite.audit.training import Effort
+    from offsite.training.options import TrainOptions
+
+    counts, training = numbers(tokens, "numbers of tokens"), training or TrainOptions()
+    if not all(1 <= count < 2**40 for count in counts):
+        raise OffsiteError(f"'{tokens}' is not a list of numbers of tokens; write such as 1e5,1e6.")
+    tried = tuple(replace(training, lr=rate).lr or 0.0 for rate in numbers(rates, "rates"))
+    return Effort(tuple(map(int, counts)), tried, training)
 
 
 def whole_seeds(text: str) -> tuple[int, ...]:

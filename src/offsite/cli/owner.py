@@ -51,6 +51,10 @@ def offer(
     expires_days: Annotated[
         int | None, typer.Option(help="Days the offer is good for.", min=1, max=36500)
     ] = None,
+    max_recovered: o.MaxRecovered = None,
+    audit_data: o.AuditData = None,
+    audit_tokens: o.AttackTokens = o.ATTACK_TOKENS,
+    earlier: o.Earlier = None,
     learned: Learned = None,
     prompt_decoder: Decoder = None,
     reach: o.Reach = "adapter",
@@ -66,6 +70,7 @@ def offer(
     """Cut a model, compress its middle and write the offer."""
     from datetime import timedelta
 
+    from offsite.audit.gate import make_gate
     from offsite.compress.recipe import RecipeChoice, check_learned, cost
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.compress.step import check_data
@@ -87,9 +92,11 @@ def offer(
     kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
     own = read_data(kind, find_source(kind, data, "train"), train=True)
     test = read_data(kind, find_source(kind, eval_data, "test"))
+    public = read_data(kind, audit_data, train=True)
+    gate = make_gate(max_recovered, public, o.effort(audit_tokens), earlier or ())
     full = Checkpoint.of(model, kind.auto_class)
-    if own is not None or test is not None:
-        prepare_all((own, test), full.processor, full.config)
+    if any(given is not None for given in (own, test, public)):
+        prepare_all((own, test, public), full.processor, full.config)
     rule = parse_adapter(adapter)
     choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole, own is not None)
     steps = choice.steps(full, rule)
@@ -116,6 +123,9 @@ def offer(
         work=work if any(step.needs.work for step in steps) else None,
         resume=resume,
     )
+    audited = gate and gate.check(
+        full, made, private, path=record, device=pick_device(device), say=o.note
+    )
     if not main_process():
         return
     made.save(out, record)
@@ -124,6 +134,9 @@ def offer(
         test = read_data(kind, str(own.source))  # a folder may have a part to score on
     zero_shot = score_model(made.model, test, made.processor, device)
     result, lines = summary(out, record, made, private)
+    if audited:
+        result["recovered"] = audited.best.recovered
+        lines.append(f"  recovered    {audited.best.recovered:.1%}, by: {audited.best.name}")
     if zero_shot is not None:
         result |= {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
         lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
