@@ -45,7 +45,7 @@ def reachable(module: str) -> set[str]:
 PACKAGES = (
     "errors", "files", "signing", "codec", "model", "training", "exchange", "tasks", "compress",
     "deltas", "tuner", "owner", "scores", "report", "publish", "lab", "audit", "demo", "cli",
-    "__main__",
+    "__main__", "offer", "importing",
 )  # fmt: skip
 
 

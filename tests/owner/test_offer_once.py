@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,20 @@ def test_the_whole_middle_leaves_only_when_asked(
     run: Run, model_folder: Any, tmp_path: Path
 ) -> None:
     model, out = model_folder("llama"), tmp_path / "offer"
-    for words in ((), ("--recipe", "prune"), ("--recipe", "influence")):
+    for words in (("--recipe", "prune"), ("--recipe", "influence"), ("--recipe", "int8")):
         status, _, err = run("offer", model, "--out", out, *words)
         assert status == 2 and "--keep BLOCKS" in err and not out.exists()
     assert run("offer", model, "--out", out, "--whole")[0] == 0
-    assert run("offer", model, "--out", tmp_path / "int8", "--recipe", "int8")[0] == 0
+    assert run("offer", model, "--out", tmp_path / "int8", "--recipe", "int8", "--whole")[0] == 0
+
+
+def test_the_default_ships_half_of_the_middle_and_says_so(
+    run: Run, model_folder: Any, tmp_path: Path
+) -> None:
+    words = ("--adapter", "ends:1,1", "--out", tmp_path / "offer", "--json")
+    status, out, err = run("offer", model_folder("llama"), *words)
+    assert status == 0 and len(json.loads(out)["middle"]) == 2
+    assert "No recipe was chosen" in err and "may end worse than untuned" in err
 
 
 def test_a_sweep_refuses_importance_learned_on_another_model(

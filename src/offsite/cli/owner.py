@@ -100,6 +100,8 @@ def offer(
     rule = parse_adapter(adapter)
     choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole, own is not None)
     steps = choice.steps(full, rule)
+    if choice.notice:
+        o.note(choice.notice)
     check_learned(learned, steps, rule)
     check_data(steps, own)
     check_record(record, full)

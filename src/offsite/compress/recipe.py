@@ -13,14 +13,16 @@ from offsite.files import read_json
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import AdapterRule, example_split
 
+DEFAULT = 0.5  # share of the middle's bytes where nothing says how much may leave
+COPIES = ("int8", "int4", "noise")  # presets that, without a budget, keep every block
+
 
 @dataclass(frozen=True)
 class RecipeChoice:
     """What an owner asks for.
 
     Attributes:
-        recipe: a preset, or a JSON file that holds all steps; None for the preset ``influence``
-            where there is data to measure it on, else ``uniform``.
+        recipe: a preset, or a JSON file that holds all steps; None for :attr:`preset`.
         keep: middle blocks to keep.
         budget: share of the middle's bytes that the emulator may take, over 0 to 1.
         distill_steps: steps of distillation after the recipe; 0 takes away a preset's own.
@@ -36,6 +38,38 @@ class RecipeChoice:
     learned: str | None = None
     whole: bool = False
     data: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the owner leaves both the recipe and how much leaves to the default."""
+        return self.recipe is None and not self.whole and self.keep is None and self.budget is None
+
+    @property
+    def preset(self) -> str:
+        """The preset that is asked for, or the default one.
+
+        With data that is ``influence``, and ``influence-align`` where nothing else is chosen;
+        without data it is ``uniform``.
+        """
+        if self.recipe is not None:
+            return self.recipe
+        if self.whole or not self.data:
+            return "uniform"
+        return "influence-align" if self.open and self.distill_steps is None else "influence"
+
+    @property
+    def notice(self) -> str | None:
+        """What the default recipe is, to be said where it is used."""
+        if not self.open:
+            return None
+        chosen = f"No recipe was chosen, so the default is used: --recipe {self.preset} --budget"
+        if self.data:
+            return f"{chosen} {DEFAULT:g}."
+        return (
+            f"{chosen} {DEFAULT:g}. It keeps blocks by their position and does not align them; a "
+            "pretrained model that is tuned through such an emulator may end worse than untuned. "
+            "Give --data FILE, and the default chooses blocks by influence and aligns them."
+        )
 
     def steps(self, checkpoint: Checkpoint, rule: AdapterRule) -> list[Step]:
         """The steps for a model whose adapter follows ``rule``.
@@ -64,7 +98,7 @@ class RecipeChoice:
             raise unknown_preset(self.recipe)
         shape = Shape(checkpoint.skeleton, example_split(rule, checkpoint.total))
         steps = make_recipe(
-            self.recipe or ("influence" if self.data and not self.whole else "uniform"),
+            self.preset,
             shape,
             self.share(shape.blocks),
             learned=self.learned,
@@ -92,8 +126,14 @@ class RecipeChoice:
             return self.keep / blocks
         if self.budget is not None:
             return self.budget
-        if self.recipe in ("int8", "int4", "noise"):
-            return 1.0  # every block leaves, but none as it is
+        if self.recipe in COPIES:
+            raise OffsiteError(
+                f"'--recipe {self.recipe}' without a budget ships all {blocks} blocks of the "
+                "middle, which is a copy of the model in fewer bits; choose how much may leave "
+                "with --keep BLOCKS or --budget SHARE, or add --whole if you mean it."
+            )
+        if self.recipe is None and blocks > 1:
+            return DEFAULT
         raise OffsiteError(
             f"Nothing says how much of the middle's {blocks} blocks may leave, and the offer would "
             "hold the whole model; choose with --keep BLOCKS or --budget SHARE (--budget 0.4 "
