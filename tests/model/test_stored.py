@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import offsite.model.stored
 from offsite.errors import OffsiteError
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.stored import model_fingerprint
@@ -187,3 +189,46 @@ def test_experts_load_in_part_as_transformers_makes_them(tmp_path: Path) -> None
     for name, tensor in part.state_dict().items():
         assert torch.equal(tensor, reference[name.replace("layers.1.", "layers.3.")]), name
     assert checkpoint.fingerprint == model_fingerprint(model)
+
+
+def test_every_file_is_opened_once_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading tensor by tensor opens a shard once, and closes it before the next one."""
+    model = language_model("llama")
+    model.save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    stored = Checkpoint(str(tmp_path / "m")).stored
+    events: list[tuple[str, str]] = []
+    open_file = offsite.model.stored.safe_open
+
+    @contextmanager
+    def noted(file: Path, **options: Any) -> Iterator[Any]:
+        events.append(("open", file.name))
+        with open_file(file, **options) as opened:
+            yield opened
+        events.append(("close", file.name))
+
+    monkeypatch.setattr(offsite.model.stored, "safe_open", noted)
+    assert stored.fingerprint() == model_fingerprint(model)
+    files = sorted(file.name for file in (tmp_path / "m").glob("*.safetensors"))
+    assert len(files) > 2 and sorted(name for kind, name in events if kind == "open") == files
+    assert [kind for kind, _ in events] == ["open", "close"] * len(files)
+
+
+def test_experts_in_several_shards_load_as_transformers_makes_them(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "m", max_shard_size="8KB")
+    checkpoint = Checkpoint(str(tmp_path / "m"))
+    stored = checkpoint.stored
+    split = [k for k in stored.names.values() if len({stored.stored[key].file for key in k}) > 1]
+    assert split  # the experts of a block lie in several files
+    full = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "m")
+    part = checkpoint.load(keep=[0, 2])
+    for index, position in enumerate((0, 2)):
+        for name, tensor in full.model.layers[position].named_parameters():
+            assert torch.equal(part.model.layers[index].get_parameter(name), tensor), name

@@ -38,7 +38,14 @@ def test_one_offer_reads_its_model_once(
     model = model_folder("llama")
     words = ("offer", model, "--keep", 1, "--record", tmp_path / "r.json", "--out")
     assert run(*words, tmp_path / "first")[0] == 0  # so that the second has a record to compare
-    configs = Counter(monkeypatch, transformers.AutoConfig, "from_pretrained")
+    configs: list[Path] = []
+    read = transformers.AutoConfig.from_pretrained
+
+    def noted(name: Any, *args: Any, **options: Any) -> Any:
+        configs.append(Path(name))
+        return read(name, *args, **options)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", noted)
     prints = Counter(monkeypatch, offsite.model.stored, "fingerprint")
     build = transformers.LlamaForCausalLM.__init__
     skeletons = 0
@@ -52,8 +59,9 @@ def test_one_offer_reads_its_model_once(
     status, _, err = run(*words, tmp_path / "second")
     assert status == 0, err
     assert prints.calls == 1
-    assert configs.calls <= 1 + 2  # the tokenizer's loader looks twice on its own
-    assert skeletons <= 2 + 1  # and the model itself, which transformers builds empty and fills
+    assert configs.count(model) == 1
+    assert len(configs) == 2  # and that of the new folder, whose tokenizer is tried
+    assert skeletons == 2  # one is judged, the other is filled and becomes the emulator
 
 
 def test_a_recipe_without_its_data_is_refused_before_weights_are_read(

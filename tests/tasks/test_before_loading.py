@@ -121,7 +121,7 @@ def test_odd_values_of_an_experiment_are_refused_when_read(
     case: str, run: Run, model_folder: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "offsite.lab.lab.load_model", lambda *_, **__: pytest.fail("a model loaded")
+        "offsite.model.checkpoint.Checkpoint.load", lambda *_, **__: pytest.fail("a model loaded")
     )
     options, message = ODD.get(case, ("", WRONG.get(case, "")))
     path = text_file.parent / "e.toml"

@@ -73,6 +73,8 @@ class Offer:
         processor: tokenizer or image processor, or None.
         folder: where it was loaded from or saved to.
         record: the owner's private record of an offer that was made here; None for a loaded one.
+        family: the model that the configuration alone describes, which tells the layers apart that
+            are not the family's; None lets :meth:`save` build one without weights.
     """
 
     model: Any
@@ -80,6 +82,7 @@ class Offer:
     processor: Any = None
     folder: Path | None = None
     record: Kept | None = None
+    family: Any = None
 
     def save(self, folder: str | Path, record: str | Path | None = None) -> None:
         """Write the offer; the folder appears complete or not at all.
@@ -136,7 +139,7 @@ class Offer:
             manifest, _, config, weights = vet_offer(folder, inner)
             check_signature(folder, manifest, require_signature)
             kind = kind_of_task(manifest.task)
-            processor = read_processor(inner, kind, folder)
+            processor = read_processor(inner, kind, folder, config=config)
             if before is not None:
                 before(processor, config)
             hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
@@ -212,7 +215,8 @@ def check_ends(model: Any, family: Any) -> None:
 def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     """Fill an empty folder and return the finished manifest."""
     model = offer.model
-    family = build_skeleton(model.config, kind_of_task(offer.manifest.task).auto_class)
+    kind = kind_of_task(offer.manifest.task)
+    family = offer.family or build_skeleton(model.config, kind.auto_class)
     check_ends(model, family)
     specs, shared = layers.find_specs(model, family), layers.find_shared(model)
     if specs or shared:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan, Recipe
-from offsite.model.configuration import load_config
-from offsite.model.processor import load_processor
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source
@@ -16,9 +14,9 @@ from offsite.tasks.source import Source
 
 @dataclass(frozen=True)
 class PlanData:
-    """The data sets of a plan, read and found to fit its model, and that model's processor."""
+    """The data sets of a plan, read and found to fit its model, and that model by its name."""
 
-    processor: Any
+    checkpoint: Checkpoint
     evaluation: TaskData
     private: TaskData | None
     public: TaskData | None
@@ -44,8 +42,9 @@ def check_plan(plan: Plan) -> PlanData:
                 "--calibration, or leave the recipe out."
             )
     private, public = plan.tasks()
+    checkpoint = Checkpoint.of(plan.model, private.auto_class)
     data = PlanData(
-        load_processor(plan.model, private.name),
+        checkpoint,
         TaskData(private, Source.of(plan.eval_data)),
         None if plan.data is None else TaskData(private, Source.of(plan.data), train=True),
         None if plan.calibration is None else TaskData(public, Source.of(plan.calibration), True),
@@ -53,5 +52,5 @@ def check_plan(plan: Plan) -> PlanData:
     sets = [one for one in (data.evaluation, data.private, data.public) if one is not None]
     for one in sets:
         one.check()
-    prepare_all(sets, data.processor, load_config(plan.model))
+    prepare_all(sets, checkpoint.processor, checkpoint.config)
     return data

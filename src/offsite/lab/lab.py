@@ -32,7 +32,7 @@ from offsite.lab.environment import environment
 from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
 from offsite.lab.plan import Plan, Recipe, Row, Tuning, slug
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import load_model, parse_dtype, pick_device
+from offsite.model.checkpoint import parse_dtype, pick_device
 from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.model.split import Split
 from offsite.owner.offering import make_offer
@@ -72,8 +72,8 @@ class Lab:
         self.tunings = {name: Tuning.of(delta) for name, delta in plan.deltas.items()}
         self.device = pick_device(device)
         self.options = fitted(plan.options, self.device)
-        self.processor = self.data.processor
-        self.model = load_model(plan.model, self.task.auto_class, dtype=parse_dtype(plan.dtype))
+        self.processor = self.data.checkpoint.processor
+        self.model = self.data.checkpoint.load(dtype=parse_dtype(plan.dtype))
         for recipe in self.recipes.values():
             recipe.check(len(get_blocks(self.model)))
         plan.prepare(self.model).to(self.device)

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from offsite.errors import OffsiteError
-from offsite.model.blocks import block_path, renumber
+from offsite.model.blocks import block_path, get_blocks, renumber
 from offsite.model.configuration import load_config, misfit
 from offsite.model.judge import judge
 from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class
@@ -142,7 +141,7 @@ class Checkpoint:
     @property
     def total(self) -> int:
         """How many blocks the model has."""
-        return skeleton_blocks(self.skeleton)
+        return len(get_blocks(self.skeleton))
 
     @property
     def outline(self) -> Any:
@@ -161,7 +160,7 @@ class Checkpoint:
     @cached_property
     def processor(self) -> Any:
         """The tokenizer or image processor, or None where the model comes without."""
-        return read_processor(self.name, self.kind)
+        return read_processor(self.name, self.kind, config=self.config)
 
     def load(self, *, keep: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
         """The model in evaluation mode on the CPU.
@@ -278,13 +277,3 @@ def wrong_kind(config: Any, auto_class: str) -> OffsiteError:
         f"A model of type '{config.model_type}' cannot be built as {auto_class} from its "
         "configuration; choose the task that fits the model."
     )
-
-
-def skeleton_blocks(skeleton: nn.Module) -> int:
-    """How many blocks a model has."""
-    return len(skeleton.get_submodule(block_path(skeleton)))  # type: ignore[arg-type]
-
-
-def checkpoint_fingerprint(name: str | Path, auto_class: str) -> str:
-    """:attr:`Checkpoint.fingerprint` of a folder or hub name."""
-    return Checkpoint.of(name, auto_class).fingerprint

@@ -17,7 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from offsite.errors import OffsiteError
 from offsite.files import shown
-from offsite.model.blocks import block_of, block_path
+from offsite.model.blocks import block_of, block_path, get_blocks
 from offsite.model.configuration import wrong_pad
 from offsite.model.heads import head_tensors
 from offsite.model.stored import StoredModel
@@ -136,7 +136,7 @@ def check_fit(
         OffsiteError: naming the file and the tensor.
     """
     family, path = type(skeleton).__name__, block_path(skeleton)
-    total = len(skeleton.get_submodule(path))
+    total = len(get_blocks(skeleton))
     left = {target: stored[unused.get(target, target)] for target in unused}
     for tensor in left.values():
         if missing and tensor.dtype not in FLOATS and len(tensor.shape) > 1:

@@ -29,15 +29,22 @@ def load_processor(name: str | Path, task: str) -> Any:
     return read_processor(name, kind_of_task(task))
 
 
-def read_processor(name: str | Path, kind: Kind, label: str | Path | None = None) -> Any:
-    """:func:`load_processor` for a kind of model; ``label`` is what messages call the model."""
+def read_processor(
+    name: str | Path, kind: Kind, label: str | Path | None = None, *, config: Any = None
+) -> Any:
+    """:func:`load_processor` for a kind of model.
+
+    Args:
+        label: what messages call the model.
+        config: its configuration, if it was read already; else transformers reads it again.
+    """
     if not has_processor(name, kind):
         return None
     label = label or name
     try:
         with quiet():
             return getattr(transformers, kind.processor_class).from_pretrained(
-                str(name), trust_remote_code=False
+                str(name), config=config, trust_remote_code=False
             )
     except ImportError as error:
         raise OffsiteError(

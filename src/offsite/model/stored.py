@@ -62,10 +62,8 @@ class StoredModel:
         """
         receiver = copy.deepcopy(self.skeleton)
         state = self.skeleton.state_dict()
-        for name, keys in self.names.items():
-            if not wanted(name):
-                continue
-            part = self.read(keys)
+        for name, part in self.parts(wanted):
+            keys = self.names[name]
             if name in self.converted or len(keys) > 1:
                 yield from convert(receiver, part)
             else:
@@ -73,15 +71,37 @@ class StoredModel:
         for name in filter(wanted, self.empty):
             yield name, zeros(state[name])
 
-    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Stored tensors by name; one file is open at a time, for an open one counts as memory."""
+    def parts(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """The wanted tensors of the model, each with the stored ones it is made of.
+
+        They come file by file, so that each is opened once: one at a time, for an open file counts
+        as memory. What lies in several files comes last.
+        """
+        by_file: dict[tuple[Path, ...], list[str]] = {}
+        for name in filter(wanted, self.names):
+            files = dict.fromkeys(self.stored[key].file for key in self.names[name])
+            by_file.setdefault(tuple(files), []).append(name)
+        for files_, names in sorted(by_file.items(), key=lambda item: len(item[0])):
+            if len(files_) > 1:
+                yield from ((name, self.gathered(files_, self.names[name])) for name in names)
+                continue
+            with safe_open(files_[0], framework="pt") as opened:
+                for name in names:
+                    yield name, {key: self.read(opened, key) for key in self.names[name]}
+
+    def gathered(self, files: Sequence[Path], keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Stored tensors that lie in several files."""
         found: dict[str, torch.Tensor] = {}
-        for file in dict.fromkeys(self.stored[key].file for key in keys):
+        for file in files:
             with safe_open(file, framework="pt") as opened:
-                own = [key for key in keys if self.stored[key].file == file]
-                for key in own:
-                    found[key] = opened.get_tensor(self.stored[key].key).clone()
-        return found
+                own = (key for key in keys if self.stored[key].file == file)
+                found |= {key: self.read(opened, key) for key in own}
+        return {key: found[key] for key in keys}
+
+    def read(self, opened: Any, key: str) -> torch.Tensor:
+        """One stored tensor of an open file, in memory of its own."""
+        tensor: torch.Tensor = opened.get_tensor(self.stored[key].key).clone()
+        return tensor
 
     def blocks(self, keep: Sequence[int]) -> dict[str, torch.Tensor]:
         """The tensors outside the block list and of the blocks ``keep``, renumbered."""

@@ -12,20 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
+from offsite.model.tensors import TORCH
 
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
+FLOATS = {name: dtype for name, dtype in TORCH.items() if dtype.is_floating_point}
 OTHER_FORMATS = {
     ".gguf": "GGUF",
     ".bin": "PyTorch's .bin format",

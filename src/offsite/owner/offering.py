@@ -29,7 +29,7 @@ from offsite.exchange.manifest import (
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import OfferRecord, Record
 from offsite.exchange.side import Given, give_side, read_sides, sides_of
-from offsite.model.blocks import block_path, get_blocks
+from offsite.model.blocks import alias, block_path, get_blocks
 from offsite.model.checkpoint import Checkpoint, load_model, pick_device
 from offsite.model.split import Adapter, ends, join, places
 from offsite.owner.cutting import cut_checkpoint, cut_module, to_native
@@ -99,6 +99,7 @@ def make_offer(
         cut = cut_checkpoint(source, adapter, recipe, seed, dtype)
     else:
         cut = cut_module(model, adapter)
+    family = None
     if cut.rest:
         target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
         full = cut.model.to(target).eval()
@@ -127,6 +128,7 @@ def make_offer(
         verbatim = verbatim_tensors(get_blocks(full), middle, cut.native)
     else:
         emulator, middle = cut.model, cut.middle
+        family = alias(emulator)  # transformers built it as it is
         positions = places(cut.split, middle.positions)[1]
         verbatim = {
             f"{p}.{name}": tensor.numel()
@@ -182,7 +184,7 @@ def make_offer(
         model_bytes=cut.model_bytes,
         offers=(entry,),
     )
-    return Offer(emulator, manifest, processor, record=record), record
+    return Offer(emulator, manifest, processor, record=record, family=family), record
 
 
 def _device_of(model: nn.Module, source: object) -> torch.device:

@@ -26,7 +26,7 @@ from offsite.model.checkpoint import DTYPES as COMPUTED
 from offsite.model.checkpoint import pick_device
 from offsite.model.heads import give_head, head_tensors, labels_of, set_head
 from offsite.model.kind import kind_of_task
-from offsite.model.tensors import DTYPES, describe
+from offsite.model.tensors import TORCH, describe
 from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
@@ -276,9 +276,8 @@ def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torc
     """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
     contract = offer.manifest.contract
     wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}
-    dtypes = {name: dtype for dtype, name in DTYPES.items()}
     return {
-        name: (t.to(dtypes[wanted[name]]) if name in wanted else t).detach().cpu().clone()
+        name: (t.to(TORCH[wanted[name]]) if name in wanted else t).detach().cpu().clone()
         for name, t in tensors.items()
     }
 
