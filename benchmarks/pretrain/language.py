@@ -119,7 +119,7 @@ def held_out_loss(folder: Path, tokens: Tensor) -> float:
     """Nats per token of the saved model, in float32, over windows that do not overlap."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(tokens.device)
     count = (len(tokens) - 1) // WINDOW * WINDOW
-    inputs, targets = (tokens[i : i + count].view(-1, WINDOW).split(64) for i in (0, 1))
+    inputs, targets = (torch.split(tokens[i : i + count].view(-1, WINDOW), 64) for i in (0, 1))
     total = 0.0
     for x, y in zip(inputs, targets, strict=True):
         total += F.cross_entropy(model(x).logits.mT, y, reduction="sum").item()
@@ -151,7 +151,7 @@ def train(args: argparse.Namespace, device: str) -> None:
         with torch.autocast(device, torch.bfloat16):
             hidden = model.model(windows[:, :-1], use_cache=False).last_hidden_state
             loss = loss_of(hidden, model.lm_head.weight, windows[:, 1:])
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
     step().item()  # compile before the clock starts

@@ -110,7 +110,7 @@ def train(args: argparse.Namespace, device: str) -> None:
         with torch.autocast(device, torch.bfloat16):
             logits = model(images).logits
         loss = F.cross_entropy(logits.float(), labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

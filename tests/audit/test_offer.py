@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from offsite.audit import rebuilt
-from offsite.audit.offer import CONTROL, SHIPPED, audit_margin, audit_offer
-from offsite.audit.recovered import check_recovered
+from offsite.audit.offer import SHIPPED, audit_margin, audit_offer
+from offsite.audit.recovered import CONTROL, check_recovered
 from offsite.audit.training import Effort, random_weights
 from offsite.compress.drop import Drop
 from offsite.compress.quantise import Quantise

@@ -19,8 +19,7 @@ from offsite.compress.drop import Drop
 from offsite.deltas import IntrinsicPrompt
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.file_set import hash_files
-from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.file_set import MANIFEST, hash_files
 from offsite.exchange.offer import Offer
 from offsite.exchange.side import (
     SideTensors,

@@ -28,7 +28,8 @@ from offsite.owner.offering import make_offer, plug
 from offsite.owner.plugging import merge_delta, place
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
-from offsite.training.train import TrainOptions, train
+from offsite.training.options import TrainOptions
+from offsite.training.train import train
 from offsite.tuner.importing import import_peft
 from offsite.tuner.tuning import run_tune
 from tests.support.models import inputs_for, language_model, output_of

@@ -12,7 +12,7 @@ import pytest
 
 import offsite as ot
 from offsite.exchange.authenticity import check_signature, read_either, sign_folder
-from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.seal import SECRET
 from offsite.signing import age
 from offsite.signing.keys import home, make_key, pin

@@ -23,8 +23,8 @@ from offsite.model.split import Split
 class _Shape(Shape):
     """Of bookling-31m, without a model."""
 
-    blocks, hidden, parameters, itemsize = 20, 320, 1_070_000, 2  # type: ignore[assignment]
-    attention = ((320, 320), (64, 320), (64, 320), (320, 320))  # type: ignore[assignment]
+    blocks, hidden, parameters, itemsize = 20, 320, 1_070_000, 2
+    attention = ((320, 320), (64, 320), (64, 320), (320, 320))
 
 
 SHAPE = _Shape(nn.Module(), Split((0,), 21))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import offsite.model.stored
@@ -199,12 +200,11 @@ def test_every_file_is_opened_once_and_alone(
     model.save_pretrained(tmp_path / "m", max_shard_size="20KB")
     stored = Checkpoint(str(tmp_path / "m")).stored
     events: list[tuple[str, str]] = []
-    open_file = offsite.model.stored.safe_open
 
     @contextmanager
     def noted(file: Path, **options: Any) -> Iterator[Any]:
         events.append(("open", file.name))
-        with open_file(file, **options) as opened:
+        with safe_open(file, **options) as opened:
             yield opened
         events.append(("close", file.name))
 

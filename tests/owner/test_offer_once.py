@@ -15,7 +15,7 @@ import offsite as ot
 import offsite.model.checkpoint
 import offsite.model.stored
 from offsite.model.checkpoint import Checkpoint
-from tests.conftest import Run
+from tests.support import Run
 from tests.support.models import TEXT, language_model
 
 

@@ -11,7 +11,8 @@ import torch
 from offsite.compress.drop import Drop
 from offsite.deltas import BitFit, Bottleneck, Combined, Full, Head, LoRA, Masking
 from offsite.errors import OffsiteError
-from offsite.exchange.delta import HEAD, Delta
+from offsite.exchange.delta import Delta
+from offsite.exchange.side import HEAD
 from offsite.model.heads import labels_of
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer, plug

@@ -17,8 +17,7 @@ from offsite.compress.quantise import Quantise
 from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta, new_delta
-from offsite.exchange.file_set import hash_files
-from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.file_set import MANIFEST, hash_files
 from offsite.exchange.offer import Offer, read_offer
 from offsite.exchange.record import Record
 from offsite.model.split import ends

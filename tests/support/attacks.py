@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.file_set import MANIFEST
 from tests.support.forge import (
     Attack,
     both,

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from offsite.exchange.file_set import hash_files
-from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.file_set import MANIFEST, hash_files
 
 Attack = Callable[[Path], None]
 

@@ -149,7 +149,7 @@ def test_classification_as_text_reads_headerless_tsv(tokenizer: Any, tmp_path: P
     path = tmp_path / "dev.tsv"
     path.write_text('a "good film\t1\nthe log\t0\n')
     task = load_task("sst2")
-    found = task.read(path)  # type: ignore[attr-defined]
+    found = task.read(path)
     assert [q.answer for q in found] == [1, 0] and found[0].choices == ("negative", "positive")
     assert found[0].prompt.startswith('a "good film\nQuestion:')
     path.write_text("a film\t1\nthe log\t2\n")
@@ -190,7 +190,7 @@ def test_labels_may_be_more_than_the_choices_of_a_row(tmp_path: Path) -> None:
         'answer = "a"\nlabels = ["A", "B", "C"]\n'
     )
     rows = [{"q": "x", "c": ["yes", "no", "no"], "a": "A"}, {"q": "x", "c": ["s", "t"], "a": "B"}]
-    found = load_task(file).read(write(tmp_path / "a.jsonl", rows))  # type: ignore[attr-defined]
+    found = load_task(file).read(write(tmp_path / "a.jsonl", rows))
     assert [question.answer for question in found] == [0, 1]
     rows[1]["a"] = "C"
     with pytest.raises(OffsiteError, match=r"Line 2 of .* unknown label .* one of A, B\."):

@@ -37,7 +37,7 @@ def test_a_users_own_task_is_one_small_file(tmp_path: Path) -> None:
     task = load_task(path, max_length=64)
     source = task.default_source("train")
     assert source is not None and task.default_source("test") is None
-    first, second = task.read(source)  # type: ignore[attr-defined]
+    first, second = task.read(source)
     assert first.prompt == "two\nlines, quoted - {so}:" and first.answer == 1
     assert second.where.startswith("Line 4 of") and second.choices == ("a", "b")
     assert (task.name, task.metric) == ("mine", "accuracy_norm")

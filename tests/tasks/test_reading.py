@@ -15,7 +15,7 @@ from offsite.tasks import load_task
 from offsite.tasks.chat.messages import read_messages
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.text.documents import Document, read_documents
-from tests.conftest import Run
+from tests.support import Run
 
 PAIR = {"prompt": "secret", "completion": " a cat"}
 

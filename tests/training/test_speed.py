@@ -16,8 +16,9 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import alias, get_blocks
 from offsite.tasks.text.causal import CausalText
 from offsite.training.compiling import compiled, worth_compiling
+from offsite.training.options import TrainOptions
 from offsite.training.precision import choose, held, native
-from offsite.training.train import TrainOptions, train
+from offsite.training.train import train
 from offsite.training.tunable import Tunable
 from tests.support.models import language_model
 
@@ -53,7 +54,7 @@ class Small:
         recomputes = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         loss = TASK.loss(model, batch, items)
         if size > (self.recomputing if recomputes else self.fits):
-            (loss / 2).backward()  # what an interrupted pass has left must not count
+            torch.autograd.backward(loss / 2)  # what an interrupted pass has left must not count
             raise torch.OutOfMemoryError
         return loss
 

@@ -69,7 +69,7 @@ def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
     if not isinstance(table, nn.Embedding):
         return
     count = min(table.num_embeddings, MAX_TOKENS)
-    tokens = torch.linspace(0, table.num_embeddings - 1, count).long().unique()
+    tokens = torch.unique(torch.linspace(0, table.num_embeddings - 1, count).long())
     device = table.weight.device
     watched = dict(units(model, adapter))
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in watched}
@@ -80,7 +80,7 @@ def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
         for name, module in watched.items()
     ]
     try:
-        for part in tokens.split(256):
+        for part in torch.split(tokens, 256):
             forward(model.eval(), {"input_ids": part[:, None].to(device)})
     finally:
         for hook in hooks:

@@ -56,7 +56,7 @@ def is_attention(name: str) -> bool:
 
 def matrix(layer: nn.Module) -> torch.Tensor:
     """The weight of a linear layer as a float32 matrix (outputs, inputs); may be a view."""
-    weight = layer.weight.detach().float()  # type: ignore[union-attr, operator]
+    weight = layer.weight.detach().float()  # type: ignore[operator]
     return weight.T if isinstance(layer, Conv1D) else weight
 
 

@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import (
-    MANIFEST,
-    DeltaManifest,
-    Manifest,
-    OfferManifest,
-    read_manifest,
-)
+from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, read_manifest
 from offsite.files import open_regular, parse_json, read_json, write_file
 from offsite.model.tensors import parse
 from offsite.signing.keys import Peer, fingerprint, home, known, own_key, peer, peers
@@ -83,7 +78,7 @@ def sign_folder(folder: str | Path, recipient: str | None = None) -> Path:
     }
     if to is not None and isinstance(manifest, OfferManifest):
         write_file(home() / SENT / manifest.id, to + "\n", private=True)
-    text = sign(f"{manifest.kind}-{manifest.id[:8]}", hashes, about, key)  # type: ignore[attr-defined]
+    text = sign(f"{manifest.kind}-{manifest.id[:8]}", hashes, about, key)
     write_file(folder / SIGNATURE, text, beside=folder.absolute())
     return folder / SIGNATURE
 

@@ -1,8 +1,8 @@
 """The model owner's private record: what each offer of one model was made of.
 
 It is written beside an offer, never inside it. One file may hold several offers of the same model,
-because two offers with different kept blocks reveal their union. It is also what the ledger
-(:mod:`offsite.exchange.ledger`) is kept in, which accepts one delta per offer and round.
+because two offers with different kept blocks reveal their union. It also holds the ledger
+(:mod:`offsite.exchange.ledger`), which accepts one delta per offer and round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import Contract, Id, Reach, Sha256, now
+from offsite.exchange.file_set import Sha256
+from offsite.exchange.manifest import Contract, Id, Reach, now
 from offsite.exchange.seal import check_seal, sealed
 from offsite.exchange.side import SideHashes
 from offsite.files import locked, read_json, write_file
@@ -124,9 +125,8 @@ class OfferRecord(SideHashes):
                 "per offer and round is accepted, so make a new offer."
             )
         latest = max(self, other, key=lambda entry: entry.round)
-        pending = self.pending or other.pending
         sent = tuple(dict.fromkeys((*self.sent, *other.sent)))
-        changes = {"accepted": accepted, "pending": pending, "sent": sent}
+        changes = {"accepted": accepted, "pending": self.pending or other.pending, "sent": sent}
         return latest.model_copy(update=changes)
 
 

@@ -143,7 +143,7 @@ def convert(receiver: nn.Module, part: dict[str, torch.Tensor]) -> Iterator[tupl
     before = receiver.state_dict(keep_vars=True)
     mapping = get_model_conversion_mapping(receiver)
     options = LoadStateDictConfig(weight_mapping=mapping)
-    convert_and_load_state_dict_in_model(receiver, part, options)  # type: ignore[arg-type]
+    convert_and_load_state_dict_in_model(receiver, part, options)
     for name, tensor in receiver.state_dict(keep_vars=True).items():
         if not tensor.is_meta:
             owner, _, leaf = name.rpartition(".")

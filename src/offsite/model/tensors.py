@@ -222,7 +222,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
         OffsiteError: naming the first tensor that holds one.
     """
     for name, tensor in tensors.items():
-        parts = tensor.flatten().split(2**22) if tensor.is_floating_point() else ()
+        parts = torch.split(tensor.flatten(), 2**22) if tensor.is_floating_point() else ()
         if not all(bool(torch.isfinite(part).all()) for part in parts):  # no copy of a whole tensor
             raise OffsiteError(
                 f"The tensor '{name}' holds NaN or infinity; only finite values are accepted, so "

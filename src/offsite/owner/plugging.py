@@ -26,8 +26,9 @@ from offsite.exchange.contract import (
     check_side,
 )
 from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta
+from offsite.exchange.file_set import Sha256
 from offsite.exchange.ledger import APART, MERGED
-from offsite.exchange.manifest import Id, Sha256
+from offsite.exchange.manifest import Id
 from offsite.exchange.record import Record
 from offsite.exchange.side import (
     HEAD,

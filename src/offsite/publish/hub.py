@@ -24,7 +24,8 @@ from huggingface_hub.errors import (
 
 from offsite.errors import OffsiteError
 from offsite.exchange.authenticity import read_either
-from offsite.exchange.manifest import MANIFEST, DeltaManifest, OfferManifest
+from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.manifest import DeltaManifest, OfferManifest
 from offsite.files import check_free, folder_files, new_folder, read_json
 from offsite.signing.oms import SIGNATURE
 

@@ -13,7 +13,8 @@ from offsite.codec import require, to_json
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.manifest import MANIFEST, OfferManifest
+from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.manifest import OfferManifest
 from offsite.exchange.offer import read_offer
 from offsite.exchange.record import Record
 from offsite.exchange.side import spoken

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import (
-    MANIFEST,
-    DeltaManifest,
-    Manifest,
-    OfferManifest,
-    check_kind,
-    check_names,
-)
+from offsite.exchange.file_set import MANIFEST, check_names
+from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, check_kind
 from offsite.files import parse_json, read_json
 from offsite.model.tensors import parse
 from offsite.scores.scores import KEYS, Scores

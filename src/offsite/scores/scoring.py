@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import MANIFEST
+from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.offer import Offer
 from offsite.model.checkpoint import load_model
 from offsite.model.configuration import load_config

@@ -179,7 +179,7 @@ def fingerprint(key: EllipticCurvePublicKey) -> str:
     return hashlib.sha256(pem(key)).hexdigest()
 
 
-def _cryptography() -> tuple[Any, Any]:  # type: ignore[no-untyped-def]
+def _cryptography() -> tuple[Any, Any]:
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec

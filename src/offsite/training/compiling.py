@@ -33,7 +33,7 @@ def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> It
 
     with torch._dynamo.config.patch(recompile_limit=GRAPHS, suppress_errors=True):
         for block in blocks:
-            block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, backend=backend)
         try:
             yield
         finally:

@@ -29,7 +29,8 @@ from offsite.training import secure_noise
 from offsite.training.guarantee import Guarantee
 from offsite.training.options import TrainOptions
 from offsite.training.progress import track
-from offsite.training.train import History, Loss
+from offsite.training.train import History
+from offsite.training.tunable import Loss
 
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
 
@@ -171,7 +172,7 @@ def train_dp(
             total = 0.0
             for first in range(0, len(drawn), options.batch_size):
                 value = losses([data[i] for i in drawn[first : first + options.batch_size]])
-                value.backward()
+                torch.autograd.backward(value)
                 total += value.item() / len(drawn)
                 optimizer.add_examples()
             optimizer.noisy_step()

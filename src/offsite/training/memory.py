@@ -68,7 +68,7 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
             say(f"Out of memory: from here on batches are computed {self.part} rows at a time.")
         elif not self.args.gradient_checkpointing:
             self.args.gradient_checkpointing = True
-            self.model.gradient_checkpointing_enable()  # type: ignore[union-attr, operator]
+            self.model.gradient_checkpointing_enable()
             say("Out of memory: from here on activations are computed again in the backward pass.")
         else:
             raise OffsiteError(

@@ -63,7 +63,7 @@ class Statistics:
             self.g += slope.T @ slope
             self.gradient += slope.T @ inputs
 
-        output.register_hook(backward)
+        output.register_hook(backward)  # type: ignore[no-untyped-call]
 
 
 def collect(

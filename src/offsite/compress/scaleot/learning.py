@@ -165,9 +165,8 @@ class Shell:
 def sample(scores: torch.Tensor, generator: torch.Generator) -> list[bool]:
     """Draw which blocks stay: those whose ``u p`` is at or above the median of their group."""
     draws = torch.rand(len(scores), generator=generator, dtype=torch.float64) * scores.sigmoid()
-    return [
-        keep for group in draws.split(GROUP) for keep in (group >= group.quantile(0.5)).tolist()
-    ]
+    groups = torch.split(draws, GROUP)
+    return [keep for group in groups for keep in (group >= group.quantile(0.5)).tolist()]
 
 
 def update(scores: torch.Tensor, kept: Sequence[bool], reward: float, eta: float) -> torch.Tensor:
@@ -199,7 +198,7 @@ def harmonizer_step(
             targets = observe(context.model, batch, replaced)
         loss = loss + training.kd_weight * state_error(calls, targets)
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     state.optimiser.step()
 
 

@@ -44,7 +44,7 @@ class FourierFT(ThroughPeft):
         from peft import FourierFTConfig
 
         names = target_names(model, blocks, self.targets)
-        smallest = min(model.get_submodule(name).weight.numel() for name in names)  # type: ignore[union-attr, operator]
+        smallest = min(model.get_submodule(name).weight.numel() for name in names)  # type: ignore[operator]
         return FourierFTConfig(
             n_frequency=min(self.frequencies, smallest),
             scaling=self.scaling,

@@ -38,14 +38,14 @@ class ThroughPeft(Method):
             warnings.filterwarnings("ignore", "Unsupported layer type")
             config = self.config(model, blocks)
             try:
-                wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+                wrapped = get_peft_model(model, config)
             except (ValueError, TypeError, NotImplementedError) as error:
                 names = sorted({name.rsplit(".", 1)[-1] for name in config.target_modules})
                 raise OffsiteError(
                     f"peft cannot use '{self.kind}' on all of {', '.join(names)} of this "
                     f"{type(model).__name__}; choose some of them with targets=, or use full."
                 ) from error
-            return AttachedPeft(self, wrapped)  # type: ignore[arg-type]
+            return AttachedPeft(self, wrapped)
 
 
 class AttachedPeft(Attached):

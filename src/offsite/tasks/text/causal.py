@@ -200,7 +200,7 @@ class CausalText:
             losses = token_losses(model, batch).double()
             total, count = total + losses.sum().item(), count + losses.numel()
             rows = (batch["labels"][:, 1:] != IGNORE).sum(dim=1).tolist()
-            items += [part.mean().item() for part in losses.split(rows) if len(part)]
+            items += [part.mean().item() for part in torch.split(losses, rows) if len(part)]
             weights += [tokens for tokens in rows if tokens]
         if not count:
             raise OffsiteError("The evaluation data has no token to predict; give more text.")

@@ -81,7 +81,7 @@ def passing(head: nn.Linear) -> Iterator[list[tuple[torch.Tensor, int]]]:
     finally:
         del head.forward
         if before is not None:
-            head.forward = before  # type: ignore[method-assign, assignment]
+            head.forward = before  # type: ignore[method-assign]
 
 
 def untouched(states: torch.Tensor, passed: list[tuple[torch.Tensor, int]]) -> bool:
@@ -118,7 +118,7 @@ def head_losses(
     states = states.to(weight.dtype)
     with torch.autocast(kind, enabled=False):
         if any(parameter.requires_grad for parameter in head.parameters()):
-            pairs = zip(states.split(rows), targets.split(rows), strict=True)
+            pairs = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
             losses = [
                 checkpoint(_losses, s, weight, bias, t, use_reentrant=False) for s, t in pairs
             ]
