@@ -216,25 +216,3 @@ def test_what_transformers_keeps_in_float32_leaves_in_float32(tmp_path: Path) ->
         name = "model.layers.0.mlp.gate.e_score_correction_bias"
         assert torch.equal(state[name], exact[name]), recipe
         assert state["lm_head.weight"].dtype == torch.bfloat16
-
-
-def test_ends_with_a_part_for_every_block_are_named(run: Run, tmp_path: Path) -> None:
-    config = transformers.Gemma3nTextConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=6,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=8, hidden_size_per_layer_input=2,
-        vocab_size_per_layer_input=4000, num_kv_shared_layers=0, laurel_rank=4, altup_num_inputs=2,
-        activation_sparsity_pattern=None, layer_types=["sliding_attention", "full_attention"] * 3,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path / "m")
-    words = ("offer", tmp_path / "m", "--out", tmp_path / "o")
-    status, _, err = run(*words, "--keep", 1)
-    assert status == 2 and "a part for every one of them" in err and "keep the whole middle" in err
-    made, _ = ot.make_offer(model, recipe=[ot.Drop(keep=1)])
-    with pytest.raises(ot.OffsiteError, match="a part for every one of them"):
-        made.save(tmp_path / "memory")
-    assert not (tmp_path / "memory").exists()
-    status, _, err = run(*words, "--whole")
-    assert status == 0, err
-    assert len(ot.Offer.load(tmp_path / "o").manifest.adapter) == 4

@@ -16,6 +16,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
+from offsite.model.depth import cut_ends
 
 NOT_PER_BLOCK = ("out_features", "out_indices", "pool_scales", "architectures")
 Value = TypeVar("Value")
@@ -80,16 +81,20 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
         raise OffsiteError("A model needs at least one block, and one source position per block.")
     if len({id(block) for block in blocks}) < len(blocks):
         raise OffsiteError("The same block module stands twice; each place needs its own alias.")
+    total = len(get_blocks(model))
     config = renumber(model, source)
     path = block_path(model)
     parent, _, name = path.rpartition(".")
+    if list(source) != list(range(total)):
+        setattr(model.get_submodule(parent), name, nn.ModuleList())
+        cut_ends(model, total, source)
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
     for index, block in enumerate(blocks):
         for module in block.modules():
             for attribute in {"layer_idx", "layer_id"} & vars(module).keys():
                 setattr(module, attribute, index)
             if type(getattr(module, "config", None)) is type(config):
-                setattr(module, "config", config)  # noqa: B010
+                setattr(module, "config", own_config(config, index))  # noqa: B010
 
 
 def renumber(model: nn.Module, source: Sequence[int]) -> Any:
@@ -102,7 +107,7 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
         OffsiteError: see :func:`set_blocks`.
     """
     config, blocks = block_config(model), get_blocks(model)
-    total = len(blocks)
+    total, layer_types = len(blocks), getattr(config, "layer_types", None)
     if list(source) != list(range(len(source))):
         check_movable(config, blocks)
     for key, value in list(vars(config).items()):
@@ -110,11 +115,54 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
             continue
         if len(value) == total:
             setattr(config, key, type(value)(value[index] for index in source))
+    if getattr(config, "num_kv_shared_layers", 0):
+        config.num_kv_shared_layers = readers_left(config, layer_types, source, total)
+    own = config.to_dict().get("per_layer_config")
     config.num_hidden_layers = len(source)
+    if own:  # settings of single blocks, by position
+        by_position = {int(index): settings for index, settings in own.items()}
+        config.per_layer_config = {
+            index: by_position[position]
+            for index, position in enumerate(source)
+            if position in by_position
+        }
     if getattr(config, "stage_names", None):
         config.stage_names = ["stem"] + [f"stage{i + 1}" for i in range(len(source))]
         config.out_features, config.out_indices = [config.stage_names[-1]], [len(source)]
     return config
+
+
+def own_config(config: Any, index: int) -> Any:
+    """The configuration of one block: the model's, unless that has settings of single blocks."""
+    return config.per_layer_config[index] if getattr(config, "is_heterogeneous", False) else config
+
+
+def readers_left(
+    config: Any, layer_types: Sequence[str] | None, source: Sequence[int], total: int
+) -> int:
+    """How many of the blocks ``source`` read keys and values of an earlier block (Gemma 3n and 4).
+
+    The last blocks of such a model do: each reads those of the last block of its type that makes
+    its own.
+
+    Args:
+        layer_types: the type of each of the ``total`` blocks; None where all are alike.
+
+    Raises:
+        OffsiteError: a block whose keys and values are read is not among ``source``.
+    """
+    first, types = total - config.num_kv_shared_layers, layer_types or [""] * total
+    readers = [index for index in source if index >= first]
+    makers = {types[index]: index for index in range(first)}
+    needed = {makers[types[index]] for index in readers}
+    if missing := needed - set(source):
+        raise OffsiteError(
+            f"Later blocks of this model read the keys and values of block {min(missing)}, so it "
+            "cannot be left out; make it an adapter block (--adapter takes positions, such as "
+            f"{','.join(map(str, sorted({0, *makers.values(), total - 1})))}), or use a recipe "
+            "that keeps every block."
+        )
+    return len(readers)
 
 
 def check_movable(config: Any, blocks: Iterable[nn.Module]) -> None:
@@ -137,7 +185,7 @@ def check_movable(config: Any, blocks: Iterable[nn.Module]) -> None:
                 if first.setdefault((name, key), value) != value:
                     raise OffsiteError(
                         f"Blocks of this family differ by position (in '{name}.{key}'), so they "
-                        "cannot move; keep the whole middle."
+                        "cannot move; use a recipe that keeps every block, or --whole."
                     )
 
 

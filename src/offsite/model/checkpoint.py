@@ -21,6 +21,7 @@ import transformers
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks, renumber
 from offsite.model.configuration import load_config, misfit
+from offsite.model.depth import parts, take
 from offsite.model.judge import judge
 from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class
 from offsite.model.processor import read_processor
@@ -175,14 +176,14 @@ class Checkpoint:
         """
         config = copy.deepcopy(self.skeleton.config)
         own = next(self.skeleton.parameters()).dtype
-        cut = keep is not None and list(keep) != list(range(self.total))
-        if keep is None or not cut:
+        kept = None
+        if keep is None or list(keep) == list(range(self.total)):
             tensors = self.stored.source()
         else:
-            smaller = copy.deepcopy(self.skeleton)
+            kept, smaller = (keep, self.total), copy.deepcopy(self.skeleton)
             renumber(smaller, keep)
             config, tensors = smaller.config, self.stored.blocks(keep)
-        model = fill_model(type(self.skeleton), config, tensors, self.name, dtype=own, cut=cut)
+        model = fill_model(type(self.skeleton), config, tensors, self.name, dtype=own, kept=kept)
         if model.can_generate():
             with suppress(OSError):  # it has no generation_config.json
                 model.generation_config = transformers.GenerationConfig.from_pretrained(self.name)
@@ -207,7 +208,7 @@ def fill_model(
     label: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    cut: bool = False,
+    kept: tuple[Sequence[int], int] | None = None,
 ) -> Any:
     """A model in evaluation mode made of the given tensors, which are not copied unless cast.
 
@@ -216,7 +217,8 @@ def fill_model(
         tensors: names as in a checkpoint.
         label: what messages call the checkpoint.
         dtype: None for that of the configuration.
-        cut: some blocks were left out, so that what does not fit depends on their number.
+        kept: where blocks were left out, those that stay and how many there were: a tensor that
+            holds a part for every block is cut to theirs.
 
     Raises:
         OffsiteError: the tensors do not fit the architecture.
@@ -236,10 +238,17 @@ def fill_model(
             f"The weights of '{label}' cannot be loaded as {build.__name__}; a complete set of "
             "safetensors weights of a matching architecture is needed."
         ) from error
+    if kept is not None and (wrong := info["mismatched_keys"]):
+        found = parts(
+            {n: f for n, f, _ in wrong}, {n: c for n, _, c in wrong}, kept[1], len(kept[0])
+        )
+        if len(found) == len(wrong):
+            fitting = {n: take(tensors[n], dim, kept[1], kept[0]) for n, dim in found.items()}
+            return fill_model(build, config, {**tensors, **fitting}, label, dtype=dtype)
     wrong = [*info["mismatched_keys"], *info["missing_keys"], *info["unexpected_keys"]]
     if wrong:
         first = wrong[0] if isinstance(wrong[0], str) else wrong[0][0]
-        if cut:
+        if kept:
             raise cannot_move(first, first.startswith(f"{block_path(model)}."))
         raise OffsiteError(
             f"The weights of '{label}' do not fit its architecture: {len(wrong)} tensors are "
@@ -258,7 +267,7 @@ def cannot_move(name: str, in_block: bool) -> OffsiteError:
             if in_block
             else "outside the blocks it holds a part for every one of them"
         )
-        + "; keep the whole middle."
+        + "; use a recipe that keeps every block, or --whole."
     )
 
 

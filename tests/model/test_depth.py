@@ -1,0 +1,97 @@
+"""Families whose ends hold a part for every block: what stays of a dropped model is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from offsite.compress.drop import Drop
+from offsite.compress.importance import bypass
+from offsite.errors import OffsiteError
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import get_blocks
+from offsite.model.depth import parts, take
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer, plug
+from offsite.training.options import TrainOptions
+from offsite.tuner.tuning import run_tune
+from tests.support.models import COMMON, WIDTH, inputs_for, output_of
+
+SHAPE = {**COMMON, **WIDTH, "num_hidden_layers": 8, "num_key_value_heads": 1, "head_dim": 8}
+OWN: dict[str, dict[str, Any]] = {
+    "Gemma3nTextConfig": {
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": None,
+    },
+    "Gemma4TextConfig": {"global_head_dim": 16},
+}
+
+
+def build(name: str, readers: int = 0) -> Any:
+    """A tiny model with inputs of its own for every block; the last ``readers`` share keys."""
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(
+        **SHAPE,
+        **OWN[name],
+        vocab_size_per_layer_input=4000,
+        hidden_size_per_layer_input=4,
+        num_kv_shared_layers=readers,
+        layer_types=["sliding_attention", "full_attention"] * 4,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("source", ["disk", "memory"])
+@pytest.mark.parametrize("name", OWN)
+def test_inputs_of_dropped_blocks_leave_with_them(name: str, source: str, tmp_path: Path) -> None:
+    model = build(name)
+    model.save_pretrained(tmp_path / "model")
+    given = tmp_path / "model" if source == "disk" else model
+    offer, record = make_offer(given, adapter=ends(2, 2), recipe=[Drop(keep=2)])
+    offer.save(tmp_path / "offer")
+    emulator = Offer.load(tmp_path / "offer").model
+    entry, batch = record.offers[0], inputs_for(model)
+    with bypass(model, {*range(8)} - {*entry.adapter, *entry.middle}):
+        assert torch.equal(output_of(emulator, batch), output_of(model, batch))
+    width = emulator.model.embed_tokens_per_layer.weight.shape[1]
+    assert width == 6 * 4 == emulator.model.embed_tokens_per_layer.embedding_dim
+
+
+def test_a_delta_of_such_a_model_plugs_back(tmp_path: Path) -> None:
+    build("Gemma3nTextConfig").save_pretrained(tmp_path / "model")
+    offer, record = make_offer(tmp_path / "model", adapter=ends(2, 2), recipe=[Drop(keep=2)])
+    rows = [{"input_ids": torch.arange(1, 9), "labels": torch.arange(1, 9)}] * 4
+    tuned = run_tune(offer, rows, options=TrainOptions(steps=1, batch_size=2))
+    plugged, emulator = plug(tmp_path / "model", tuned.delta, record), tuned.model
+    pairs = zip(record.offers[0].adapter, record.offers[0].emulator_adapter, strict=True)
+    for position, index in pairs:
+        for key, value in get_blocks(emulator)[index].state_dict().items():
+            assert torch.equal(get_blocks(plugged)[position].state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_block_whose_keys_are_read_must_stay(name: str, tmp_path: Path) -> None:
+    model = build(name, readers=2)
+    with pytest.raises(OffsiteError, match=r"keys and values of block 4.*such as 0,4,5,7"):
+        make_offer(model, adapter=ends(2, 2), recipe=[Drop(keep=2)])
+    offer, _ = make_offer(model, adapter=(0, 4, 5, 7), recipe=[Drop(keep=2)])
+    offer.save(tmp_path / "offer")
+    emulator = Offer.load(tmp_path / "offer").model
+    assert emulator.config.num_kv_shared_layers == 2
+    with bypass(model, (2, 3)):
+        assert torch.equal(
+            output_of(emulator, inputs_for(model)), output_of(model, inputs_for(model))
+        )
+
+
+def test_parts_are_those_whose_size_follows_the_depth() -> None:
+    full = {"a": (5, 12), "b": (7,), "c": (12, 4), "d": (3, 3)}
+    cut = {"a": (5, 6), "b": (7,), "c": (5, 4), "d": (3, 3)}
+    assert parts(full, cut, 4, 2) == {"a": 1}
+    held = torch.arange(12).reshape(1, 12)
+    assert take(held, 1, 4, (0, 3)).tolist() == [[0, 1, 2, 9, 10, 11]]
