@@ -93,13 +93,6 @@ def missing(plan: Any, folder: Path) -> list[tuple[str, str, int]]:
     return [cell for cell in grid if cell not in done]
 
 
-def trainings(plan: Any, recipe: str) -> tuple[Any, ...]:
-    """How the LayerReplace passes run that a recipe needs."""
-    from offsite.lab.plan import Recipe
-
-    return Recipe.of(plan.recipes[recipe], plan.adapter).trainings
-
-
 def todo(name: str, folder: Path) -> tuple[list[Job], list[Job], list[Job]]:
     """The jobs of an experiment: baselines, LayerReplace passes, and rows, waiting ones last."""
     from offsite.lab.experiment import read_experiment
@@ -112,7 +105,7 @@ def todo(name: str, folder: Path) -> tuple[list[Job], list[Job], list[Job]]:
         split = len(plan.deltas) > SPLIT
         for recipe, delta, seed in missing(plan, folder):
             shared.append((name, index, seed, "", ""))
-            needs = trainings(plan, recipe)
+            needs = plan.recipes[recipe].trainings
             if needs:
                 first[index, needs, seed] = (name, index, seed, recipe, LEARN)
             (late if needs else rows).append((name, index, seed, recipe, delta if split else ""))

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from offsite.codec import to_json
+from offsite.compress.drop import Drop
+from offsite.compress.recipe import Recipe
 from offsite.deltas import METHODS, Combined, method_json, method_text, parse_method
 from offsite.deltas.addition.bottleneck import Bottleneck
 from offsite.deltas.addition.prefix import Prefix
@@ -233,7 +235,7 @@ def test_the_lab_keeps_every_delta_apart(
         data=str(text_file),
         eval_data=str(text_file),
         max_length=32,
-        recipes={"uniform": [{"kind": "drop", "keep": 1}]},
+        recipes={"uniform": Recipe((Drop(keep=1),))},
         deltas={name: method_json(text) for name, text in words.items()},
         options=TrainOptions(steps=1, batch_size=2),
         baseline=False,

@@ -16,5 +16,5 @@ def test_the_demo_can_be_run_anywhere(tmp_path: Path) -> None:
     private = Path(plan.data).read_text(encoding="utf-8")
     assert PUBLIC / 2 < len(public) <= PUBLIC + 1
     assert not set(public.split("\n\n")) & {p for p in private.split("\n\n") if len(p) > 200}
-    kinds = {step["kind"] for steps in plan.recipes.values() for step in steps}
+    kinds = {step.kind for recipe in plan.recipes.values() for step in recipe.steps}
     assert kinds == {"drop", "align"}

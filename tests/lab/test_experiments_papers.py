@@ -12,7 +12,6 @@ from offsite.compress.distill import Distill
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.deltas import parse_method
 from offsite.lab.experiment import read_experiment
-from offsite.lab.plan import Recipe
 from offsite.model.split import example_split
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
@@ -51,11 +50,10 @@ def test_the_papers_recipes_fit_their_models(name: str, tokenizer: Any, tmp_path
     public = tmp_path / "public.txt"
     public.write_text(TEXT * 4)
     model = language_model(family, **{depth: blocks})
-    for value in plans[0].recipes.values():
-        recipe = Recipe.of(value, plans[0].adapter)
+    for recipe in plans[0].recipes.values():
         _, record = make_offer(
             model,
-            adapter=example_split(recipe.rule, blocks).adapter,
+            adapter=example_split(recipe.adapter, blocks).adapter,
             recipe=[small(step) for step in recipe.steps],
             data=str(public),
             task=CausalText(16),

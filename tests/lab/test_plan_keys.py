@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from offsite.compress import LayerReplace
+from offsite.compress.recipe import Recipe
 from offsite.lab.lab import Lab
-from offsite.lab.plan import Plan, Recipe
+from offsite.lab.plan import Plan
 from offsite.model.layers import Harmonizer
+from offsite.model.split import Positions
 from offsite.tasks.source import Source
 
 
 def test_a_learned_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
     folder = tmp_path / "learned"
     folder.mkdir()
-    recipe = Recipe((LayerReplace(alpha=0.5, learned=str(folder)),), "ends:2,2")
+    recipe = Recipe((LayerReplace(alpha=0.5, learned=str(folder)),))
     (folder / "learned.json").write_text("{}", encoding="utf-8")
     before = recipe.key(0)
     (folder / "learned.json").write_text("{ }", encoding="utf-8")
@@ -41,8 +44,8 @@ def test_a_folder_of_pictures_counts_by_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_every_layer_replace_step_has_its_own_pass(model_folder: Any, text_file: Path) -> None:
-    step = {"kind": "layer_replace", "steps": 1, "batch_size": 2}
-    recipe = [{**step, "alpha": 0.8, "rank": 3}, {**step, "alpha": 0.2, "rank": 5}]
+    first = LayerReplace(alpha=0.8, rank=3, steps=1, batch_size=2)
+    recipe = Recipe((first, replace(first, alpha=0.2, rank=5)), Positions((0,)))
     plan = Plan(
         model=str(model_folder("llama")), eval_data=str(text_file), calibration=str(text_file),
         max_length=32, adapter="0", recipes={"two": recipe},

@@ -13,11 +13,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from offsite.cli import app
-from offsite.compress import parse_recipe
 from offsite.compress.presets import PRESETS, Shape
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.lab.sweep import Point, choose, draw, front, grid, left_out, points
-from offsite.model.split import Split
+from offsite.model.checkpoint import Checkpoint
+from offsite.model.split import Split, ends
 
 
 class _Shape(Shape):
@@ -47,14 +47,15 @@ def some(count: int) -> list[Point]:
     )
 
 
-def test_a_grid_holds_every_distinct_recipe_once() -> None:
-    cells = grid(list(PRESETS), (0.6, 0.45, 0.3), SHAPE)
-    names = [cell.name for cell in cells]
-    assert "uniform@0.45" in names and len(set(names)) == len(names)
-    assert sum(cell.preset == "int4" for cell in cells) == 1  # below every budget
-    assert all(parse_recipe(list(cell.steps)) for cell in cells)
+def test_a_grid_holds_every_distinct_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shape, "of", classmethod(lambda *args: SHAPE))
+    full = Checkpoint("model")
+    cells = grid([*PRESETS, "crash@0.2"], (0.6, 0.45, 0.3), full, ends(2, 2))
+    assert {"uniform@0.45", "crash@0.2"} <= set(cells)
+    assert [name for name in cells if "int4" in name] == ["int4@0.6"]  # below every budget
+    assert all(recipe.steps for recipe in cells.values())
     with pytest.raises(OffsiteError, match="not a preset"):
-        grid(["best"], (0.5,), SHAPE)
+        grid(["best"], (0.5,), full, ends(2, 2))
 
 
 def test_points_are_means_over_seeds() -> None:
@@ -137,7 +138,7 @@ def test_a_sweep_that_ends_badly_still_writes_its_rows(
     shown: list[Any] = []
     monkeypatch.setattr("offsite.lab.results.run_plans", lambda *args, **_: ([found], {}))
     monkeypatch.setattr("offsite.cli.sweep.show_rows", lambda rows, *rest: shown.extend(rows))
-    monkeypatch.setattr(Shape, "of_name", classmethod(lambda *args: SHAPE))
+    monkeypatch.setattr(Shape, "of", classmethod(lambda *args: SHAPE))
     found |= {"metric": "loss", "higher_is_better": False}
     wish = [] if target is None else ["--target", target]
     command = ["sweep", "model", "--data", str(tmp_path), "--eval-data", str(tmp_path)]

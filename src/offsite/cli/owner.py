@@ -71,7 +71,7 @@ def offer(
     from datetime import timedelta
 
     from offsite.audit.gate import make_gate
-    from offsite.compress.recipe import RecipeChoice, check_learned, cost
+    from offsite.compress.choice import RecipeOptions
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.compress.step import check_data
     from offsite.exchange.manifest import now, parse_reach
@@ -98,20 +98,20 @@ def offer(
     if any(given is not None for given in (own, test, public)):
         prepare_all((own, test, public), full.processor, full.config)
     rule = parse_adapter(adapter)
-    choice = RecipeChoice(recipe, keep, budget, distill_steps, learned, whole, own is not None)
-    steps = choice.steps(full, rule)
-    if choice.notice:
-        o.note(choice.notice)
-    check_learned(learned, steps, rule)
-    check_data(steps, own)
+    options = RecipeOptions(recipe, keep, budget, distill_steps, whole, learned)
+    chosen = options.choose(full, rule, own is not None)
+    if notice := options.notice(own is not None):
+        o.note(notice)
+    chosen.check_learned(learned)
+    check_data(chosen.steps, own)
     check_record(record, full)
     work = work_folder(out, resume)
-    for line in cost(steps, None if full.kind is IMAGE else max_length):
+    for line in chosen.cost(None if full.kind is IMAGE else max_length):
         o.note(line)
     made, private = make_offer(
         full,
         adapter=resolve_adapter(rule, learned, full),
-        recipe=steps,
+        recipe=chosen.steps,
         data=own,
         processor=full.processor,
         task=kind,
@@ -122,7 +122,7 @@ def offer(
         expires=now() + timedelta(days=expires_days) if expires_days is not None else None,
         side={"prompt_decoder": prompt_decoder},
         reach=parse_reach(reach),
-        work=work if any(step.needs.work for step in steps) else None,
+        work=work if any(step.needs.work for step in chosen.steps) else None,
         resume=resume,
     )
     audited = gate and gate.check(

@@ -158,7 +158,7 @@ def lab(
 ) -> None:
     """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
     from offsite.deltas import method_json
-    from offsite.lab.experiment import make_recipes, read_experiment
+    from offsite.lab.experiment import make_recipes, named_recipes, read_experiment
     from offsite.lab.plan import Plan
     from offsite.lab.results import run_plans
     from offsite.tasks import load_task
@@ -176,7 +176,7 @@ def lab(
         if "all" in names:
             fitting = all_that_fit(model, task, adapter, side)
             names = [*fitting, *(name for name in names if name not in ("all", *fitting))]
-        recipes = chosen_recipes(recipe or (), keep, distill_steps)
+        recipes = named_recipes(recipe or (), keep, distill_steps)
         plans = [
             Plan(
                 model=model,
@@ -200,27 +200,6 @@ def lab(
         ]
     rows, made_on = run_plans(plans, out, device, cached, say=o.note)
     show_rows(rows, out, json, made_on)
-
-
-def chosen_recipes(
-    presets: Sequence[str], keep: int | None, distill_steps: int | None
-) -> dict[str, Any]:
-    """The recipes of a lab: presets at a budget, and the uniform drop where it is asked for.
-
-    Raises:
-        OffsiteError: steps of distillation without the uniform recipe that they are for.
-    """
-    from offsite.lab.experiment import uniform
-
-    recipes: dict[str, Any] = {name: name for name in presets}
-    if recipes and keep is None and distill_steps is not None:
-        raise OffsiteError(
-            "--distill-steps distils the uniform recipe, which beside --recipe needs --keep; add "
-            "--keep, or use a preset that distils, such as distil@0.4."
-        )
-    if keep is not None or not recipes:
-        recipes |= uniform(keep, distill_steps)
-    return recipes
 
 
 def all_that_fit(model: str, task: str, adapter: str, side: Mapping[str, str]) -> list[str]:

@@ -47,7 +47,6 @@ def sweep(
     training: TrainOptions,
 ) -> None:
     """Run recipes over a grid of budgets and draw the frontier of recovered against margin."""
-    from offsite.compress.presets import Shape
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.deltas import method_json
     from offsite.lab import sweep as frontier
@@ -62,10 +61,8 @@ def sweep(
         o.check_source(source)
     wish, picture = read_target(target), out / "frontier.png"
     check_picture(picture, frontier.PURPOSE)
-    auto_class = load_task(task).auto_class
-    rule = resolve_adapter(parse_adapter(adapter), learned, Checkpoint.of(model, auto_class))
-    shape = Shape.of_name(model, rule, auto_class)
-    grid = frontier.grid(recipe.split(","), o.numbers(budgets, "budgets"), shape, learned)
+    full = Checkpoint.of(model, load_task(task).auto_class)
+    rule = resolve_adapter(parse_adapter(adapter), learned, full)
     plan = Plan(
         model=model,
         data=data,
@@ -75,7 +72,9 @@ def sweep(
         skip_bad=skip_bad,
         adapter=str(rule),
         calibration=calibration,
-        recipes={cell.name: list(cell.steps) for cell in grid},
+        recipes=frontier.grid(
+            recipe.split(","), o.numbers(budgets, "budgets"), full, rule, learned
+        ),
         deltas={delta: method_json(delta)},
         seeds=o.whole_seeds(seeds),
         options=training,

@@ -75,14 +75,13 @@ class Shape:
         return int((dtype or next(self.block.parameters()).dtype).itemsize)
 
     @classmethod
-    def of_name(cls, model: str, rule: AdapterRule, auto_class: str) -> Shape:
-        """The shape of a model by folder or hub name; only its config is read.
+    def of(cls, model: Checkpoint, adapter: AdapterRule) -> Shape:
+        """The shape of a checkpoint; no weight is read.
 
         Raises:
             OffsiteError: no such model, or an adapter that does not fit it.
         """
-        skeleton = Checkpoint.of(model, auto_class).outline
-        return cls(skeleton, example_split(rule, len(get_blocks(skeleton))))
+        return cls(model.skeleton, example_split(adapter, model.total))
 
     def keep(self, share: float) -> int:
         """The number of blocks nearest to a share of them, at least one."""

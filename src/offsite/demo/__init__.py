@@ -12,6 +12,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from offsite.compress.align import Align
+from offsite.compress.drop import Drop
+from offsite.compress.recipe import Recipe
 from offsite.files import check_free, write_file
 from offsite.lab.plan import Plan
 from offsite.training.options import TrainOptions
@@ -20,7 +23,7 @@ MODEL = Path(__file__).parent / "model"
 LR = 5e-4  # of the adapter
 FULL_LR = (1e-3,)  # of every weight
 PUBLIC = 300_000  # characters of public text
-ALIGN = {"kind": "align", "steps": 40, "lr": 1e-3}
+ALIGN = Align(steps=40, lr=1e-3)
 
 
 def make_plan(out: Path, steps: int, seed: int) -> Plan:
@@ -38,8 +41,8 @@ def make_plan(out: Path, steps: int, seed: int) -> Plan:
         calibration=str(public_text(out / "public.txt")),
         max_length=128,
         recipes={
-            "uniform 2-8-2": [{"kind": "drop", "keep": 8}],
-            "influence 2-6-2, aligned": [{"kind": "drop", "keep": 6, "by": "influence"}, ALIGN],
+            "uniform 2-8-2": Recipe((Drop(keep=8),)),
+            "influence 2-6-2, aligned": Recipe((Drop(keep=6, by="influence"), ALIGN)),
         },
         deltas={"full": {"kind": "full"}},
         seeds=(seed,),

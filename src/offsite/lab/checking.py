@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offsite.errors import OffsiteError
-from offsite.lab.plan import Plan, Recipe
+from offsite.lab.plan import Plan
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
@@ -27,11 +27,11 @@ def check_plan(plan: Plan) -> PlanData:
 
     Raises:
         OffsiteError: missing or malformed data; a recipe that needs data of the owner, and none; or
-            one whose adapter is none.
+            one that learns its
+            adapter without a step that learns importance.
     """
-    for name, value in plan.recipes.items():
-        recipe = Recipe.of(value, plan.adapter)
-        if isinstance(recipe.rule, learned) and not recipe.trainings:
+    for name, recipe in plan.recipes.items():
+        if isinstance(recipe.adapter, learned) and not recipe.trainings:
             raise OffsiteError(
                 f"The recipe '{name}' has the adapter '{recipe.adapter}' and no layer_replace step "
                 "that learns importance; give it one, or name the blocks."

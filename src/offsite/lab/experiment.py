@@ -10,7 +10,7 @@ Data paths are relative to the file. Whatever is given once holds for every task
     [options]                     # of tuning: steps, lr, batch_size ...
     steps = 500
 
-    [recipes]                     # a preset at a budget, or a list of steps
+    [recipes]                     # a preset at a budget, a list of steps, or a JSON file of them
     uniform = "uniform@0.4"
     healed = [{kind = "drop", keep = 8}, {kind = "distill", steps = 2000}]
 
@@ -29,17 +29,17 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from offsite.codec import to_json
-from offsite.compress.presets import Shape, make_recipe
+from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
 from offsite.lab.plan import FULL_LR, Plan
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
 from offsite.tasks import load_task
 from offsite.tasks.data import find_source, need_source
@@ -138,7 +138,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         adapter=found.adapter,
         calibration=resolve(entry.calibration or found.calibration),
         calibration_task=None if public is None else resolve_task(public),
-        recipes=make_recipes(found.recipes, name, task, found.adapter),
+        recipes=make_recipes(found.recipes, name, task, found.adapter, folder),
         deltas={label: method_of(text) for label, text in found.deltas.items()},
         seeds=tuple(found.seeds),
         options=options_of({**found.options, **entry.options}),
@@ -186,45 +186,44 @@ def method_of(text: Any) -> dict[str, Any]:
     return dict(text) if isinstance(text, Mapping) else method_json(str(text))
 
 
-def make_recipes(recipes: Mapping[str, Any], model: str, task: str, adapter: str) -> dict[str, Any]:
-    """Recipes in JSON form; a text is a preset at a budget, such as ``"crash@0.45"``.
+def make_recipes(
+    written: Mapping[str, Any], model: str, task: str, adapter: str, folder: Path = Path()
+) -> dict[str, Recipe]:
+    """The recipes of a plan by name, each in any form that :meth:`Recipe.parse` reads.
 
-    A table ``{adapter = "0,1,22,23", recipe = "crash@0.45"}`` gives a recipe an adapter of its own.
+    Args:
+        folder: where files of steps are looked for.
 
     Raises:
-        OffsiteError: an unknown preset or a budget that is no number.
+        OffsiteError: a form that cannot be read, or a preset that does not fit the model.
     """
-    ready: dict[str, Any] = {}
-    shapes: dict[str, Shape] = {}
-    auto_class = load_task(task).auto_class
-    for name, value in recipes.items():
-        own, recipe = adapter, value
-        if isinstance(value, Mapping) and "recipe" in value:
-            if odd := sorted(set(value) - {"adapter", "recipe"}):
-                raise OffsiteError(
-                    f"The recipe '{name}' cannot have '{odd[0]}'; it has 'recipe' and 'adapter'."
-                )
-            own, recipe = str(value.get("adapter", adapter)), value["recipe"]
-        if isinstance(recipe, str):
-            preset, _, budget = recipe.partition("@")
-            if own not in shapes:
-                shapes[own] = Shape.of_name(model, parse_adapter(own), auto_class)
-            try:
-                share = float(budget or 1)
-            except ValueError:
-                raise OffsiteError(
-                    f"'{recipe}' is not a recipe; write PRESET@BUDGET, such as crash@0.45."
-                ) from None
-            recipe = [to_json(step) for step in make_recipe(preset, shapes[own], share)]
-        ready[name] = {"adapter": own, "steps": recipe} if own != adapter else recipe
-    return ready
+    checkpoint, rule = Checkpoint.of(model, load_task(task).auto_class), parse_adapter(adapter)
+
+    def found(value: Any) -> Any:
+        return str(folder / value) if isinstance(value, str) and value.endswith(".json") else value
+
+    return {name: Recipe.parse(found(value), checkpoint, rule) for name, value in written.items()}
 
 
-def uniform(keep: int | None, distill_steps: int | None) -> dict[str, Any]:
-    """The classic recipes: uniform drop, and the same distilled."""
+def named_recipes(
+    presets: Sequence[str], keep: int | None, distill_steps: int | None
+) -> dict[str, Any]:
+    """What a lab without a file compares: presets, and the uniform drop where it is asked for.
+
+    Raises:
+        OffsiteError: steps of distillation without the uniform recipe that they are for.
+    """
+    recipes: dict[str, Any] = {name: name for name in presets}
+    if recipes and keep is None and distill_steps is not None:
+        raise OffsiteError(
+            "--distill-steps distils the uniform recipe, which beside --recipe needs --keep; add "
+            "--keep, or use a preset that distils, such as distil@0.4."
+        )
+    if keep is None and recipes:
+        return recipes
     drop = [] if keep is None else [{"kind": "drop", "keep": keep}]
     name = "whole middle" if keep is None else f"uniform {keep}"
-    recipes: dict[str, Any] = {name: drop}
+    recipes[name] = drop
     if distill_steps is not None:
         recipes[f"{name} + distil"] = [*drop, {"kind": "distill", "steps": distill_steps}]
     return recipes

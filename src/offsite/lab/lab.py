@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offsite.codec import to_json
+from offsite.compress.recipe import Recipe
 from offsite.compress.scaleot.learning import Training, learn
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Context
@@ -30,7 +31,7 @@ from offsite.lab.cells import NotCached, finite, identity, known, make_row, meth
 from offsite.lab.checking import PlanData, check_plan
 from offsite.lab.environment import environment
 from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
-from offsite.lab.plan import Plan, Recipe, Row, Tuning, slug
+from offsite.lab.plan import Plan, Row, Tuning, slug
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import parse_dtype, pick_device
 from offsite.model.heads import give_head, labels_of, same_classes
@@ -66,9 +67,7 @@ class Lab:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
         self.task, self.public = plan.tasks()
         self.data = data or check_plan(plan)
-        self.recipes = {
-            name: Recipe.of(value, plan.adapter) for name, value in plan.recipes.items()
-        }
+        self.recipes = plan.recipes
         self.tunings = {name: Tuning.of(delta) for name, delta in plan.deltas.items()}
         self.device = pick_device(device)
         self.options = fitted(plan.options, self.device)
@@ -216,7 +215,7 @@ class Lab:
         """The offer of one recipe and seed."""
         passes = {training: self.learned(training, seed) for training in recipe.trainings}
         scores = passes[recipe.trainings[0]]["scores"] if passes else None  # by the first pass
-        adapter = recipe.rule(len(get_blocks(self.model)), scores).adapter
+        adapter = recipe.adapter(len(get_blocks(self.model)), scores).adapter
         steps = [
             replace(step, learned=passes[step.training]["folder"])
             if isinstance(step, LayerReplace) and step.learned is None

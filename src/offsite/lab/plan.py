@@ -1,4 +1,4 @@
-"""What the lab is asked to run, and what it answers: plans, recipes and rows."""
+"""What the lab is asked to run, and what it answers: plans, tunings and rows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from functools import partial
 from typing import Any
 
 from offsite.codec import check_seed
-from offsite.compress import parse_recipe
-from offsite.compress.scaleot.learning import Training
-from offsite.compress.scaleot.step import LayerReplace
-from offsite.compress.step import Step, recipe_identity
-from offsite.compress.step import plan as positions
+from offsite.compress.recipe import Recipe
 from offsite.deltas import parse_method
 from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Reach, parse_reach
 from offsite.exchange.side import give_side, read_sides
-from offsite.model.split import AdapterRule, example_split, parse_adapter
 from offsite.scores.scores import Scores
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
@@ -39,8 +34,8 @@ class Plan:
         calibration: the owner's own data, for recipes that need some; ``calibration_task`` is its
             kind, by default that of the private data.
         skip_bad: leave unreadable pictures out.
-        adapter: which blocks are adapter, unless a recipe says otherwise.
-        recipes: name to list of steps in JSON form, or to ``{"adapter": ..., "steps": [...]}``.
+        adapter: which blocks are adapter where a recipe does not say otherwise.
+        recipes: the recipes by name; each says which blocks are adapter.
         deltas: name to method in JSON form, with ``"reach": "all"`` to tune all blocks.
         options: how to tune; also how the full fine-tuning baseline is trained.
         full_lr: peak learning rates at which every weight is tuned, of the full model (the
@@ -59,7 +54,7 @@ class Plan:
     adapter: str = "ends:2,2"
     calibration: str | None = None
     calibration_task: str | None = None
-    recipes: Mapping[str, Any] = field(default_factory=dict)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
     deltas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -98,44 +93,6 @@ class Plan:
         for group in read_sides(self.side):
             give_side(model, group)
         return model
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One recipe of a plan: its steps, and the adapter it is made for.
-
-    ``adapter`` may be ``learned:COUNT``: the blocks that the recipe's LayerReplace pass finds most
-    important, as ScaleOT chooses them.
-    """
-
-    steps: tuple[Step, ...]
-    adapter: str
-
-    @classmethod
-    def of(cls, value: Any, adapter: str) -> Recipe:
-        """From the plan's form, a list of steps or ``{"adapter", "steps"}``."""
-        if isinstance(value, Mapping):
-            return cls(tuple(parse_recipe(value.get("steps"))), str(value.get("adapter", adapter)))
-        return cls(tuple(parse_recipe(value)), adapter)
-
-    @property
-    def rule(self) -> AdapterRule:
-        """Which blocks are adapter."""
-        return parse_adapter(self.adapter)
-
-    @property
-    def trainings(self) -> tuple[Training, ...]:
-        """The LayerReplace passes that its steps need, each once, in their order."""
-        own = [s for s in self.steps if isinstance(s, LayerReplace) and s.learned is None]
-        return tuple(dict.fromkeys(step.training for step in own))
-
-    def check(self, blocks: int) -> None:
-        """Refuse an adapter, or a number of blocks to keep, that a model of so many has not."""
-        positions(self.steps, example_split(self.rule, blocks).middle, 0)
-
-    def key(self, seed: int) -> dict[str, Any]:
-        """What an offer depends on."""
-        return {"adapter": self.adapter, "recipe": recipe_identity(self.steps), "seed": seed}
 
 
 @dataclass(frozen=True)

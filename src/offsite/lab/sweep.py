@@ -13,43 +13,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from offsite.codec import to_json
-from offsite.compress.presets import Shape, make_recipe
+from offsite.compress.recipe import Recipe
 from offsite.errors import OffsiteError
+from offsite.model.checkpoint import Checkpoint
+from offsite.model.split import AdapterRule
 from offsite.report.bars import check_picture
 
 PURPOSE = "The picture of the frontier"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One recipe to run: a preset at a budget, and its steps as JSON."""
-
-    preset: str
-    budget: float
-    steps: tuple[dict[str, Any], ...]
-
-    @property
-    def name(self) -> str:
-        """A name for tables, such as ``"crash@0.45"``."""
-        return f"{self.preset}@{self.budget:g}"
-
-
 def grid(
-    presets: Sequence[str], budgets: Sequence[float], shape: Shape, learned: str | None = None
-) -> list[Cell]:
-    """Every preset at every budget; a recipe that two budgets share stands once.
+    presets: Sequence[str],
+    budgets: Sequence[float],
+    model: Checkpoint,
+    adapter: AdapterRule,
+    learned: str | None = None,
+) -> dict[str, Recipe]:
+    """Every preset at every budget, by names such as ``"crash@0.45"``; equal recipes stand once.
 
     Raises:
         OffsiteError: an unknown preset, or a budget out of range.
     """
-    cells: list[Cell] = []
+    cells: dict[str, Recipe] = {}
     for preset in presets:
         for budget in budgets:
-            recipe = make_recipe(preset, shape, budget, learned=learned)
-            steps = tuple(to_json(step) for step in recipe)
-            if steps not in [cell.steps for cell in cells]:
-                cells.append(Cell(preset, budget, steps))
+            recipe = Recipe.parse(preset, model, adapter, budget=budget, learned=learned)
+            if recipe not in cells.values():
+                cells[preset if "@" in preset else f"{preset}@{budget:g}"] = recipe
     return cells
 
 
