@@ -27,7 +27,8 @@ from offsite.model.checkpoint import load_model
 from offsite.model.processor import load_processor
 from offsite.model.replay import observe, relative_error
 from offsite.model.split import Split
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.tasks import load_task
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune

@@ -93,7 +93,8 @@ class Bench:
         """Make the offer, prime it, tune each delta, plug the change, heal."""
         from offsite.compress import parse_recipe
         from offsite.deltas import method_json, parse_method
-        from offsite.owner.offering import make_offer, plug
+        from offsite.owner.offering import make_offer
+        from offsite.owner.plugging import plug
         from offsite.training.options import TrainOptions
         from offsite.tuner.tuning import run_tune
 

@@ -26,7 +26,8 @@ from offsite.exchange.side import SideTensors, give_side
 from offsite.model.checkpoint import load_model, pick_device
 from offsite.model.processor import load_processor
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
 from offsite.training.options import TrainOptions

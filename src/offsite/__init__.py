@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from offsite.model.split import Split as Split
     from offsite.model.split import ends as ends
     from offsite.owner.offering import make_offer as make_offer
-    from offsite.owner.offering import plug as plug
+    from offsite.owner.plugging import plug as plug
     from offsite.owner.serving import Served as Served
     from offsite.owner.serving import load_plugged as load_plugged
     from offsite.scores.scores import Scores as Scores
@@ -108,7 +108,8 @@ _HOMES = {
     "lab.lab": "Lab",
     "lab.plan": "Plan",
     "model.split": "Middle Split ends",
-    "owner.offering": "make_offer plug",
+    "owner.offering": "make_offer",
+    "owner.plugging": "plug",
     "owner.serving": "Served load_plugged",
     "scores.scores": "Scores",
     "tasks": "load_task",

@@ -19,7 +19,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
 from offsite.model.split import join, whole_middle
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.report.bars import draw_importance
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune

@@ -26,7 +26,8 @@ from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
-from offsite.owner.plugging import Plugged, place
+from offsite.owner.plugged import Plugged
+from offsite.owner.plugging import place
 from offsite.owner.serving import Served
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions

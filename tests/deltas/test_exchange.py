@@ -19,7 +19,8 @@ from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
-from offsite.owner.plugging import Plugged, merge_delta, place
+from offsite.owner.plugged import Plugged
+from offsite.owner.plugging import merge_delta, place
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions

@@ -31,8 +31,8 @@ from offsite.exchange.side import (
 )
 from offsite.model.split import ends
 from offsite.model.tensors import describe, save_tensors
-from offsite.owner.offering import make_offer, plug
-from offsite.owner.plugging import place
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import place, plug
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions

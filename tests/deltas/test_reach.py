@@ -24,8 +24,8 @@ from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
-from offsite.owner.plugging import merge_delta, place
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import merge_delta, place, plug
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions

@@ -19,7 +19,7 @@ from offsite.exchange.manifest import read_manifest
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.checkpoint import load_model
-from offsite.owner.offering import plug
+from offsite.owner.plugging import plug
 from tests.support.attacks import COMMON, DELTA, OFFER, PLUG
 from tests.support.forge import manifest
 from tests.support.golden import make

@@ -13,6 +13,7 @@ import torch
 
 import offsite as ot
 from offsite.deltas import parse_method
+from offsite.exchange.contract import OutOfBounds
 from offsite.exchange.delta import new_delta
 from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.owner.plugging import place
@@ -51,6 +52,22 @@ def test_a_small_norm_cannot_hide_a_large_change(pair: Any) -> None:
         ot.plug(model, big, record)
     with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
         place(model, big, record)
+
+
+def test_the_lab_scores_no_delta_that_plug_refuses(
+    pair: Any, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    plan = ot.Plan(
+        model=str(model_folder("llama")), eval_data=str(text_file), data=str(text_file),
+        max_length=16, recipes={"one": [{"kind": "drop", "keep": 1}]},
+    )  # fmt: skip
+    lab = ot.Lab(plan, tmp_path / "lab", "cpu")
+    offer, record = ot.make_offer(lab.model, recipe=[ot.Drop(keep=1)])
+    assert lab.plugged(lora(offer, 16, 0.05), record)["value"] is not None
+    big = lora(offer, 4096, 1.0)
+    with pytest.raises(OutOfBounds):
+        ot.plug(lab.model, big, record)
+    assert lab.plugged(big, record) == {"value": None}
 
 
 def test_what_float16_cannot_hold_is_not_written(pair: Any, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from offsite.deltas import METHODS, method_json, parse_method
 from offsite.errors import OffsiteError
 from offsite.exchange.offer import Offer
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.tasks.image.classification import ImageClassification
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune

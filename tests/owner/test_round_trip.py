@@ -20,7 +20,8 @@ from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.blocks import get_blocks
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune, tune

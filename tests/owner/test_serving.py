@@ -12,11 +12,11 @@ from offsite.compress.drop import Drop
 from offsite.deltas import BitFit, Bottleneck, Combined, Full, Head, LoRA, Masking
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
-from offsite.exchange.side import HEAD
 from offsite.model.heads import labels_of
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
-from offsite.owner.plugging import Plugged, place
+from offsite.owner.offering import make_offer
+from offsite.owner.plugged import Plugged
+from offsite.owner.plugging import place, plug
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.image.classification import ImageClassification
 from offsite.training.options import TrainOptions
@@ -58,7 +58,7 @@ def test_a_head_is_kept_served_and_taken_away_again(family: str, name: str, tmp_
     before, names = logits(model), labels_of(model)
     expected = logits(plug(model, delta, record))
     place(model, delta, record).save(tmp_path / "plugged")
-    assert (tmp_path / "plugged" / HEAD).is_file()
+    assert (tmp_path / "plugged" / "head.safetensors").is_file()
     plugged = Plugged.load(tmp_path / "plugged")
     assert plugged.labels == NAMES and not set(plugged.own) & set(plugged.head)
     served = Served(model)

@@ -15,7 +15,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.authenticity import read_either
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.publish.card import add_card, make_card
 from offsite.publish.hub import pull, push
 from offsite.scores.scores import Scores

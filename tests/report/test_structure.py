@@ -15,7 +15,8 @@ from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
-from offsite.owner.plugging import place, tuned_names
+from offsite.owner.plugging import place
+from offsite.owner.writing import tuned_names
 from offsite.report.inspection import inspect_path
 from offsite.report.structure import delta_tree, model_tree, spell
 from offsite.tasks.text.causal import CausalText

@@ -12,7 +12,8 @@ from offsite.compress.drop import Drop
 from offsite.deltas.addition.bottleneck import Bottleneck
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
 from offsite.tasks.data import TaskData

@@ -14,7 +14,8 @@ from offsite.errors import OffsiteError
 from offsite.model.processor import load_processor
 from offsite.model.replay import IGNORE
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.tasks import load_task, task_names
 from offsite.tasks.data import TaskData, read_data
 from offsite.tasks.questions.likelihood import continues, scores_with_cache, scores_without_cache

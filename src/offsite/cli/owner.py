@@ -210,7 +210,7 @@ def plug(
     from offsite.exchange.record import Record
     from offsite.files import check_free
     from offsite.model.checkpoint import parse_dtype
-    from offsite.owner.plugging import Plugged
+    from offsite.owner.plugged import Plugged
     from offsite.owner.writing import write_plugged
 
     check_free(out)

@@ -99,7 +99,7 @@ def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
     """Refuse a delta whose numbers are far larger than the adapter's own.
 
     Raises:
-        OffsiteError: the L2 norm of all floating-point tensors exceeds the contract's bound.
+        OutOfBounds: the L2 norm of all floating-point tensors exceeds the contract's bound.
     """
     squares = sum(float(t.float().pow(2).sum()) for t in tensors.values() if t.is_floating_point())
     if squares**0.5 > contract.max_norm:
@@ -121,7 +121,7 @@ def check_change(before: nn.Module, after: nn.Module) -> None:
         after: the model with the delta in it; what it shares with ``before`` is not looked at.
 
     Raises:
-        OffsiteError: a value that is not finite, or a tensor that changed by more than that.
+        OutOfBounds: a value that is not finite, or a tensor that changed by more than that.
     """
     old = dict(before.named_parameters())
     for name, value in after.named_parameters():
@@ -129,7 +129,7 @@ def check_change(before: nn.Module, after: nn.Module) -> None:
         if known is value:
             continue
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise OffsiteError(
+            raise OutOfBounds(
                 f"With this delta '{name}' has values that are not finite in {value.dtype}; tune "
                 "again with a lower learning rate."
             )
@@ -138,7 +138,7 @@ def check_change(before: nn.Module, after: nn.Module) -> None:
         size = float(known.detach().float().norm())
         change = float((value.detach().float() - known.detach().float()).norm())
         if change > (limit := MAX_CHANGE * size + value.numel() ** 0.5):
-            raise OffsiteError(
+            raise OutOfBounds(
                 f"This delta changes '{name}' by {change:.3g} (L2 norm), but at most {limit:.3g}"
                 " is plugged; tune again with a lower learning rate or a smaller alpha."
             )

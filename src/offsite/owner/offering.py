@@ -1,4 +1,4 @@
-"""The model owner's side: make an offer, plug a delta."""
+"""Make an offer: cut a model, compress its middle, and note what only the owner may know."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 from offsite.codec import to_json
-from offsite.compress.step import Context, Step, check_data, compress, recipe_identity
+from offsite.compress.step import Step, check_data
 from offsite.errors import OffsiteError
 from offsite.exchange.commitment import commit, new_salt
-from offsite.exchange.contract import check_change, make_contract
-from offsite.exchange.delta import Delta
-from offsite.exchange.ledger import Ledger
+from offsite.exchange.contract import make_contract
 from offsite.exchange.manifest import (
     OfferManifest,
     Reach,
@@ -29,18 +27,13 @@ from offsite.exchange.manifest import (
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import OfferRecord, Record
 from offsite.exchange.side import Given, give_side, read_sides, sides_of
-from offsite.model.blocks import alias, block_path, get_blocks
-from offsite.model.checkpoint import Checkpoint, load_model, pick_device
-from offsite.model.split import Adapter, ends, join, places
-from offsite.owner.cutting import cut_checkpoint, cut_module, to_native
-from offsite.owner.plugging import merge_delta
-from offsite.owner.reach import check_reach
-from offsite.owner.verbatim import verbatim_tensors
-from offsite.tasks.data import identity_of, rows_of
+from offsite.model.blocks import block_path
+from offsite.model.checkpoint import Checkpoint, pick_device
+from offsite.model.split import Adapter, ends
+from offsite.owner.cutting import Cut, cut_checkpoint, cut_module
+from offsite.owner.emulating import Emulated, Request, emulate
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
-from offsite.training.identity import Identity, processor_identity
-from offsite.training.resume import same_run
 
 
 def make_offer(
@@ -92,149 +85,99 @@ def make_offer(
     task = task or CausalText()
     check_name(name)
     check_data(recipe, data)
-    source: Checkpoint | None = None
-    if not isinstance(model, nn.Module):
-        source = model if isinstance(model, Checkpoint) else Checkpoint.of(model, task.auto_class)
+    groups = read_sides(side or {})
+    source = model if isinstance(model, nn.Module) else named(model, task)
+    if isinstance(source, Checkpoint):
         processor = processor or source.processor
-        cut = cut_checkpoint(source, adapter, recipe, seed, dtype)
-    else:
-        cut = cut_module(model, adapter)
-    family = None
-    if cut.rest:
-        target = pick_device(str(device)) if device is not None else _device_of(cut.model, source)
-        full = cut.model.to(target).eval()
-        given = data
-
-        def run() -> Identity:
-            return Identity.of(
-                model=cut.fingerprint,
-                adapter=cut.split.adapter,
-                recipe=recipe_identity(recipe),
-                task=task.identity(),
-                data=identity_of(given),
-                processor=processor_identity(processor),
-                seed=seed,
-                dtype=str(dtype),
-            )
-
-        data = rows_of(task, data, processor, full, train=True)
-        context = Context(full, cut.split, task, data, seed, work, resume)
-        with same_run(work, run, resume):
-            middle = compress(recipe, context, cut.middle)
-        if reach == "all":
-            check_reach(get_blocks(full), middle)
-        full.requires_grad_(False)
-        emulator, positions = join(full, cut.split, middle)
-        verbatim = verbatim_tensors(get_blocks(full), middle, cut.native)
-    else:
-        emulator, middle = cut.model, cut.middle
-        family = alias(emulator)  # transformers built it as it is
-        positions = places(cut.split, middle.positions)[1]
-        verbatim = {
-            f"{p}.{name}": tensor.numel()
-            for p, block in zip(middle.positions, middle.blocks, strict=True)
-            for name, tensor in block.named_parameters()
-        }
-    to_native(emulator, cut)
-    for group in read_sides(side or {}):
-        give_side(emulator, group)
-    hashes: dict[str, Any] = {name: group.hash for name, group in sides_of(emulator).items()}
-    label = name or (
-        Path(source.name).resolve().name if source is not None else type(model).__name__
-    )
-    path = block_path(emulator)
-    contract = make_contract(emulator, path, positions, reach)
-    salt = new_salt()
-    manifest = OfferManifest(
-        id=new_id(),
-        created=now(),
-        expires=expires,
-        model_name=name or emulator.config.model_type,
-        task=task.name,
-        block_path=path,
-        adapter=positions,
-        files={},
-        tensors={},
-        tools=tool_versions(),
-        fingerprint=commit(cut.fingerprint, salt),
-        contract=contract,
-    )
-    entry = OfferRecord(
-        offer=manifest.id,
-        created=manifest.created,
-        adapter=cut.split.adapter,
-        emulator_adapter=positions,
-        middle=middle.positions,
-        total=cut.split.total,
-        recipe=[to_json(step) for step in recipe],
-        seed=seed,
-        contract=contract,
-        verbatim_tensors=verbatim,
-        **hashes,
-        kept={n: k for n, k in middle.kept.items() if int(n.split(".")[0]) in middle.positions},
-        expires=expires,
-        salt=salt,
-    )
+    request = Request(adapter, recipe, task, data, processor, seed, dtype, reach, work, resume)
+    target = device_for(source, device)
+    cut = cut_source(source, request)
+    made = emulate(cut, request, target)
+    for group in groups:
+        give_side(made.model, group)
+    manifest, salt = manifest_of(made, cut, request, name, expires)
+    entry = entry_of(made, cut, request, manifest, salt)
     record = Record(
         fingerprint=cut.fingerprint,
-        model_name=label,
+        model_name=name or label_of(source),
         auto_class=task.auto_class,
-        block_path=path,
+        block_path=manifest.block_path,
         middle_parameters=cut.middle_parameters,
         model_bytes=cut.model_bytes,
         offers=(entry,),
     )
-    return Offer(emulator, manifest, processor, record=record, family=family), record
+    return Offer(made.model, manifest, processor, record=record, family=made.family), record
 
 
-def _device_of(model: nn.Module, source: object) -> torch.device:
-    return pick_device() if source is not None else next(model.parameters()).device
+def named(model: str | Path | Checkpoint, task: Task) -> Checkpoint:
+    """The model that a folder or hub name stands for."""
+    return model if isinstance(model, Checkpoint) else Checkpoint.of(model, task.auto_class)
 
 
-def plug(
-    model: str | Path | nn.Module,
-    delta: Delta,
-    record: Record,
-    *,
-    side: Given | None = None,
-    again: bool = False,
-    late: bool = False,
-) -> Any:
-    """Put a delta into the full model and enter it in the record's ledger.
+def cut_source(source: Checkpoint | nn.Module, request: Request) -> Cut:
+    """Cut a model into adapter and middle, reading from disk only the blocks that are needed."""
+    if isinstance(source, Checkpoint):
+        return cut_checkpoint(source, request.adapter, request.recipe, request.seed, request.dtype)
+    return cut_module(source, request.adapter)
 
-    A record that was loaded or saved accepts one delta per offer and round: the delta is entered in
-    its file, under a lock, once everything about it was checked and before the model is returned.
-    :func:`offsite.owner.writing.write_plugged` does the same with a folder, in one transaction.
 
-    Args:
-        model: the full model: folder, hub name, or in memory. One in memory keeps its weights and
-            shares them, adapter blocks apart; it is frozen and put in evaluation mode.
-        delta: as loaded by :meth:`Delta.load`.
-        record: the private record that was made with the offer.
-        side: the groups of side tensors that were shipped and that the delta works with, as in
-            :func:`make_offer`; the folder of the offer will do for each.
-        again: take a delta that was plugged before once more.
-        late: take a delta although its offer has expired.
+def device_for(source: Checkpoint | nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device to compute on: the one given, that of a model in memory, or the best one here."""
+    if device is not None:
+        return pick_device(str(device))
+    return pick_device() if isinstance(source, Checkpoint) else next(source.parameters()).device
 
-    Returns:
-        The tuned model, plain where the method merges and with its modules attached where it does
-        not. Merging is done in float32 and rounded to the model's dtype; an untrained delta gives
-        the model back bit for bit.
 
-    Raises:
-        OffsiteError: another model, another offer, a delta that was plugged before, or one that
-            breaks the return contract; all of that is checked before a tensor of the delta is read,
-            finiteness and norm after.
-    """
-    ledger = Ledger(record, again=again, late=late)
-    ledger.check(delta.manifest)
-    if isinstance(model, (str, Path)):
-        model = load_model(model, record.auto_class)
-    assert isinstance(model, nn.Module)
-    tuned = merge_delta(model, delta, record, side=side)
-    check_change(model, tuned)
-    with ledger.accepting(delta.manifest):
-        return tuned
+def label_of(source: Checkpoint | nn.Module) -> str:
+    """What the record calls a model by default: its folder, or its class."""
+    if isinstance(source, Checkpoint):
+        return Path(source.name).resolve().name
+    return type(source).__name__
+
+
+def manifest_of(
+    made: Emulated, cut: Cut, request: Request, name: str | None, expires: datetime | None
+) -> tuple[OfferManifest, str]:
+    """The manifest of a new offer, and the salt of its commitment to the full model."""
+    path, salt = block_path(made.model), new_salt()
+    manifest = OfferManifest(
+        id=new_id(),
+        created=now(),
+        expires=expires,
+        model_name=name or made.model.config.model_type,
+        task=request.task.name,
+        block_path=path,
+        adapter=made.adapter,
+        files={},
+        tensors={},
+        tools=tool_versions(),
+        fingerprint=commit(cut.fingerprint, salt),
+        contract=make_contract(made.model, path, made.adapter, request.reach),
+    )
+    return manifest, salt
+
+
+def entry_of(
+    made: Emulated, cut: Cut, request: Request, manifest: OfferManifest, salt: str
+) -> OfferRecord:
+    """What the owner must remember of a new offer."""
+    hashes: dict[str, Any] = {name: group.hash for name, group in sides_of(made.model).items()}
+    return OfferRecord(
+        offer=manifest.id,
+        created=manifest.created,
+        adapter=cut.split.adapter,
+        emulator_adapter=made.adapter,
+        middle=made.middle.positions,
+        total=cut.split.total,
+        recipe=[to_json(step) for step in request.recipe],
+        seed=request.seed,
+        contract=manifest.contract,
+        verbatim_tensors=made.verbatim,
+        kept=dict(made.middle.kept),
+        expires=manifest.expires,
+        salt=salt,
+        **hashes,
+    )
 
 
 def check_record(record: Path, model: Checkpoint) -> None:

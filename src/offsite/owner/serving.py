@@ -31,7 +31,8 @@ from offsite.model.heads import (
 )
 from offsite.model.stored import model_fingerprint
 from offsite.model.tensors import describe
-from offsite.owner.plugging import Plugged, apart
+from offsite.owner.placing import apart
+from offsite.owner.plugged import Plugged
 
 
 def load_plugged(model: nn.Module, folder: str | Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,15 +10,16 @@ from torch import nn
 
 from offsite.deltas import method_text, parse_method
 from offsite.errors import OffsiteError
-from offsite.exchange.contract import check_change, check_range
+from offsite.exchange.contract import check_range
 from offsite.exchange.delta import Delta
-from offsite.exchange.ledger import Ledger
+from offsite.exchange.ledger import MERGED, Ledger
 from offsite.exchange.record import Record
 from offsite.exchange.side import Given
-from offsite.files import check_free, new_folder
+from offsite.files import check_free, new_folder, write_file
 from offsite.model.checkpoint import load_model, quiet
 from offsite.model.processor import load_processor
-from offsite.owner.plugging import Plugged, merge_delta, place, write_note
+from offsite.owner.plugged import Plugged
+from offsite.owner.plugging import merge_delta, place
 
 
 def write_plugged(
@@ -42,7 +44,7 @@ def write_plugged(
         delta: as loaded by :meth:`Delta.load`.
         record: the private record, as loaded by :meth:`Record.load`.
         as_adapter: keep the delta apart from the model instead of merging it.
-        side: see :func:`offsite.owner.offering.plug`.
+        side: see :func:`offsite.owner.plugging.plug`.
         dtype: dtype of a merged model; None for that of its checkpoint.
         again: take a delta that was plugged before once more.
         late: take a delta although its offer has expired.
@@ -51,7 +53,7 @@ def write_plugged(
         What was written: the tuned model, or the delta in its place.
 
     Raises:
-        OffsiteError: see :func:`offsite.owner.offering.plug`; the folder exists, or the method of
+        OffsiteError: see :func:`offsite.owner.plugging.plug`; the folder exists, or the method of
             the delta cannot be merged.
     """
     out, manifest = Path(out), delta.manifest
@@ -70,7 +72,6 @@ def write_plugged(
             plugged.fill(partial)
         return plugged
     tuned = merge_delta(full, delta, record, side=side)
-    check_change(full, tuned)
     if dtype is not None:
         tuned = tuned.to(dtype)
         check_range(tuned)
@@ -82,3 +83,21 @@ def write_plugged(
             processor.save_pretrained(partial)
         write_note(partial, manifest.id, full, tuned)
     return tuned  # type: ignore[no-any-return]
+
+
+def write_note(folder: Path, delta: str, before: nn.Module, after: nn.Module) -> None:
+    """Say beside a merged model which delta it holds, and which parameters that changed."""
+    note = {"kind": "tuned", "delta": delta, "tuned": sorted(tuned_names(before, after))}
+    write_file(folder / MERGED, json.dumps(note, indent=1) + "\n")
+
+
+def tuned_names(before: nn.Module, after: nn.Module) -> set[str]:
+    """Names of the parameters of ``after`` that ``before`` lacks or has with other values."""
+    old = dict(before.named_parameters())
+    return {
+        name
+        for name, value in after.named_parameters()
+        if name not in old
+        or old[name].shape != value.shape
+        or not (old[name] is value or torch.equal(old[name].detach(), value.detach()))
+    }

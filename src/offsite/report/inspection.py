@@ -14,6 +14,7 @@ from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.ledger import APART, MERGED
 from offsite.exchange.manifest import OfferManifest
 from offsite.exchange.offer import read_offer
 from offsite.exchange.record import Record
@@ -22,8 +23,7 @@ from offsite.files import read_json, shown
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.configuration import load_config
 from offsite.model.kind import kind_of_config
-from offsite.owner.plugging import MANIFEST as PLUGGED
-from offsite.owner.plugging import TUNED, Plugged
+from offsite.owner.plugged import Plugged
 from offsite.report.structure import delta_tree, model_tree, spell
 
 Shown = tuple[dict[str, Any], list[Any]]
@@ -39,7 +39,7 @@ def inspect_path(path: Path, base: str | None = None) -> Shown:
     Raises:
         OffsiteError: nothing that offsite knows, or a base for what stands alone.
     """
-    if path.is_dir() and (path / PLUGGED).is_file():
+    if path.is_dir() and (path / APART).is_file():
         return inspect_plugged(path, base)
     if path.is_dir() and (path / MANIFEST).is_file():
         kind = read_json(path / MANIFEST)
@@ -180,7 +180,7 @@ def inspect_model(path: Path) -> Shown:
     names = getattr(config, "architectures", None) or [""]
     skeleton = skeleton_of(path)
     count = sum(parameter.numel() for parameter in skeleton.parameters())
-    note = read_json(path / TUNED) if (path / TUNED).is_file() else {}
+    note = read_json(path / MERGED) if (path / MERGED).is_file() else {}
     tuned = {str(name) for name in note.get("tuned", ())} if isinstance(note, dict) else set()
     data = {"kind": "model", "architecture": names[0], "parameters": count, "tuned": sorted(tuned)}
     return data, [model_tree(skeleton, tuned)]

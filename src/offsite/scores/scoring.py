@@ -11,12 +11,11 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.ledger import APART, MERGED
 from offsite.exchange.offer import Offer
 from offsite.model.checkpoint import load_model
 from offsite.model.configuration import load_config
 from offsite.model.processor import load_processor
-from offsite.owner.plugging import MANIFEST as PLUGGED
-from offsite.owner.plugging import TUNED
 from offsite.owner.serving import load_plugged
 from offsite.tasks.task import Task
 
@@ -50,7 +49,7 @@ def load_scored(
     if (folder / MANIFEST).is_file():
         offer = Offer.load(folder, dtype=dtype, before=before)
         return Scored("emulator_zero_shot", offer.model, offer.processor)
-    if (folder / PLUGGED).is_file():
+    if (folder / APART).is_file():
         if base is None:
             raise OffsiteError(
                 f"'{path}' is an adapter; name the full model it runs on with --base."
@@ -62,5 +61,5 @@ def load_scored(
     config, processor = load_config(path), load_processor(path, task.name)
     before(processor, config)
     model = load_model(path, task.auto_class, dtype=dtype)
-    key = "plug_in" if (folder / TUNED).is_file() else "zero_shot"
+    key = "plug_in" if (folder / MERGED).is_file() else "zero_shot"
     return Scored(key, model, processor)
