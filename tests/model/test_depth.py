@@ -16,7 +16,8 @@ from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
 from offsite.model.depth import parts, take
 from offsite.model.split import ends
-from offsite.owner.offering import make_offer, plug
+from offsite.owner.offering import make_offer
+from offsite.owner.plugging import plug
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import COMMON, WIDTH, inputs_for, output_of
