@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -51,11 +52,10 @@ def cut_ends(model: Any, total: int, source: Sequence[int]) -> None:
         total: how many blocks its tensors have parts of.
     """
     own = dict(model.named_parameters())
-    plain = {
-        id(layer.weight)
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        if hasattr(layer, "weight")
-    }
+    plain = set()
+    for table in (model.get_input_embeddings, model.get_output_embeddings):
+        with suppress(NotImplementedError):  # from a model for pictures that has no such table
+            plain.add(id(getattr(table(), "weight", None)))
     if not any(
         size % total == 0
         for tensor in own.values()
