@@ -156,6 +156,19 @@ def test_a_record_changed_by_hand_is_refused(world: Path) -> None:
     plug()
 
 
+@pytest.mark.parametrize("offers", [[[]], ["\ud800"], None, {"offer": 1}])
+def test_offers_that_are_not_entries_are_refused(world: Path, offers: object) -> None:
+    path = Path("offer.record.json")
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "offers": offers}))
+    with pytest.raises(ot.OffsiteError, match="changed by hand"):
+        ot.Record.load(path)
+    links = ["\ud800"] * len(data["seal"]["links"])
+    path.write_text(json.dumps({**data, "seal": {**data["seal"], "links": links}}))
+    with pytest.raises(ot.OffsiteError, match="changed by hand"):
+        ot.Record.load(path)
+
+
 def test_a_seal_needs_the_secret_of_its_maker(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFSITE_HOME", str(world / "elsewhere"))
     with pytest.raises(ot.OffsiteError, match=r"copy 'record\.key'"):

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import transformers
-
 from offsite.errors import OffsiteError
 from offsite.exchange.allowed import allow
 from offsite.exchange.authenticity import check_signature, digest
@@ -43,7 +41,7 @@ from offsite.files import new_folder
 from offsite.model import layers
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
-from offsite.model.configuration import load_config
+from offsite.model.configuration import load_config, load_generation
 from offsite.model.kind import kind_of_task
 from offsite.model.processor import read_processor
 from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
@@ -150,8 +148,7 @@ class Offer:
             else:
                 build = kind.model_class(config)
                 model = fill_model(build, config, tensors, folder, dtype=dtype)
-            if (inner / "generation_config.json").is_file():
-                generation = transformers.GenerationConfig.from_pretrained(inner)
+            if (generation := load_generation(inner, folder)) is not None:
                 model.generation_config = generation
         for name, entries in manifest.side.items():
             tensors = load_tensors([folder / side_file(name)], entries, hashes)

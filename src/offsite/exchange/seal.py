@@ -56,10 +56,13 @@ def check_seal(data: Any, path: str | Path) -> Any:
     if not isinstance(known, list) or len(known) != len(found):
         raise OffsiteError(f"The record '{path}' was changed by hand; restore it from a copy.")
     for index, (one, other) in enumerate(zip(found, known, strict=True)):
-        if not hmac.compare_digest(one, str(other)):
+        if not isinstance(other, str) or not hmac.compare_digest(
+            one.encode(), other.encode("utf-8", "replace")
+        ):
             offers = record.get("offers")
-            entry = offers[index - 1] if index and isinstance(offers, list) else {}
-            which = f"entry of the offer {shown(entry.get('offer'))[:8]}..." if index else "head"
+            entry = offers[index - 1] if index and isinstance(offers, list) else None
+            offer = entry.get("offer") if isinstance(entry, dict) else None
+            which = f"entry of the offer {shown(offer)[:8]}..." if index else "head"
             raise OffsiteError(
                 f"The {which} in the record '{path}' was changed by hand; restore it from a copy, "
                 "because a delta could go into the wrong blocks."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import transformers
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks, renumber
-from offsite.model.configuration import load_config, misfit
+from offsite.model.configuration import load_config, load_generation, misfit
 from offsite.model.depth import parts, take
 from offsite.model.judge import judge
 from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class
@@ -184,9 +184,8 @@ class Checkpoint:
             renumber(smaller, keep)
             config, tensors = smaller.config, self.stored.blocks(keep)
         model = fill_model(type(self.skeleton), config, tensors, self.name, dtype=own, kept=kept)
-        if model.can_generate():
-            with suppress(OSError):  # it has no generation_config.json
-                model.generation_config = transformers.GenerationConfig.from_pretrained(self.name)
+        if model.can_generate() and (generation := load_generation(self.name)) is not None:
+            model.generation_config = generation
         return model.to(dtype) if dtype else model
 
 

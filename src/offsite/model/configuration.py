@@ -68,13 +68,30 @@ def refused(path: Path, error: Exception) -> str:
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind is None:
         return "its config.json has no model_type, so transformers cannot know its architecture"
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return (
             f"its architecture '{shown(kind)}' is not one that transformers knows (remote code is "
             "never run)"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"its config.json is not valid for '{shown(kind)}' ({shown(' '.join(lines))})"
+
+
+def load_generation(name: str | Path, label: str | Path | None = None) -> Any:
+    """How a local folder or a hub model generates; None where it does not say.
+
+    Raises:
+        OffsiteError: a ``generation_config.json`` with values that do not fit each other.
+    """
+    try:
+        return transformers.GenerationConfig.from_pretrained(str(name))
+    except OSError:  # there is none
+        return None
+    except Exception as error:  # its checks compare values without a look at their types
+        raise OffsiteError(
+            f"The generation_config.json of '{label or name}' is not valid; correct it, or ask for "
+            "a fresh copy."
+        ) from error
 
 
 def wrong_pad(config: Any) -> OffsiteError | None:
