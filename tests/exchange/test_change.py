@@ -17,6 +17,8 @@ from offsite.deltas import parse_method
 from offsite.exchange.contract import OutOfBounds
 from offsite.exchange.delta import new_delta
 from offsite.exchange.manifest import DeltaManifest, read_manifest
+from offsite.lab.setting import Setting
+from offsite.lab.stages import plugged
 from offsite.owner.plugging import place
 from offsite.owner.writing import write_plugged
 from offsite.tuner.importing import import_peft
@@ -62,13 +64,13 @@ def test_the_lab_scores_no_delta_that_plug_refuses(
         model=str(model_folder("llama")), eval_data=str(text_file), data=str(text_file),
         max_length=16, recipes={"one": Recipe((ot.Drop(keep=1),))},
     )  # fmt: skip
-    lab = ot.Lab(plan, tmp_path / "lab", "cpu")
-    offer, record = ot.make_offer(lab.model, recipe=[ot.Drop(keep=1)])
-    assert lab.plugged(lora(offer, 16, 0.05), record)["value"] is not None
+    setting = Setting(plan, "cpu")
+    offer, record = ot.make_offer(setting.model, recipe=[ot.Drop(keep=1)])
+    assert plugged(setting, lora(offer, 16, 0.05), record)["value"] is not None
     big = lora(offer, 4096, 1.0)
     with pytest.raises(OutOfBounds):
-        ot.plug(lab.model, big, record)
-    assert lab.plugged(big, record) == {"value": None}
+        ot.plug(setting.model, big, record)
+    assert plugged(setting, big, record) == {"value": None}
 
 
 def test_what_float16_cannot_hold_is_not_written(pair: Any, tmp_path: Path) -> None:

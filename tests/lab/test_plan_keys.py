@@ -11,6 +11,7 @@ from typing import Any
 
 from offsite.compress import LayerReplace
 from offsite.compress.recipe import Recipe
+from offsite.lab.cells import Cell
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
 from offsite.model.layers import Harmonizer
@@ -51,7 +52,7 @@ def test_every_layer_replace_step_has_its_own_pass(model_folder: Any, text_file:
         max_length=32, adapter="0", recipes={"two": recipe},
     )  # fmt: skip
     lab = Lab(plan, text_file.parent / "lab", "cpu")
-    made, _ = lab.make_offer(lab.recipes["two"], 0)
+    made = lab.emulator("two", 0).offer
     ranks = {m.spec.rank for m in made.model.modules() if isinstance(m, Harmonizer)}
     assert ranks == {3, 5}
 
@@ -59,7 +60,7 @@ def test_every_layer_replace_step_has_its_own_pass(model_folder: Any, text_file:
 def lab_name(model: Path, data: Path, task: str = "text") -> str:
     """The name of one cell, which every cell of the same plan shares a part of."""
     plan = Plan(model=str(model), eval_data=str(data), data=str(data), task=task, max_length=32)
-    return Lab(plan, data.parent / "lab", "cpu").name({"stage": "zero_shot"})
+    return Lab(plan, data.parent / "lab", "cpu").path(Cell("zero_shot")).stem
 
 
 def changed(path: Path, key: str, value: Any) -> None:

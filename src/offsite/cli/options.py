@@ -81,6 +81,12 @@ Earlier = Annotated[
     list[Path] | None,
     typer.Option(help="Another offer of this record, which attackers have too; repeatable."),
 ]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        help="Cells to compute at once, each in a process of its own, over all GPUs.", min=1
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Rows per step.", min=1)]
 
 NO_EFFECT_IN_LAB = ("seed", "save_every", "eval_every", "patience")

@@ -147,6 +147,7 @@ def lab(
     baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
     healed: Annotated[bool, typer.Option(help="Tune every weight of each offer too.")] = True,
     cached: Cached = False,
+    jobs: o.Jobs = 1,
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
@@ -164,8 +165,10 @@ def lab(
     from offsite.tasks import load_task
     from offsite.tasks.data import find_source, need_source
 
+    if cached and jobs > 1:
+        raise OffsiteError("--cached computes nothing, so --jobs has no effect; leave one out.")
     if model.endswith((".toml", ".json")):
-        o.leave_to_file(context, model, ("model", "out", "cached", "device", "json"))
+        o.leave_to_file(context, model, ("model", "out", "cached", "jobs", "device", "json"))
         plans = read_experiment(model)
     else:
         kind = load_task(task, max_length=max_length, skip_bad=skip_bad)
@@ -198,7 +201,7 @@ def lab(
                 side=side,
             )
         ]
-    rows, made_on = run_plans(plans, out, device, cached, say=o.note)
+    rows, made_on = run_plans(plans, out, device, cached, jobs=jobs, say=o.note)
     show_rows(rows, out, json, made_on)
 
 

@@ -37,6 +37,7 @@ def sweep(
     ),
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
     full_lr: o.FullLr = "1e-4,3e-4,1e-3",
+    jobs: o.Jobs = 1,
     task: o.Task = "text",
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
@@ -81,7 +82,7 @@ def sweep(
         full_lr=o.numbers(full_lr, "learning rates"),
         dtype=dtype or "float32",
     )
-    rows, made_on = run_plans([plan], out, device, say=o.note)
+    rows, made_on = run_plans([plan], out, device, jobs=jobs, say=o.note)
     points = frontier.points(rows)
     if not points:
         show_rows(rows, out, json, made_on)

@@ -1,27 +1,80 @@
-"""What a cell of the lab depends on, and what it becomes: keys, outcomes and rows."""
+"""What the lab computes one at a time, what each depends on, and how its outcome is kept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 from offsite.codec import to_json
+from offsite.compress.scaleot.learning import Training
 from offsite.exchange.side import sides_of
-from offsite.lab.plan import Plan, Row, Tuning
+from offsite.lab.plan import Plan, Tuning
 from offsite.model.heads import head_path
 from offsite.model.stored import model_fingerprint
-from offsite.scores.scores import Scores
 from offsite.tasks.source import data_identity
 from offsite.training.identity import Identity, config_identity, processor_identity
 from offsite.training.options import TrainOptions
 
+Stage = Literal["zero_shot", "full_tuned", "learned", "offer", "tuned", "healed"]
+
 
 class NotCached(Exception):
     """A cell is missing, and nothing is to be computed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One computation of a plan, with the plan's names for recipe and delta.
+
+    Attributes:
+        stage: ``zero_shot`` and ``full_tuned`` are of the full model, ``offer`` makes an emulator
+            and scores it, ``tuned`` tunes a delta through it and plugs it, ``healed`` tunes every
+            weight of it, and ``learned`` is the LayerReplace pass of a ScaleOT recipe.
+        lr: the rate of a stage that tunes every weight.
+        training: how a LayerReplace pass runs.
+    """
+
+    stage: Stage
+    seed: int = 0
+    recipe: str = ""
+    delta: str = ""
+    lr: float | None = None
+    training: Training | None = None
+
+    def __str__(self) -> str:
+        named = (self.stage, self.recipe, self.delta, self.lr and f"lr {self.lr:g}")
+        return "  ".join([*(str(part) for part in named if part), f"seed {self.seed}"])
+
+
+CellGraph = dict[Cell, tuple[Cell, ...]]  # each cell after those it needs, and which those are
+
+
+def plan_cells(plan: Plan) -> CellGraph:
+    """The cells of a plan, each after those it needs.
+
+    What others wait for comes first, so that many processes soon have work.
+    """
+    rates = plan.full_lr if plan.data else ()
+    found: CellGraph = {}
+    tuning: CellGraph = {}
+    for seed in plan.seeds:
+        for name, recipe in plan.recipes.items():
+            passes = tuple(Cell("learned", seed, training=one) for one in recipe.trainings)
+            offer = Cell("offer", seed, name)
+            found |= {**dict.fromkeys(passes, ()), offer: passes}
+            if plan.healed:
+                tuning |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in rates}
+            if plan.data:
+                tuning |= {Cell("tuned", seed, name, delta): (offer,) for delta in plan.deltas}
+    shared = [Cell("zero_shot")]
+    if plan.baseline:
+        shared += [Cell("full_tuned", seed, lr=lr) for seed in plan.seeds for lr in rates]
+    passes_first = sorted(found, key=lambda cell: cell.stage != "learned")
+    return {cell: found[cell] for cell in passes_first} | dict.fromkeys(shared, ()) | tuning
 
 
 def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
@@ -69,69 +122,3 @@ def known(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [known(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def flatten(
-    parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The figures beside the scores, and under ``details`` what is known of each score.
-
-    Under ``diverged`` stand the scores that are no finite numbers, where there are any.
-    """
-    keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
-    more = ("bytes_delta", "trainable", "seconds_per_step", "history")
-    details = ("value", "stderr", "count", "extra", "items", "weights", "lr", "rates")
-    diverged = [name for name, part in parts.items() if part and part["value"] is None]
-    return {
-        **{key: emulator[key] for key in keys},
-        "total": emulator["blocks"],
-        **({"importance": emulator["importance"]} if emulator.get("importance") else {}),
-        **{key: tuned[key] for key in more if key in tuned},
-        "seconds_offer": emulator["seconds"],
-        "memory_offer": emulator["memory"],
-        **{f"{key}_tune": tuned[key] for key in ("seconds", "memory") if key in tuned},
-        "details": {
-            name: {key: part[key] for key in details if key in part}
-            for name, part in parts.items()
-            if name not in diverged
-        },
-        **({"diverged": diverged} if diverged else {}),
-    }
-
-
-def make_row(
-    plan: Plan,
-    known_by: Identity,
-    cell: tuple[str, str, int],
-    metric: tuple[str, bool],
-    parts: Mapping[str, Any],
-    tuned: Mapping[str, Any],
-    extra: Mapping[str, Any],
-) -> Row:
-    """The row of one recipe, delta and seed.
-
-    ``eval_data`` tells its evaluation data from others, ``setup`` everything that the recipes,
-    deltas and seeds of a plan share; only rows alike in both differ by their seed alone.
-
-    Args:
-        known_by: the plan's :func:`identity`.
-        metric: its name, and whether more is better.
-        parts: the outcomes of the stages beside tuning, by the score they give.
-        tuned: the outcome of tuning; empty where there was none.
-        extra: what else the row is to say.
-    """
-    recipe, delta, seed = cell
-    emulator = parts["emulator_zero_shot"]
-    parts = {**parts, **{key: tuned[key] for key in ("emulator_tuned", "plug_in") if key in tuned}}
-    scores = Scores(
-        *metric,
-        **{key: part.get("value") for key, part in parts.items()},
-        verbatim=emulator.get("verbatim"),
-    )
-    shared = known_by | Identity.of(
-        options=plan.options.identity(), full_lr=plan.full_lr, adapter=plan.adapter
-    )
-    setup = {"setup": shared.digest[:12], "eval_data": known_by.parts["eval_data"]}
-    setup |= {"eval_name": Path(plan.eval_data).name, "max_length": plan.max_length}
-    more = {**setup, **extra, **flatten(parts, emulator, tuned)}
-    return Row(plan.model, plan.task, recipe, delta, seed, scores, more)

@@ -6,48 +6,41 @@ the hash of everything it depends on, so a plan can be interrupted, extended and
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from offsite.codec import to_json
-from offsite.compress.recipe import Recipe
-from offsite.compress.scaleot.learning import Training, learn
-from offsite.compress.scaleot.step import LayerReplace
-from offsite.compress.step import Context
-from offsite.errors import OffsiteError
-from offsite.exchange.contract import OutOfBounds
-from offsite.exchange.delta import Delta
-from offsite.exchange.offer import Offer
-from offsite.exchange.record import Record
 from offsite.files import read_json, write_file
-from offsite.lab.baselines import best_rate, trainable, tune_all
-from offsite.lab.cells import NotCached, finite, identity, known, make_row, method_key, options_key
-from offsite.lab.checking import PlanData, check_plan
+from offsite.lab import emulators, stages
+from offsite.lab.baselines import best_rate
+from offsite.lab.cells import (
+    Cell,
+    CellGraph,
+    NotCached,
+    Stage,
+    identity,
+    known,
+    method_key,
+    options_key,
+    plan_cells,
+)
+from offsite.lab.checking import PlanData
+from offsite.lab.emulators import Emulator
 from offsite.lab.environment import environment
-from offsite.lab.measure import measured, middle_bytes, middle_bytes_full, offer_bytes
-from offsite.lab.plan import Plan, Row, Tuning, slug
-from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import parse_dtype, pick_device
-from offsite.model.heads import give_head, labels_of, same_classes
-from offsite.model.split import Split
-from offsite.owner.offering import make_offer
-from offsite.owner.plugging import merge_delta
-from offsite.tasks.data import TaskData
-from offsite.tasks.task import Evaluation
+from offsite.lab.plan import Plan, Row, slug
+from offsite.lab.rows import make_row
+from offsite.lab.setting import Setting
 from offsite.training.identity import Identity
-from offsite.training.options import TrainOptions
-from offsite.training.precision import fitted
-from offsite.tuner.tuning import run_tune
 
 
 class Lab:
-    """Runs plans; keeps every finished cell under ``folder``.
+    """Runs a plan; keeps every finished cell, and emulators that took data, under ``folder``.
 
     With ``exchange`` the two roles meet only through folders, as in a real deployment: each offer,
     record and delta is written below it and read back. With ``cached`` nothing is computed and rows
@@ -65,235 +58,167 @@ class Lab:
         data: PlanData | None = None,
     ) -> None:
         self.plan, self.folder, self.exchange, self.cached = plan, folder, exchange, cached
-        self.task, self.public = plan.tasks()
-        self.data = data or check_plan(plan)
-        self.recipes = plan.recipes
-        self.tunings = {name: Tuning.of(delta) for name, delta in plan.deltas.items()}
-        self.device = pick_device(device)
-        self.options = fitted(plan.options, self.device)
-        self.processor = self.data.checkpoint.processor
-        self.model = self.data.checkpoint.load(dtype=parse_dtype(plan.dtype))
-        for recipe in self.recipes.values():
-            recipe.check(len(get_blocks(self.model)))
-        plan.prepare(self.model).to(self.device)
-        self.identity = identity(plan, self.model, self.processor)
-        self.rows: dict[tuple[Any, ...], Any] = {}
+        self.setting = Setting(plan, device, data)
+        self.recipes, self.tunings = plan.recipes, self.setting.tunings
+        self.identity = identity(plan, self.setting.loaded, self.setting.processor)
         self.environments: list[dict[str, str]] = []  # what the cells used were computed on
+        self.last: tuple[tuple[str, int], Emulator] | None = None  # cells often share one
 
-    def run(
-        self, recipes: Collection[str] | None = None, deltas: Collection[str] | None = None
-    ) -> Iterator[Row]:
-        """Every row of the plan (or of some recipes and deltas), cached or computed now."""
-        plan, metric = self.plan, (self.task.metric, self.task.higher_is_better)
-        try:
-            zero = self.zero_shot()
-        except NotCached:
-            return
-        for seed in plan.seeds:
-            for name, recipe in self.recipes.items():
-                offer: list[tuple[Offer, Record]] = []  # made once, and only if a cell needs it
-                steps = [to_json(step) for step in recipe.steps]
-                for label, tuning in self.tunings.items():
-                    if name not in (recipes or [name]) or label not in (deltas or [label]):
-                        continue
-                    with suppress(NotCached):
-                        full = self.full_tuned(seed) if plan.baseline and plan.data else {}
-                        parts = {"zero_shot": zero, "full_tuned": full}
-                        parts["emulator_zero_shot"] = self.emulator(recipe, seed, offer)
-                        tuned = self.tuned(recipe, tuning, seed, offer) if plan.data else {}
-                        if plan.healed and plan.data:
-                            parts["healed"] = self.healed(recipe, seed, offer)
-                        cell = (name, label, seed)
-                        extra = {"recipe_steps": steps}
-                        yield make_row(plan, self.identity, cell, metric, parts, tuned, extra)
+    def run(self) -> Iterator[Row]:
+        """Every row of the plan, cached or computed now."""
+        for seed, recipe, delta in product(self.plan.seeds, self.recipes, self.tunings):
+            with suppress(NotCached):
+                yield self.row(recipe, delta, seed)
 
-    def emulator(
-        self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
-    ) -> dict[str, Any]:
-        """Make an offer and score its emulator."""
+    def row(self, recipe: str, delta: str, seed: int) -> Row:
+        """The row of one recipe, delta and seed.
 
-        def compute() -> dict[str, Any]:
-            passes = [self.learned(training, seed) for training in recipe.trainings]
-            with measured(self.device) as cost:
-                offer.append(self.make_offer(recipe, seed))
-            cost["seconds"] += sum(one["seconds"] for one in passes)
-            made, record = offer[0]
-            entry = record.offers[0]
-            return {
-                **self.score(made.model), **cost, "verbatim": record.verbatim,
-                "importance": passes[0]["scores"] if passes else None,
-                "bytes_offer": offer_bytes(made), "bytes_model": record.model_bytes,
-                "positions": entry.middle, "adapter": entry.adapter, "blocks": entry.total,
-                "bytes_middle": middle_bytes(made) / max(1, middle_bytes_full(self.model, entry)),
-            }  # fmt: skip
-
-        return self.cell({"stage": "offer", **recipe.key(seed)}, compute)
-
-    def tuned(
-        self, recipe: Recipe, tuning: Tuning, seed: int, offer: list[tuple[Offer, Record]]
-    ) -> dict[str, Any]:
-        """Tune one delta through the emulator, plug it, and score both."""
-        options = replace(self.options, seed=seed)
-        key = {"stage": "tuned", **recipe.key(seed), **method_key(tuning, self.model)}
-
-        def compute() -> dict[str, Any]:
-            if not offer:
-                offer.append(self.make_offer(recipe, seed))
-            made, record = offer[0]
-            assert self.data.private is not None
-            rows = self.load(self.data.private, made.model)
-            with measured(self.device) as cost:
-                tuned = run_tune(
-                    made, rows, tuning.method, options=options, task=self.task,
-                    reach=tuning.reach, device=self.device,
-                )  # fmt: skip
-            delta = tuned.delta
-            if self.exchange is not None and finite(tuned.model):
-                name = f"{slug(self.recipes, recipe)}-{slug(self.tunings, tuning)}"
-                delta.save(self.exchange / f"delta-{name}-{seed}")
-                delta = Delta.load(delta.folder, require_signature=False)  # type: ignore[arg-type]
-            return {
-                "emulator_tuned": self.score(tuned.model),
-                "plug_in": self.plugged(delta, record),
-                "bytes_delta": tuned.delta.bytes, "trainable": tuned.trainable,
-                "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
-                "history": list(tuned.history.points), **cost,
-            }  # fmt: skip
-
-        return self.cell({**key, "options": options_key(options, self.model)}, compute)
-
-    def plugged(self, delta: Delta, record: Record) -> dict[str, Any]:
-        """The score of the full model with a delta; unknown where the offer's bounds refuse it."""
-        try:
-            return self.score(merge_delta(self.model, delta, record))
-        except OutOfBounds:
-            return {"value": None}
-
-    def zero_shot(self) -> dict[str, Any]:
-        """The score of the full model as it is."""
-        return self.cell({"stage": "zero_shot"}, lambda: self.score(self.model))
-
-    def full_tuned(self, seed: int) -> dict[str, Any]:
-        """The baseline: every weight of the full model tuned on the private data."""
-        return self.every_weight({"stage": "full_tuned"}, seed, lambda: self.model)
-
-    def healed(
-        self, recipe: Recipe, seed: int, offer: list[tuple[Offer, Record]]
-    ) -> dict[str, Any]:
-        """Every weight of an offer tuned on the private data, by a tuner who keeps it."""
-
-        def emulator() -> Any:
-            if not offer:
-                offer.append(self.make_offer(recipe, seed))
-            return offer[0][0].model
-
-        return self.every_weight({"stage": "healed", **recipe.key(seed)}, seed, emulator)
-
-    def every_weight(
-        self, key: Mapping[str, Any], seed: int, model: Callable[[], Any]
-    ) -> dict[str, Any]:
-        """Tune every weight of a model at each rate of the plan; the outcome of the best one."""
-
-        def run(options: TrainOptions) -> dict[str, Any]:
-            assert self.data.private is not None
-            copied = trainable(model())
-            rows = self.load(self.data.private, copied)
-            with measured(self.device) as cost:
-                history = tune_all(
-                    copied, rows, self.task, options, self.device, f"{key['stage']}, {options.lr:g}"
-                )
-            return {**self.score(copied), "history": list(history.points), **cost}
-
-        tried = {}
-        for lr in self.plan.full_lr:
-            options = replace(self.options, seed=seed, lr=lr)
-            named = {**key, "options": options_key(options, self.model)}
-            tried[lr] = self.cell(named, partial(run, options))
-        return best_rate(tried, self.task.higher_is_better)
-
-    def make_offer(self, recipe: Recipe, seed: int) -> tuple[Offer, Record]:
-        """The offer of one recipe and seed."""
-        passes = {training: self.learned(training, seed) for training in recipe.trainings}
-        scores = passes[recipe.trainings[0]]["scores"] if passes else None  # by the first pass
-        adapter = recipe.adapter(len(get_blocks(self.model)), scores).adapter
-        steps = [
-            replace(step, learned=passes[step.training]["folder"])
-            if isinstance(step, LayerReplace) and step.learned is None
-            else step
-            for step in recipe.steps
-        ]
-        made, record = make_offer(
-            self.model, adapter=adapter, recipe=steps, data=self.public_rows(), task=self.public,
-            processor=self.processor, seed=seed, reach=self.plan.reach,
-            name=Path(self.plan.model).name,
-        )  # fmt: skip
-        if self.exchange is not None:
-            made.save(folder := self.exchange / f"offer-{slug(self.recipes, recipe)}-{seed}")
-            made = Offer.load(folder, require_signature=False)  # its record is saved beside it
-        return made, record
-
-    def learned(self, training: Training, seed: int) -> dict[str, Any]:
-        """One LayerReplace pass per seed, which all ScaleOT recipes that train alike share.
-
-        Its seconds are counted in full for every offer that is made from it.
+        Raises:
+            NotCached: a cell of it is missing, and nothing is to be computed.
         """
-        key = {"stage": "learned", "seed": seed, "training": asdict(training)}
-        folder = self.folder / "learned" / self.name(key)
-        if not folder.exists():  # the outcome without the harmonizers is of no use
-            (self.folder / "cells" / f"{self.name(key)}.json").unlink(missing_ok=True)
+        plan, offer = self.plan, Cell("offer", seed, recipe)
+        parts = {"zero_shot": self.outcome(Cell("zero_shot"))}
+        trains = plan.data is not None
+        parts["full_tuned"] = self.best("full_tuned", seed) if plan.baseline and trains else {}
+        parts["emulator_zero_shot"] = self.outcome(offer)
+        tuned = self.outcome(Cell("tuned", seed, recipe, delta)) if trains else {}
+        if plan.healed and trains:
+            parts["healed"] = self.best("healed", seed, recipe)
+        extra = {"recipe_steps": [to_json(step) for step in self.recipes[recipe].steps]}
+        metric = (self.setting.task.metric, self.setting.task.higher_is_better)
+        return make_row(plan, self.identity, (recipe, delta, seed), metric, parts, tuned, extra)
 
-        def compute() -> dict[str, Any]:
-            with measured(self.device) as cost:
-                split = Split((0,), len(get_blocks(self.model)))
-                frozen = self.model.requires_grad_(False)
-                context = Context(frozen, split, self.public, self.public_rows(), seed)
-                found = learn(context, training)
-            if not finite(found.harmonizers):
-                raise OffsiteError("LayerReplace diverged; give its step a lower lr or eta.")
-            if not folder.exists():
-                found.save(folder)
-            return {"scores": found.scores, **cost}
+    def best(self, stage: Stage, seed: int, recipe: str = "") -> dict[str, Any]:
+        """The outcome of tuning every weight at the best rate of the plan."""
+        tried = {lr: self.outcome(Cell(stage, seed, recipe, lr=lr)) for lr in self.plan.full_lr}
+        return best_rate(tried, self.setting.task.higher_is_better)
 
-        return {**self.cell(key, compute), "folder": str(folder)}
+    def missing(self) -> CellGraph:
+        """The cells that are still to be computed, each after those of them that it needs.
 
-    def public_rows(self) -> Any:
-        """The owner's calibration rows; None where the plan has no such data."""
-        return None if self.data.public is None else self.load(self.data.public, self.model)
+        A finished cell is missing again if others need what it left on disk, and it is gone.
+        """
+        found: CellGraph = {}
+        for cell, needs in reversed(plan_cells(self.plan).items()):
+            wanted = any(cell in needs for needs in found.values())
+            if not self.path(cell).exists() or (wanted and not self.left(cell)):
+                found[cell] = needs
+        return dict(reversed(found.items()))
 
-    def load(self, data: TaskData, model: Any) -> Any:
-        """Rows of a data set, made once for each set of classes a model may have."""
-        key = (id(data), labels_of(model))
-        if key not in self.rows:
-            self.rows[key] = data.rows(self.processor, model)
-        return self.rows[key]
+    def left(self, cell: Cell) -> bool:
+        """Whether what a finished cell leaves for others is on disk, if it leaves anything."""
+        if cell.stage == "learned":
+            return self.pass_folder(cell).is_dir()
+        folder = self.emulator_folder(cell.recipe, cell.seed)
+        return folder is None or (folder / emulators.OFFER).is_dir()
 
-    def score(self, model: Any) -> dict[str, Any]:
-        """The task's evaluation of a model, as JSON; a head for other classes starts fresh."""
-        rows = self.load(self.data.evaluation, model)
-        labels = self.task.labels(rows)
-        if labels and not same_classes(labels_of(model), labels):
-            model = copy.deepcopy(model)
-            give_head(model, labels)
-        if not finite(model):
-            return {"value": None}
-        result: Evaluation = self.task.evaluate(model.to(self.device), rows)
-        return asdict(result)
+    def do(self, cell: Cell) -> None:
+        """Compute a cell of :meth:`missing`, and leave what others need of it on disk."""
+        if cell.stage == "offer":
+            self.emulator(cell.recipe, cell.seed)
+        self.outcome(cell)
 
-    def cell(self, key: Mapping[str, Any], compute: Any) -> dict[str, Any]:
-        """The cached outcome for a key, computed and written on first use."""
-        path = self.folder / "cells" / f"{self.name(key)}.json"
-        if path.exists():
+    def outcome(self, cell: Cell) -> dict[str, Any]:
+        """The outcome of a cell, computed and written on first use.
+
+        Raises:
+            NotCached: it is missing, and nothing is to be computed.
+        """
+        path = self.path(cell)
+        if path.exists() and (cell.stage != "learned" or self.left(cell)):
             found: dict[str, Any] = read_json(path)
         elif self.cached:
             raise NotCached
         else:
-            parts = (self.identity | Identity.of(**key)).parts
-            found = {"key": parts, "outcome": known(compute())}
+            parts = (self.identity | Identity.of(**self.key(cell))).parts
+            found = {"key": parts, "outcome": known(self.compute(cell))}
             found["environment"] = environment()
             write_file(path, json.dumps(found, allow_nan=False) + "\n")
         self.environments.append(found["environment"])
         return found["outcome"]  # type: ignore[no-any-return]
 
-    def name(self, key: Mapping[str, Any]) -> str:
-        """The hash of everything an outcome depends on."""
-        return (self.identity | Identity.of(**key)).digest
+    def compute(self, cell: Cell) -> Mapping[str, Any]:
+        """What a cell finds out, whether it is known already or not."""
+        setting, options = self.setting, replace(self.setting.options, seed=cell.seed)
+        if cell.stage == "zero_shot":
+            return setting.score(setting.model)
+        if cell.training is not None:
+            return stages.learn_pass(setting, cell.training, cell.seed, self.pass_folder(cell))
+        if cell.stage == "full_tuned":
+            options = replace(options, lr=cell.lr)
+            return stages.tune_every_weight(setting, setting.model, options, str(cell))
+        made = self.emulator(cell.recipe, cell.seed)
+        if cell.stage == "offer":
+            passes = self.passes(cell.recipe, cell.seed).values()
+            scores = next((one["scores"] for one in passes), None)
+            return stages.score_offer(setting, made, scores)
+        if cell.stage == "healed":
+            options = replace(options, lr=cell.lr)
+            return stages.tune_every_weight(setting, made.offer.model, options, str(cell))
+        tuning = self.tunings[cell.delta]
+        folder = None
+        if self.exchange is not None:
+            named = slug(self.recipes, self.recipes[cell.recipe]), slug(self.tunings, tuning)
+            folder = self.exchange / f"delta-{'-'.join(named)}-{cell.seed}"
+        return stages.tune_and_plug(setting, made, tuning, options, folder)
+
+    def emulator(self, recipe: str, seed: int) -> Emulator:
+        """The emulator of one recipe and seed: the last one used, from disk, or made now."""
+        if self.last is None or self.last[0] != (recipe, seed):
+            self.last = None  # its memory is free before the next takes some
+
+            def make() -> Emulator:
+                passes = self.passes(recipe, seed)
+                return stages.make_emulator(self.setting, self.recipes[recipe], seed, passes)
+
+            folder = self.emulator_folder(recipe, seed)
+            made = make() if folder is None else emulators.kept(folder, make)
+            if self.exchange is not None:
+                name = f"offer-{slug(self.recipes, self.recipes[recipe])}-{seed}"
+                made = emulators.sent(made, self.exchange / name)
+            self.last = ((recipe, seed), made)
+        return self.last[1]
+
+    def emulator_folder(self, recipe: str, seed: int) -> Path | None:
+        """Where an emulator is kept; None for one that is not: it is quickly made again."""
+        chosen = self.recipes[recipe]
+        if self.exchange is not None or not emulators.worth_keeping(chosen):
+            return None
+        model = self.setting.loaded
+        name = emulators.emulator_name(self.identity, self.plan, chosen, seed, model)
+        return self.folder / "emulators" / name
+
+    def passes(self, recipe: str, seed: int) -> stages.Passes:
+        """The LayerReplace passes of a recipe, which all recipes that train alike share.
+
+        Their seconds are counted in full for every offer that is made from them.
+        """
+        cells = {t: Cell("learned", seed, training=t) for t in self.recipes[recipe].trainings}
+        return {
+            training: {**self.outcome(cell), "folder": str(self.pass_folder(cell))}
+            for training, cell in cells.items()
+        }
+
+    def pass_folder(self, cell: Cell) -> Path:
+        """Where the harmonizers of a LayerReplace pass are kept."""
+        return self.folder / "learned" / self.path(cell).stem
+
+    def key(self, cell: Cell) -> dict[str, Any]:
+        """What the outcome of a cell depends on, beside what all cells of the plan do."""
+        options = partial(replace, self.setting.options, seed=cell.seed)
+        key: dict[str, Any] = {"stage": cell.stage}
+        if cell.training is not None:
+            return {**key, "seed": cell.seed, "training": asdict(cell.training)}
+        if cell.recipe:
+            key |= self.recipes[cell.recipe].key(cell.seed)
+        if cell.delta:
+            key |= method_key(self.tunings[cell.delta], self.setting.loaded)
+            key["options"] = options_key(options(), self.setting.loaded)
+        if cell.lr is not None:
+            key["options"] = options_key(options(lr=cell.lr), self.setting.loaded)
+        return key
+
+    def path(self, cell: Cell) -> Path:
+        """The file of a cell, named by the hash of everything that its outcome depends on."""
+        name = (self.identity | Identity.of(**self.key(cell))).digest
+        return self.folder / "cells" / f"{name}.json"

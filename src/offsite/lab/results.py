@@ -12,6 +12,7 @@ from offsite.files import write_file
 from offsite.lab.checking import check_plan
 from offsite.lab.environment import merged
 from offsite.lab.lab import Lab
+from offsite.lab.parallel import compute_all
 from offsite.lab.plan import Plan
 from offsite.report import tables
 from offsite.report.summary import summary
@@ -25,15 +26,23 @@ def run_plans(
     device: str | None,
     cached: bool = False,
     *,
+    jobs: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Run plans with their cells under ``out``; ``say`` is told of every row that is done.
+    """Run plans with their cells under ``out``.
+
+    Args:
+        cached: compute nothing.
+        jobs: how many cells to compute at once, each in a process of its own.
+        say: is told of every row that is done.
 
     Returns:
         The rows, and the environments that their cells were computed in, as one.
     """
     rows, environments = [], []
     checked = [check_plan(plan) for plan in plans]  # the last is not to fail hours later
+    if jobs > 1 and not cached:
+        compute_all(plans, checked, out, device, jobs)
     for plan, data in zip(plans, checked, strict=True):
         lab = Lab(plan, out, device, cached=cached, data=data)
         for row in lab.run():

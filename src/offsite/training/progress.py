@@ -17,3 +17,8 @@ def track(items: Iterable[Any], text: str, total: int | None = None) -> Any:
 def say(text: str) -> None:
     """One line on standard error that leaves the bars whole."""
     tqdm.write(text, file=sys.stderr)
+
+
+def counter(total: int, text: str) -> Any:
+    """A bar on standard error to update by hand; silent when that is no terminal."""
+    return tqdm(total=total, desc=text, disable=None)
