@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks
+from offsite.model.packed import pack, packed_linear, unpack
 
 
 class _Spec(BaseModel):
@@ -129,9 +130,8 @@ class LowRankLinear(nn.Module):
 class QuantisedLinear(nn.Module):
     """Weight-only integer linear layer, symmetric round-to-nearest per group of inputs.
 
-    ``codes`` is int8 of shape (outputs, inputs) at 8 bits, or uint8 of (outputs, inputs / 2) at 4
-    bits (even input in the low nibble, stored plus 8); ``scales`` is (outputs, inputs / group).
-    Both are frozen buffers; activations stay in their own dtype.
+    ``codes`` and ``scales`` are what :func:`~offsite.model.packed.pack` gives. Both are frozen
+    buffers, and stay packed while a model trains; activations stay in their own dtype.
     """
 
     codes: torch.Tensor
@@ -162,26 +162,14 @@ class QuantisedLinear(nn.Module):
 
     def store(self, weight: torch.Tensor) -> None:
         """Quantise a float weight of shape (outputs, inputs) into this layer."""
-        top = 2 ** (self.bits - 1) - 1
-        groups = weight.detach().float().view(self.out_features, -1, self.group)
-        scales = groups.abs().amax(-1).clamp_min(1e-12) / top
-        codes = (groups / scales[..., None]).round().clamp(-top, top).flatten(1).to(torch.int8)
-        if self.bits == 4:
-            nibbles = (codes + 8).to(torch.uint8)
-            codes = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
-        self.codes, self.scales = codes, scales.to(weight.dtype)
+        self.codes, self.scales = pack(weight, self.bits, self.group)
 
     def dequantised(self) -> torch.Tensor:
         """The weight it stands for, (outputs, inputs), in the dtype of the scales."""
-        codes = self.codes
-        if self.bits == 4:
-            pair = torch.stack((codes & 15, codes >> 4), dim=-1)
-            codes = pair.view(self.out_features, self.in_features).to(torch.int8) - 8
-        groups = codes.view(*self.scales.shape, self.group).to(self.scales.dtype)
-        return (groups * self.scales[..., None]).flatten(1)
+        return unpack(self.codes, self.scales)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(inputs, self.dequantised().to(inputs.dtype), self.bias)
+        return packed_linear(inputs, self.codes, self.scales, self.bias)
 
 
 def build(spec: Any) -> nn.Module:
