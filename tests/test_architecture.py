@@ -113,3 +113,18 @@ def test_files_stay_readable() -> None:
     long = {str(p.relative_to(SOURCE)): n for p, n in sizes.items() if n > 300}
     assert not long, long
     assert sorted(sizes.values())[len(sizes) // 2] <= 150
+
+
+def lines_of_functions(folder: Path) -> dict[str, int]:
+    """Lines of every function below a folder, with its signature and docstring."""
+    return {
+        f"{path.relative_to(SOURCE)}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_commands_are_short() -> None:
+    long = {name: n for name, n in lines_of_functions(SOURCE / "cli").items() if n > 60}
+    assert not long, long

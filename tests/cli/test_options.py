@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from offsite.cli import options as o
+from offsite.cli.groups import field_help
 from offsite.lab.experiment import UNUSED
-from offsite.training.options import TrainOptions, field_help
+from offsite.training.options import TrainOptions
 from tests.support import Run
 from tests.support.pages import COMMANDS
 
@@ -23,8 +24,8 @@ LEFT_OUT: dict[str, set[str]] = {
 
 
 def test_every_field_has_help() -> None:
-    assert list(field_help()) == FIELDS
-    for words in field_help().values():
+    assert list(field_help(TrainOptions)) == FIELDS
+    for words in field_help(TrainOptions).values():
         assert words[0].isupper() and words.endswith(".") and "`" not in words
 
 
@@ -36,7 +37,7 @@ def test_every_field_is_an_option(name: str) -> None:
         if field.name in options:
             default = options[field.name].default
             assert (tuple(default) if isinstance(default, list) else default) == field.default
-            assert getattr(options[field.name], "help", "") == field_help()[field.name]
+            assert getattr(options[field.name], "help", "") == field_help(TrainOptions)[field.name]
 
 
 def test_a_lab_leaves_out_what_has_no_effect_in_it() -> None:

@@ -22,6 +22,7 @@ from offsite.cli import (
     owner,
     prompts,
     research,
+    score,
     sweep,
     trust,
     tuner,
@@ -75,7 +76,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
         "model/ --data news.txt --data mail.txt --out decoder.safetensors",
     ),
     (TUNER, tuner.tune, "tune", "offer/ --data private.txt --delta lora:rank=8 --out delta/"),
-    (BOTH, research.score, "score", "offer/ tuned/ --data test.txt"),
+    (BOTH, score.score, "score", "offer/ tuned/ --data test.txt"),
     (
         BOTH,
         research.lab,

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.training import training_options
+from offsite.cli.groups import grouped
+from offsite.cli.shared import DpOptions
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
+if TYPE_CHECKING:
+    from offsite.audit.delta import DeltaAudit
+    from offsite.audit.offer import Margin
+    from offsite.audit.recovered import OfferAudit
+
 audit_app = typer.Typer(no_args_is_help=True, help="Measure what an offer or a delta reveals.")
 check_app = typer.Typer(no_args_is_help=True, help="Look for what is odd before you trust it.")
+Offered = Annotated[Path, typer.Argument(help="Folder of the offer.")]
+PublicBase = Annotated[
+    str | None, typer.Option(help="A public model that yours may be a fine-tune of.")
+]
+StandIn = Annotated[
+    str | None, typer.Option(help="A stand-in for the tuner's data, for the margin.")
+]
+FullModel = Annotated[
+    str | None, typer.Option(help="Full model, where you have it, to look through the plug-in.")
+]
 
 
 @audit_app.command(
@@ -22,17 +38,13 @@ check_app = typer.Typer(no_args_is_help=True, help="Look for what is odd before 
     "public.txt",
 )
 def audit_offer(
-    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    offer: Offered,
     model: Annotated[str, typer.Option(help="Folder or hub name of the full model.")],
     record: Annotated[Path, typer.Option(help="The private record made with the offer.")],
     data: Annotated[str, typer.Option(help="Public data, which attackers have too.")],
     earlier: o.Earlier = None,
-    public_base: Annotated[
-        str | None, typer.Option(help="A public model that yours may be a fine-tune of.")
-    ] = None,
-    private_data: Annotated[
-        str | None, typer.Option(help="A stand-in for the tuner's data, for the margin.")
-    ] = None,
+    public_base: PublicBase = None,
+    private_data: StandIn = None,
     private_eval: Annotated[str | None, typer.Option(help="Such data to score on.")] = None,
     tokens: o.AttackTokens = o.ATTACK_TOKENS,
     rates: o.AttackRates = o.ATTACK_RATES,
@@ -70,7 +82,17 @@ def audit_offer(
         full, made, private, rows(data), kind, device=where, effort=effort, earlier=others,
         base=base, say=o.note,
     )  # fmt: skip
+    margin = None
+    if private_data is not None and private_eval is not None:
+        seen, unseen = rows(private_data), rows(private_eval, False)
+        margin = audit_margin(full, made, private, seen, unseen, kind, device=where, effort=effort)
     result: dict[str, Any] = {**asdict(found), "recovered": found.best.recovered}
+    result |= {"margin": asdict(margin)} if margin else {}
+    o.emit(result, json, offer_lines(offer, found, margin))
+
+
+def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> list[str]:
+    """What attackers recover of an offer, the best one first."""
     lines = [
         f"[bold]{offer}[/]  {found.metric}: full model {found.full:.4f}, as shipped "
         f"{found.shipped:.4f}",
@@ -81,39 +103,30 @@ def audit_offer(
         f"  recovered    {found.best.recovered:.1%} of the distance, by: {found.best.name} (at "
         "least; a better attacker gets more)",
     ]
-    if private_data is not None and private_eval is not None:
-        margin = audit_margin(
-            full, made, private, rows(private_data), rows(private_eval, False), kind, device=where,
-            effort=effort,
-        )  # fmt: skip
-        result["margin"] = asdict(margin)
+    if margin is not None:
         lines.append(
             f"  margin       {margin.margin:.4f} (plug-in {margin.plug_in:.4f}, best attacker "
             f"{margin.attacker:.4f}, equal data and steps)"
         )
-    o.emit(result, json, lines)
+    return lines
 
 
 @audit_app.command(
     "delta", epilog="Example: offsite audit delta offer/ --data private.txt --delta lora:rank=8"
 )
-@training_options(leave_out=("patience", "save_every", "eval_every", "report_to", "head_lr"))
+@grouped(leave_out=("patience", "save_every", "eval_every", "report_to", "head_lr"))
 def audit_delta(
-    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    offer: Offered,
     data: Annotated[str, typer.Option(help="The private text: paragraphs, or .jsonl lines.")],
     delta: Annotated[str, typer.Option(help="What would be tuned, such as lora:rank=8.")] = "full",
-    model: Annotated[
-        str | None, typer.Option(help="Full model, where you have it, to look through the plug-in.")
-    ] = None,
+    model: FullModel = None,
     record: Annotated[Path | None, typer.Option(help="The record that belongs to it.")] = None,
     canaries: Annotated[int, typer.Option(help="Secrets put into the data.", min=3, max=999)] = 30,
-    dp_epsilon: o.DpEpsilon = None,
-    dp_delta: o.DpDelta = 1e-5,
-    dp_clip: o.DpClip = 1.0,
     max_length: o.MaxLength = o.MAX_LENGTH,
     device: o.Device = None,
     json: o.Json = False,
     *,
+    dp: DpOptions,
     training: TrainOptions,
 ) -> None:
     """Tune on half of your data and say what can be read from the delta before you send one."""
@@ -126,7 +139,6 @@ def audit_delta(
     from offsite.exchange.record import Record
     from offsite.model.checkpoint import load_model, pick_device
     from offsite.owner.plugging import merge_delta
-    from offsite.training.dp import PrivacyBudget
 
     if (model is None) != (record is None):
         raise OffsiteError("To look through the plug-in, give both --model and --record.")
@@ -136,18 +148,15 @@ def audit_delta(
         full = load_model(model, private.auto_class)
         plug = partial(merge_delta, full, record=private)
     found = audit(
-        Offer.load(offer),
-        data,
-        method,
-        options=training,
-        max_length=max_length,
-        device=pick_device(device),
-        budget=None if dp_epsilon is None else PrivacyBudget(dp_epsilon, dp_delta, dp_clip),
-        plug=plug,
-        full=full,
-        canaries=canaries,
-    )
-    lines = [
+        Offer.load(offer), data, method, options=training, max_length=max_length,
+        device=pick_device(device), budget=dp.budget(), plug=plug, full=full, canaries=canaries,
+    )  # fmt: skip
+    o.emit(asdict(found), json, delta_lines(delta, canaries, found))
+
+
+def delta_lines(delta: str, canaries: int, found: DeltaAudit) -> list[str]:
+    """What can be read from a delta, one line for each model that it is looked at through."""
+    return [
         f"[bold]{delta}[/]  tuned on {found.members} texts and {canaries} secrets; "
         f"{found.others} texts not seen",
         *(
@@ -160,12 +169,11 @@ def audit_delta(
         ),
         "  An AUC of 0.5 and an exposure of about 1 are what guessing gives.",
     ]
-    o.emit(asdict(found), json, lines)
 
 
 @check_app.command("offer", epilog="Example: offsite check offer offer/")
 def check_offer(
-    offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
+    offer: Offered,
     json: o.Json = False,
 ) -> None:
     """Look for neurons and tokenizers that are made to read your data; status 1 if any."""

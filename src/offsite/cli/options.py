@@ -87,6 +87,16 @@ Jobs = Annotated[
         help="Cells to compute at once, each in a process of its own, over all GPUs.", min=1
     ),
 ]
+Calibration = Annotated[str | None, typer.Option(help="The owner's own data.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")]
+Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
+Learned = Annotated[
+    str | None, typer.Option(help="Folder of a LayerReplace pass ('offsite importance --learn').")
+]
+Decoder = Annotated[
+    Path | None,
+    typer.Option(help="A prompt decoder ('offsite prompt-decoder'), or an offer that has it."),
+]
 BatchSize = Annotated[int, typer.Option(help="Rows per step.", min=1)]
 
 NO_EFFECT_IN_LAB = ("seed", "save_every", "eval_every", "patience")

@@ -9,11 +9,21 @@ from typing import Any
 from offsite.cli.options import describe
 from offsite.deltas import method_text
 from offsite.scores.scores import DERIVED, TITLES, Scores
+from offsite.scores.settings import private_settings, settings_of
+from offsite.tasks.data import TaskData
+from offsite.tasks.task import Task
 from offsite.tuner.tuning import Tuned
 
 
-def tuned_json(tuned: Tuned, out: Path) -> dict[str, Any]:
-    """What became of a tuning run."""
+def tuned_json(
+    tuned: Tuned, out: Path, task: Task, test: TaskData | None, details: bool
+) -> dict[str, Any]:
+    """What became of a tuning run.
+
+    Args:
+        test: the data that it was scored on, if it was.
+        details: tell what describes that data too.
+    """
     manifest, history = tuned.delta.manifest, tuned.history
     dp = {} if manifest.dp is None else {"dp": manifest.dp.model_dump()}
     result = {
@@ -30,12 +40,15 @@ def tuned_json(tuned: Tuned, out: Path) -> dict[str, Any]:
         "history": history.points,
         **dp,
     }
-    if tuned.evaluation is None:
+    if tuned.evaluation is None or test is None:
         return result
-    return result | {
+    return {
+        **result,
         "scores": {"emulator_tuned": tuned.evaluation.value},
         "metric": tuned.evaluation.metric,
         "higher_is_better": tuned.evaluation.higher_is_better,
+        **settings_of(task),
+        **(private_settings(test, tuned.evaluation.count) if details else {}),
     }
 
 

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.owner import Model
-from offsite.cli.training import training_options
+from offsite.cli.groups import grouped
 from offsite.training.options import TrainOptions
 
 
-@training_options(leave_out=("head_lr", "patience", "eval_every"))
+@grouped(leave_out=("head_lr", "patience", "eval_every"))
 def prompt_decoder(
-    model: Model,
+    model: o.Model,
     data: Annotated[
         list[str],
         typer.Option(help="Public data of one task, PATH or TASK=PATH; give two or more."),
@@ -50,31 +49,18 @@ def prompt_decoder(
         tasks.append((kind, read_data(kind, path, train=True)))
     work = work_folder(out, resume)
     tensors = learn_decoder(
-        model,
-        tasks,
-        length=length,
-        dim=dim,
-        hidden=hidden,
-        options=training,
-        device=device,
-        work=work,
-        resume=resume,
-    )
+        model, tasks, length=length, dim=dim, hidden=hidden, options=training, device=device,
+        work=work, resume=resume,
+    )  # fmt: skip
     if not main_process():
         return
     group = SideTensors("prompt_decoder", tensors)
     save_side(group, out)
     finish_work(work)
-    result = {
-        "decoder": str(out),
-        "dim": dim,
-        "length": length,
-        "bytes": group.bytes,
-        "tasks": len(tasks),
-    }
+    sizes = {"dim": dim, "length": length, "bytes": group.bytes, "tasks": len(tasks)}
     lines = [
         f"[bold]{out}[/]  prompt decoder learnt on {len(tasks)} tasks",
         f"  turns        {dim} numbers into {length} vectors, {group.bytes:,} bytes",
         f"  ship it      offsite offer {model} --prompt-decoder {out} ...",
     ]
-    o.emit(result, json, lines)
+    o.emit({"decoder": str(out), **sizes}, json, lines)

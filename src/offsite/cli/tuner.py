@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.training import training_options
+from offsite.cli.groups import grouped
+from offsite.cli.shared import DpOptions, Machine
+from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from offsite.deltas.method import Method
 
 Private = Annotated[
     str | None, typer.Option(help="Your private data; default what the task file names.")
 ]
 PrivateTest = Annotated[str | None, typer.Option(help="Private data to score on.")]
-Method = Annotated[
+MethodText = Annotated[
     str,
     typer.Option(
         help="What to tune ('offsite deltas' lists them): lora:rank=8, or lora+bitfit for both."
@@ -28,28 +34,25 @@ OfferTask = Annotated[str | None, typer.Option(help="Kind of data; default the o
 delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools.")
 
 
-@training_options()
+@grouped()
 def tune(
     offer: Annotated[Path, typer.Argument(help="Folder of the offer.")],
     out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
     data: Private = None,
     eval_data: PrivateTest = None,
-    delta: Method = "full",
+    delta: MethodText = "full",
     option: MethodOption = None,
     reach: o.Reach = "adapter",
     task: OfferTask = None,
     max_length: o.MaxLength = o.MAX_LENGTH,
     skip_bad: o.SkipBad = False,
-    dp_epsilon: o.DpEpsilon = None,
-    dp_delta: o.DpDelta = 1e-5,
-    dp_clip: o.DpClip = 1.0,
     resume: o.Resume = False,
     require_signature: o.RequireSignature = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
     details: o.Details = False,
     json: o.Json = False,
     *,
+    dp: DpOptions,
+    machine: Machine,
     training: TrainOptions,
 ) -> None:
     """Tune the adapter of an offer on private data and write the delta."""
@@ -58,16 +61,11 @@ def tune(
     import torch
 
     from offsite.cli.present import tuned_json, tuned_lines
-    from offsite.deltas import method_json, parse_method
-    from offsite.errors import OffsiteError
     from offsite.exchange.manifest import OfferManifest, parse_reach, read_manifest
     from offsite.exchange.offer import Offer
     from offsite.files import check_free
-    from offsite.model.checkpoint import parse_dtype
-    from offsite.scores.settings import private_settings, settings_of
     from offsite.tasks import load_task
     from offsite.tasks.data import find_source, need_source, prepare_all, read_data
-    from offsite.training.dp import PrivacyBudget
     from offsite.training.processes import main_process
     from offsite.training.resume import finish_work, work_folder
     from offsite.tuner.tuning import run_tune
@@ -77,42 +75,39 @@ def tune(
     kind = load_task(name, max_length=max_length, skip_bad=skip_bad)
     private = read_data(kind, need_source(kind, data, "train"), train=True)
     test = read_data(kind, find_source(kind, eval_data, "test"))
-    method = parse_method(method_json(delta, option or ()))
-    if training.lr is not None and method.kind == "head":
-        raise OffsiteError(
-            "With --delta head only the head is trained; set its rate with --head-lr instead of "
-            "--lr."
-        )
-
-    held = parse_dtype(dtype)
+    method, dtype = method_for(delta, option, training), machine.precision()
     ready = partial(prepare_all, (private, test))
     loaded = Offer.load(
         offer, dtype=torch.float32, before=ready, require_signature=require_signature
     )
     work = work_folder(out, resume)
     tuned = run_tune(
-        loaded,
-        private,
-        method,
-        options=training,
-        eval_data=test,
-        task=kind,
-        reach=parse_reach(reach),
-        device=device,
-        dtype=held,
-        budget=None if dp_epsilon is None else PrivacyBudget(dp_epsilon, dp_delta, dp_clip),
-        work=work,
+        loaded, private, method, options=training, eval_data=test, task=kind, dtype=dtype,
+        reach=parse_reach(reach), device=machine.device, budget=dp.budget(), work=work,
         resume=resume,
-    )
+    )  # fmt: skip
     if not main_process():
         return
     tuned.delta.save(out)
     finish_work(work)
-    result = tuned_json(tuned, out)
-    if test is not None and tuned.evaluation is not None:
-        more = private_settings(test, tuned.evaluation.count) if details else {}
-        result |= settings_of(kind) | more
-    o.emit(result, json, tuned_lines(tuned, out))
+    o.emit(tuned_json(tuned, out, kind, test, details), json, tuned_lines(tuned, out))
+
+
+def method_for(delta: str, option: Sequence[str] | None, training: TrainOptions) -> Method:
+    """The method as it was typed.
+
+    Raises:
+        OffsiteError: no such method, or a rate that it does not use.
+    """
+    from offsite.deltas import method_json, parse_method
+
+    method = parse_method(method_json(delta, option or ()))
+    if training.lr is not None and method.kind == "head":
+        raise OffsiteError(
+            "With --delta head only the head is trained; set its rate with --head-lr instead of "
+            "--lr."
+        )
+    return method
 
 
 @delta_app.command("import", epilog="Example: offsite delta import offer/ adapter/ --out delta/")

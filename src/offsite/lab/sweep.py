@@ -7,6 +7,7 @@ the like.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,10 @@ from offsite.model.split import AdapterRule
 from offsite.report.bars import check_picture
 
 PURPOSE = "The picture of the frontier"
+NO_POINT = (
+    "There is no frontier: full fine-tuning gained nothing over zero-shot, so no share of it can "
+    "be recovered; tune for more steps or on data nearer to --eval-data."
+)
 
 
 def grid(
@@ -133,6 +138,28 @@ def front(found: Sequence[Point]) -> list[Point]:
         if not best or point.margin > best[-1].margin:
             best.append(point)
     return best
+
+
+def parse_target(text: str | None) -> dict[str, float] | None:
+    """An owner's wish: ``recovered=0.85,margin=0.25,bytes=0.5``; all but the first may be left out.
+
+    Raises:
+        OffsiteError: another form.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    try:
+        wish = {key.strip(): float(value) for key, value in pairs}
+    except ValueError:
+        wish = {}
+    known = {"recovered"} <= set(wish) <= {"recovered", "margin", "bytes"}
+    if not known or len(wish) < len(pairs) or not all(map(math.isfinite, wish.values())):
+        raise OffsiteError(
+            f"'{text}' is not a target; write recovered=SHARE,margin=NUMBER,bytes=SHARE, such as "
+            "recovered=0.85,margin=0.25,bytes=0.5 (margin in the metric's own unit)."
+        )
+    return wish
 
 
 def choose(

@@ -146,6 +146,18 @@ class Scores:
         return cls(found.metric, found.higher_is_better, **known, verbatim=found.verbatim)
 
 
+def check_role(role: str | None, paths: int) -> None:
+    """Refuse a name that is not that of a score, or one name for several paths.
+
+    Raises:
+        OffsiteError: saying which.
+    """
+    if role is not None and role not in KEYS:
+        raise OffsiteError(f"'{role}' is not a score; choose one of: {', '.join(KEYS)}.")
+    if role is not None and paths > 1:
+        raise OffsiteError("--as names the score of a single path; score the paths one at a time.")
+
+
 def mean(scores: Iterable[Scores]) -> Scores:
     """The mean of every number that all of them have."""
     rows = list(scores)

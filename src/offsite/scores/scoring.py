@@ -1,9 +1,11 @@
-"""Which of the six scores a path stands for, and the model to score."""
+"""Scoring a path: which of the six scores it stands for, its model, and the score."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from offsite.model.checkpoint import load_model
 from offsite.model.configuration import load_config
 from offsite.model.processor import load_processor
 from offsite.owner.serving import load_plugged
-from offsite.tasks.task import Task
+from offsite.scores.harness import harness_scores
+from offsite.scores.settings import settings_of
+from offsite.tasks.data import TaskData, prepare_all
+from offsite.tasks.task import Evaluation, Task
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,67 @@ class Scored:
     key: str
     model: Any
     processor: Any
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How models are scored.
+
+    Attributes:
+        task: the kind of data.
+        test: the data to score on; None where the harness fetches its own.
+        device: where to score.
+        harness: the name of the task in lm-eval, which then scores; None for the task's own
+            evaluation.
+        base: the full model that an attached plug-in runs on.
+        batch_size: rows at a time.
+        max_length: tokens that the harness lets a model read at once; None for as many as it can.
+        dtype: precision to score in.
+    """
+
+    task: Task
+    test: TaskData | None
+    device: torch.device
+    harness: str | None = None
+    base: str | None = None
+    batch_size: int = 16
+    max_length: int | None = None
+    dtype: torch.dtype | None = torch.float32
+
+    def facts(self) -> dict[str, Any]:
+        """What a score depends on beside the model, to be written beside it."""
+        facts = {"task": self.harness} if self.test is None else settings_of(self.task)
+        return facts if self.harness is None else {**facts, "max_length": self.max_length}
+
+    def score(self, path: str, role: str | None = None) -> tuple[str, Evaluation]:
+        """The score of what lies at ``path``, under ``role`` or the key that it stands for.
+
+        Raises:
+            OffsiteError: nothing that can be scored, data that does not fit the model, or a model
+                whose outputs are not finite.
+        """
+        found = load_scored(
+            path, self.task, self.dtype, self.base, partial(prepare_all, (self.test,))
+        )
+        result = self.evaluate(found.model.to(self.device), found.processor)
+        if not math.isfinite(result.value):
+            raise OffsiteError(
+                f"The outputs of '{path}' are not numbers, so it has no score; compute in another "
+                "precision (--dtype float32), or tune it again with a lower learning rate."
+            )
+        return role or found.key, result
+
+    def evaluate(self, model: Any, processor: Any) -> Evaluation:
+        """The score of a model in memory."""
+        if self.harness is not None:
+            tasks = [self.harness] if self.test is None else {self.harness: self.test}
+            found = harness_scores(
+                model, processor, tasks, batch_size=self.batch_size, max_length=self.max_length
+            )
+            return found[self.harness]
+        assert self.test is not None
+        rows = self.test.rows(processor, model)
+        return self.task.evaluate(model, rows, batch_size=self.batch_size)
 
 
 def load_scored(

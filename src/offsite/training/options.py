@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,14 +102,3 @@ class TrainOptions:
     def identity(self) -> dict[str, Any]:
         """The options that have a part in the result, as JSON."""
         return {key: value for key, value in asdict(self).items() if key not in IDLE}
-
-
-def field_help() -> dict[str, str]:
-    """The docstring's words about each field, as help for the command line."""
-    text = inspect.getdoc(TrainOptions) or ""
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text.split("Attributes:")[1], re.M)
-    plain = {name: re.sub(r"\s+", " ", words) for name, words in entries}
-    return {
-        name: re.sub(r"``(\w+)``", lambda m: f"--{m[1].replace('_', '-')}", words)
-        for name, words in plain.items()
-    }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from offsite.compress.distill import Distill
-from offsite.compress.recipe import Recipe
 from offsite.errors import OffsiteError
-from offsite.model.checkpoint import Checkpoint
-from offsite.model.split import AdapterRule, example_split
+
+if TYPE_CHECKING:
+    from offsite.compress.recipe import Recipe
+    from offsite.model.checkpoint import Checkpoint
+    from offsite.model.split import AdapterRule
 
 DEFAULT = 0.5  # share of the middle's bytes where nothing says how much may leave
 COPIES = ("int8", "int4", "noise")  # presets that, without a budget, keep every block
@@ -72,6 +74,10 @@ class RecipeOptions:
             OffsiteError: options that contradict each other or have no effect, an unknown preset,
                 or nothing that says how much of the middle leaves.
         """
+        from offsite.compress.distill import Distill
+        from offsite.compress.recipe import Recipe
+        from offsite.model.split import example_split
+
         if self.keep is not None and self.budget is not None:
             raise OffsiteError(
                 "--keep and --budget both say how much of the middle leaves; use one."

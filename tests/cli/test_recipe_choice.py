@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from offsite.cli.choice import COPIES, RecipeOptions
 from offsite.compress import Align, Drop, Quantise
-from offsite.compress.choice import COPIES, RecipeOptions
 from offsite.compress.recipe import Recipe
 from offsite.errors import OffsiteError
 from offsite.model.checkpoint import Checkpoint

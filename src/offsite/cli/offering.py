@@ -1,0 +1,151 @@
+"""The stages of ``offsite offer``: its data, its recipe, and what is said of the offer made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offsite.audit.gate import Gate
+from offsite.audit.recovered import OfferAudit
+from offsite.cli import options as o
+from offsite.cli.choice import RecipeOptions
+from offsite.compress.recipe import Recipe
+from offsite.compress.scaleot.step import resolve_adapter
+from offsite.compress.step import check_data
+from offsite.exchange.manifest import now
+from offsite.exchange.offer import Offer
+from offsite.exchange.record import Record
+from offsite.lab.measure import folder_bytes, offer_bytes
+from offsite.model.checkpoint import Checkpoint
+from offsite.model.split import Adapter, parse_adapter
+from offsite.owner.judgement import judge_emulator
+from offsite.owner.offering import check_record
+from offsite.report.structure import spell
+from offsite.tasks.data import TaskData, find_source, prepare_all, read_data
+from offsite.tasks.task import Task
+
+Said = tuple[dict[str, Any], list[str]]  # for --json, and in lines for people
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """The owner's data: to compress with, and to score on."""
+
+    own: TaskData | None
+    test: TaskData | None
+
+    @classmethod
+    def read(cls, task: Task, data: str | None, eval_data: str | None) -> DataSets:
+        """Read both, where they are given or named by a task file.
+
+        Raises:
+            OffsiteError: missing or malformed data; file and line are named.
+        """
+        own = read_data(task, find_source(task, data, "train"), train=True)
+        return cls(own, read_data(task, find_source(task, eval_data, "test")))
+
+    def to_score(self) -> TaskData | None:
+        """What to score on; a folder of one's own data may have a part for it."""
+        if self.test is not None or self.own is None:
+            return self.test
+        return read_data(self.own.task, str(self.own.source))
+
+
+def open_model(name: str, task: Task, data: DataSets, gate: Gate | None) -> Checkpoint:
+    """The model by its name, once every data set is known to fit it; no weight is read.
+
+    Raises:
+        OffsiteError: no such model, or an example that it cannot read.
+    """
+    full = Checkpoint.of(name, task.auto_class)
+    sets = (data.own, data.test, gate.data if gate else None)
+    if any(one is not None for one in sets):
+        prepare_all(sets, full.processor, full.config)
+    return full
+
+
+def decide(
+    choice: RecipeOptions, full: Checkpoint, adapter: str, own: TaskData | None, record: Path
+) -> tuple[Recipe, Adapter]:
+    """The recipe and the adapter of an offer; a default and the cost of each step are said.
+
+    Raises:
+        OffsiteError: options that contradict each other, data that is missing, or a record that
+            belongs to another model.
+    """
+    rule = parse_adapter(adapter)
+    recipe = choice.choose(full, rule, own is not None)
+    if notice := choice.notice(own is not None):
+        o.note(notice)
+    recipe.check_learned(choice.learned)
+    check_data(recipe.steps, own)
+    check_record(record, full)
+    for line in recipe.cost(own.task.max_length if own is not None else None):
+        o.note(line)
+    return recipe, resolve_adapter(rule, choice.learned, full)
+
+
+def expiry(days: int | None) -> datetime | None:
+    """When an offer that is good for so many days stops being good; None for never."""
+    return None if days is None else now() + timedelta(days=days)
+
+
+def attacked(found: OfferAudit | None) -> Said:
+    """What attackers recovered of an offer."""
+    if not found:
+        return {}, []
+    best = found.best
+    line = f"  recovered    {best.recovered:.1%}, by: {best.name}"
+    return {"recovered": best.recovered}, [line]
+
+
+def scored(made: Offer, data: TaskData | None, device: torch.device) -> Said:
+    """The score of the emulator before tuning, and a warning where it hardly works."""
+    result: dict[str, Any] = {}
+    lines, zero_shot = [], None
+    if data is not None:
+        rows = data.rows(made.processor, made.model)
+        zero_shot = data.task.evaluate(made.model.to(device), rows)
+        result = {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
+        lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
+    if warning := judge_emulator(made.model, zero_shot):
+        result["warning"] = warning
+        lines.append(f"  [bold]warning[/]      {warning}")
+    return result, lines
+
+
+def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
+    """What is said of an offer that was written."""
+    everything, entry = Record.load(path), private.offers[0]
+    size = offer_bytes(made)
+    result: dict[str, Any] = {
+        "offer": str(out),
+        "record": str(path),
+        "id": made.manifest.id,
+        "bytes_offer": size,
+        "bytes_model": private.model_bytes,
+        "bytes_folder": folder_bytes(out),
+        "adapter": entry.adapter,
+        "middle": entry.middle,
+        "recipe": entry.recipe,
+        "verbatim": private.verbatim,
+        "verbatim_so_far": everything.verbatim,
+    }
+    lines = [
+        f"[bold]{out}[/]  offer {made.manifest.id[:8]} of {made.manifest.model_name}",
+        f"  blocks       adapter {spell(entry.adapter)}, middle {len(entry.middle)} of "
+        f"{entry.total - len(entry.adapter)}",
+        f"  bytes        {size:,} of the model's {private.model_bytes:,} "
+        f"({size / private.model_bytes:.1%})",
+        f"  verbatim     {private.verbatim:.1%} of the parameters leave as they are",
+    ]
+    if len(everything.offers) > 1:
+        lines.append(
+            f"  so far       {everything.verbatim:.1%} over {len(everything.offers)} offers"
+        )
+    lines.append(f"  record       {path} (private: keep it, never send it)")
+    return result, lines
