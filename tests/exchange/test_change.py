@@ -22,7 +22,7 @@ from offsite.lab.stages import plugged
 from offsite.owner.plugging import place
 from offsite.owner.writing import write_plugged
 from offsite.tuner.importing import import_peft
-from offsite.tuner.tuning import private_copy
+from offsite.tuner.preparing import private_copy
 from tests.support.models import language_model
 
 

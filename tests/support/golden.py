@@ -23,7 +23,7 @@ from offsite.exchange.offer import Offer
 from offsite.model.split import ends
 from offsite.model.tensors import save_tensors
 from offsite.owner.offering import make_offer
-from offsite.tuner.tuning import private_copy
+from offsite.tuner.preparing import private_copy
 from tests.support.models import language_model
 
 GOLDEN = Path(__file__).parents[1] / "exchange" / "golden"

@@ -20,7 +20,7 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
 from offsite.tuner.importing import import_peft
-from offsite.tuner.tuning import private_copy
+from offsite.tuner.preparing import private_copy
 from tests.support.models import inputs_for, language_model, output_of
 
 LEAVES = ["q_proj", "down_proj"]

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,13 @@ from offsite.training.watch import Watch
 
 @dataclass(frozen=True)
 class History:
-    """What a training run did: steps and points, and of its last sitting seconds and mean loss."""
+    """What a training run did.
+
+    Attributes:
+        steps: optimiser steps from the start.
+        seconds, loss: time and mean loss since the last resume.
+        points: ``step`` with ``loss`` or ``eval_loss``, from the start.
+    """
 
     steps: int
     seconds: float
@@ -84,12 +90,8 @@ def train(
         raise OffsiteError("There is nothing to train: no parameter requires gradients.")
     if options.patience and eval_data is None:
         raise OffsiteError("Early stopping needs evaluation data; give it with --eval-data.")
-    checkpoint = newest_checkpoint(work) if work and resume and work.is_dir() else None
-    if resume and (work is None or not work.is_dir()):
-        raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
-    batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
-    each = math.ceil(math.ceil(len(data) / batch) / options.accumulate)  # type: ignore[arg-type]
-    total = options.steps or max(1, math.ceil(each * options.epochs))
+    checkpoint = _checkpoint(work) if resume else None
+    total = _steps(options, len(data))  # type: ignore[arg-type]
     options = fitted(options, device)
     compiling = options.compile
     if compiling is None:
@@ -126,13 +128,34 @@ def train(
             f"Interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; "
             "run the same command with --resume to go on."
         )
-    points = tuple(
+    points, seconds = _points(trainer.state.log_history), result.metrics["train_runtime"]
+    return History(trainer.state.global_step, seconds, result.training_loss, points)
+
+
+def _checkpoint(work: Path | None) -> Path | None:
+    """The newest checkpoint that verifies; None to begin at the start.
+
+    Raises:
+        OffsiteError: there is no folder of an interrupted run.
+    """
+    if work is None or not work.is_dir():
+        raise OffsiteError(f"There is nothing to resume in '{work}'; run without --resume.")
+    return newest_checkpoint(work)
+
+
+def _steps(options: TrainOptions, rows: int) -> int:
+    """Optimiser steps of a run over so many rows, which all processes share."""
+    batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    each = math.ceil(math.ceil(rows / batch) / options.accumulate)
+    return options.steps or max(1, math.ceil(each * options.epochs))
+
+
+def _points(log: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], ...]:
+    """The losses of a run by their step."""
+    return tuple(
         {key: float(value) for key, value in point.items() if key in ("step", "loss", "eval_loss")}
-        for point in trainer.state.log_history
+        for point in log
         if "loss" in point or "eval_loss" in point
-    )
-    return History(
-        trainer.state.global_step, result.metrics["train_runtime"], result.training_loss, points
     )
 
 

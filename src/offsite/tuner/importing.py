@@ -17,7 +17,7 @@ from offsite.exchange.offer import Offer
 from offsite.files import read_json, shown
 from offsite.model.blocks import block_of, get_blocks
 from offsite.model.tensors import load_tensors
-from offsite.tuner.tuning import private_copy, tuned_blocks
+from offsite.tuner.preparing import private_copy, tuned_blocks
 
 READ = ("r", "lora_alpha", "use_dora", "use_rslora", "peft_type", "bias", "init_lora_weights")
 IDLE = (  # say where an adapter sits, how it was trained or who made it, not what it computes

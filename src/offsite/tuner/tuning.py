@@ -5,9 +5,8 @@ This path needs nothing but the offer: it never imports the compressors or the o
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,24 @@ from offsite.codec import to_json
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
-from offsite.exchange.delta import Delta, check_labels, check_options, new_delta
-from offsite.exchange.manifest import Reach, now
+from offsite.exchange.delta import Delta, new_delta
+from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
-from offsite.model.blocks import alias, assemble, get_blocks
-from offsite.model.checkpoint import DTYPES as COMPUTED
+from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import pick_device
-from offsite.model.heads import give_head, head_tensors, labels_of, set_head
-from offsite.model.kind import kind_of_task
-from offsite.model.tensors import TORCH, describe
-from offsite.tasks.data import identity_of, rows_of
+from offsite.model.heads import labels_of, set_head
+from offsite.model.tensors import TORCH
+from offsite.tasks.data import identity_of
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.dp import PrivacyBudget, train_dp
 from offsite.training.guarantee import Guarantee
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
-from offsite.training.precision import choose, held
+from offsite.training.precision import held
 from offsite.training.resume import same_run
-from offsite.training.train import History, train, with_lr
+from offsite.training.train import History, train
+from offsite.tuner.preparing import Prepared, check_usable, prepare, settle
 
 
 @dataclass(frozen=True)
@@ -118,158 +116,80 @@ def run_tune(
     """
     method, task = method or Full(), task or CausalText()
     check_usable(offer, task)
-    asked = options or TrainOptions()
-    device = pick_device(None if device is None else str(device))
-    precision = choose(asked.precision or ("float32" if budget else None), dtype, device)
-    frozen = dtype or COMPUTED[precision]
-    options = replace(with_lr(asked, method.lr), precision=precision)
-    blocks = tuned_blocks(offer, method, reach)
-    model = private_copy(offer, blocks)
-    counted = task if budget is None else one_example_a_row(task, resume)
-    rows = rows_of(counted, data, offer.processor, model, train=True)
-    check_labels(labels := task.labels(rows))
-    give_head(model, labels)
-    eval_rows = rows_of(task, eval_data, offer.processor, model, train=False)
-    torch.manual_seed(options.seed)
-    attached = method.attach(model, blocks)
-    head = head_tensors(model)
-    for parameter in head.values():
-        parameter.requires_grad_(True)
-    rates: list[tuple[Iterable[nn.Parameter], float]] = [(head.values(), options.head_lr)]
-    rates += attached.rates if asked.lr is None else []
-    fits_contract(attached, offer)
-
-    def run() -> Identity:
-        return Identity.of(
-            offer=offer.manifest.id,
-            method=to_json(method),
-            reach=reach,
-            data=identity_of(data),
-            eval_data=identity_of(eval_data),
-            task=task.identity(),
-            dtype=str(frozen),
-            options=options.identity(),
-        )
-
-    dp: Guarantee | None = None
-    runner = attached.model
-    trainable = sum(p.numel() for p in runner.parameters() if p.requires_grad)
-    home = next(offer.model.parameters())
-    try:
-        with (
-            held(runner, frozen, device),
-            same_run(None if budget else work, run, resume),
-        ):
-            if budget is None:
-                history = train(
-                    runner, rows, loss=task.loss, collate=task.collate, options=options,
-                    rates=rates, device=device, eval_data=eval_rows, work=work, resume=resume,
-                )  # fmt: skip
-            else:
-                history, dp = train_dp(
-                    runner, rows, loss=task.loss, collate=task.collate, options=options,
-                    budget=budget, rates=rates, device=device,
-                )  # fmt: skip
-            tensors = rounded(attached.tensors(), offer)
-            attached.load(tensors)  # score what travels, not what was more precise
-            new = rounded(head, offer)
-            set_head(head, new)
-        changed = drop_unchanged(tensors, offer) | new
-        own = [p for i in offer.manifest.adapter for p in get_blocks(model)[i].parameters()]
-        for parameter in (*own, *head.values()):
-            parameter.data = parameter.data.to(home.dtype)
-        evaluation = None if eval_rows is None else task.evaluate(runner.to(device), eval_rows)
-    finally:
-        runner.to(home.device)  # its frozen blocks are the offer's own
-    delta = new_delta(
-        offer.manifest,
-        changed,
-        to_json(method),
-        peft_config=attached.peft_config(),
-        head=tuple(new),
-        labels=labels_of(model) if new else (),
-        reach=reach,
-        dp=dp,
-    )
-    return Tuned(delta, attached, history, evaluation, trainable)
-
-
-def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
-    """The blocks of the emulator to tune.
-
-    Raises:
-        OffsiteError: all of them, where the offer or the method does not allow that.
-    """
-    if reach == "adapter":
-        return offer.manifest.adapter
-    if offer.manifest.contract.reach != "all":
-        raise OffsiteError(
-            "This offer lets only its adapter blocks change; leave out --reach all, or ask the "
-            "model's owner for an offer that was made with --reach all."
-        )
-    if not method.reaches:
-        raise OffsiteError(
-            f"The method '{method.kind}' cannot tune all blocks with these options; use lora "
-            "without dora, or leave out --reach all."
-        )
-    return tuple(range(len(get_blocks(offer.model))))
-
-
-def one_example_a_row(task: Task, resume: bool) -> Task:
-    """The task with rows that differential privacy can count.
-
-    Raises:
-        OffsiteError: a run that is to be resumed.
-    """
-    if resume:
+    if budget is not None and resume:
         raise OffsiteError(
             "A run with differential privacy is not saved on its way, so it cannot be resumed; run "
             "it again without --resume."
         )
-    return task.one_by_one()
+    asked, device = options or TrainOptions(), pick_device(None if device is None else str(device))
+    options, frozen = settle(asked, method, dtype, device, budget is not None)
+    ready = prepare(
+        offer, data, eval_data, method, task, options=options, own_rates=asked.lr is None,
+        reach=reach, one_by_one=budget is not None,
+    )  # fmt: skip
+
+    def run() -> Identity:
+        return Identity.of(
+            offer=offer.manifest.id, method=to_json(method), reach=reach, data=identity_of(data),
+            eval_data=identity_of(eval_data), task=task.identity(), dtype=str(frozen),
+            options=options.identity(),
+        )  # fmt: skip
+
+    runner, home = ready.attached.model, next(offer.model.parameters())
+    trainable = ready.trainable
+    try:
+        with held(runner, frozen, device), same_run(None if budget else work, run, resume):
+            history, dp = fit(ready, task, options, budget, device, work, resume)
+            changed, head = what_travels(ready, offer)
+        to_dtype(ready, offer, home.dtype)
+        evaluation = None
+        if ready.eval_rows is not None:
+            evaluation = task.evaluate(runner.to(device), ready.eval_rows)
+    finally:
+        runner.to(home.device)  # its frozen blocks are the offer's own
+    delta = new_delta(
+        offer.manifest, changed, to_json(method), peft_config=ready.attached.peft_config(),
+        head=head, labels=labels_of(ready.model) if head else (), reach=reach, dp=dp,
+    )  # fmt: skip
+    return Tuned(delta, ready.attached, history, evaluation, trainable)
 
 
-def fits_contract(attached: Attached, offer: Offer) -> None:
-    """Refuse, before any training, what the offer's owner would refuse after it.
+def fit(
+    ready: Prepared, task: Task, options: TrainOptions, budget: PrivacyBudget | None,
+    device: torch.device, work: Path | None, resume: bool,
+) -> tuple[History, Guarantee | None]:  # fmt: skip
+    """Train what is prepared; with a budget, also say which guarantee the run has."""
+    runner, rows = ready.attached.model, ready.rows
+    if budget is not None:
+        return train_dp(
+            runner, rows, loss=task.loss, collate=task.collate, options=options, budget=budget,
+            rates=ready.rates, device=device,
+        )  # fmt: skip
+    history = train(
+        runner, rows, loss=task.loss, collate=task.collate, options=options, rates=ready.rates,
+        device=device, eval_data=ready.eval_rows, work=work, resume=resume,
+    )  # fmt: skip
+    return history, None
 
-    Raises:
-        OffsiteError: more bytes than the offer lets return, or options that are out of all measure.
+
+def what_travels(ready: Prepared, offer: Offer) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The tensors of the delta in the offer's precision, and the names of those of a head.
+
+    The tuned model then holds these tensors too: what is scored is what travels.
     """
-    entries = describe(attached.tensors())
-    size, limit = sum(e.bytes for e in entries.values()), offer.manifest.contract.max_bytes
-    if size > limit:
-        raise OffsiteError(
-            f"The delta would have {size} bytes of tensors, but the offer lets {limit} return; use "
-            "a lower rank, size or length."
-        )
-    check_options(to_json(attached.method), entries)
+    tensors = rounded(ready.attached.tensors(), offer)
+    ready.attached.load(tensors)
+    head = rounded(ready.head, offer)
+    set_head(ready.head, head)
+    return drop_unchanged(tensors, offer) | head, tuple(head)
 
 
-def check_usable(offer: Offer, task: Task) -> None:
-    """Refuse an expired offer, or one for another kind of data."""
-    expires = offer.manifest.expires
-    if expires is not None and expires < now():
-        raise OffsiteError(
-            f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
-        )
-    if task.auto_class != kind_of_task(offer.manifest.task).auto_class:
-        raise OffsiteError(
-            f"The offer is for the task '{offer.manifest.task}', which data for '{task.name}' does "
-            "not fit."
-        )
-
-
-def private_copy(offer: Offer, tuned: Sequence[int] = ()) -> nn.Module:
-    """The offer's model with adapter blocks of its own in float32, so that tuning leaves it alone.
-
-    Other ``tuned`` blocks have modules of their own around the offer's tensors; all else is shared.
-    """
-    blocks = list(get_blocks(offer.model))
-    for index in {*tuned, *offer.manifest.adapter}:
-        own = index in offer.manifest.adapter
-        blocks[index] = copy.deepcopy(blocks[index]).float() if own else alias(blocks[index])
-    copied: nn.Module = assemble(offer.model, blocks, range(len(blocks)))
-    return copied
+def to_dtype(ready: Prepared, offer: Offer, dtype: torch.dtype) -> None:
+    """Hold the adapter blocks and a head in the offer's own precision again."""
+    blocks = get_blocks(ready.model)
+    own = [p for i in offer.manifest.adapter for p in blocks[i].parameters()]
+    for parameter in (*own, *ready.head.values()):
+        parameter.data = parameter.data.to(dtype)
 
 
 def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:

@@ -98,22 +98,16 @@ def learn_decoder(
     fingerprint = model_fingerprint(runner)
 
     def run() -> Identity:
+        given = [{"task": task.identity(), "data": identity_of(data)} for task, data in tasks]
         return Identity.of(
-            model=fingerprint,
-            length=length,
-            dim=dim,
-            hidden=hidden,
-            tasks=[{"task": task.identity(), "data": identity_of(data)} for task, data in tasks],
-            processor=processor_identity(processor),
-            options=options.identity(),
-        )
+            model=fingerprint, length=length, dim=dim, hidden=hidden, tasks=given,
+            processor=processor_identity(processor), options=options.identity(),
+        )  # fmt: skip
 
     target = pick_device(None if device is None else str(device))
     freeze(runner.to(target))
     torch.manual_seed(options.seed)
-    table = runner.get_input_embeddings()
-    start = table(torch.randint(0, len(table.weight), (length,)).to(target))
-    prompts = TaskPrompts(len(tasks), dim, hidden, start.detach())
+    prompts = TaskPrompts(len(tasks), dim, hidden, random_prompt(runner, length, target))
     remove = add_prompt(runner, prompts)
 
     def collate(batch: Sequence[tuple[int, Any]]) -> dict[str, torch.Tensor]:
@@ -136,6 +130,14 @@ def learn_decoder(
     finally:
         remove()
     return {name: prompts.get_parameter(name).detach().float().cpu() for name in TENSORS}
+
+
+def random_prompt(model: Any, length: int, device: torch.device) -> torch.Tensor:
+    """Embeddings of random tokens, ``(length, hidden size)``, for prompts to start from."""
+    table = model.get_input_embeddings()
+    tokens = torch.randint(0, len(table.weight), (length,)).to(device)
+    start: torch.Tensor = table(tokens).detach()
+    return start
 
 
 def balanced(tasks: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> Any:

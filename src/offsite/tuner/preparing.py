@@ -1,0 +1,168 @@
+"""Everything that a tuning run needs before its first step: checks, rows, and what is tuned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.codec import to_json
+from offsite.deltas.method import Attached, Method
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import check_labels, check_options
+from offsite.exchange.manifest import Reach, now
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import alias, assemble, get_blocks
+from offsite.model.checkpoint import DTYPES as COMPUTED
+from offsite.model.heads import give_head, head_tensors
+from offsite.model.kind import kind_of_task
+from offsite.model.tensors import describe
+from offsite.tasks.data import rows_of
+from offsite.tasks.task import Task
+from offsite.training.options import TrainOptions
+from offsite.training.precision import choose
+from offsite.training.train import with_lr
+
+Rates = list[tuple[Iterable[nn.Parameter], float]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A tuning run that is ready to train.
+
+    Attributes:
+        model: the tuner's own copy of the emulator.
+        attached: the method on it, and the model that runs with it.
+        head: the tensors of a classifier head, which is tuned with every method.
+        rates: parameters that have a learning rate of their own.
+        rows, eval_rows: what to tune and to score on.
+    """
+
+    model: nn.Module
+    attached: Attached
+    head: Mapping[str, nn.Parameter]
+    rates: Rates
+    rows: Any
+    eval_rows: Any
+
+    @property
+    def trainable(self) -> int:
+        """How many parameters are tuned."""
+        return sum(p.numel() for p in self.attached.model.parameters() if p.requires_grad)
+
+
+def prepare(
+    offer: Offer, data: Any, eval_data: Any, method: Method, task: Task, *,
+    options: TrainOptions, own_rates: bool, reach: Reach, one_by_one: bool,
+) -> Prepared:  # fmt: skip
+    """Make rows, and attach the method to a copy of the emulator.
+
+    Args:
+        own_rates: whether parts of a method may have learning rates of their own.
+        one_by_one: make each example a row, which differential privacy can count.
+
+    Raises:
+        OffsiteError: unusable data, a method that does not fit the blocks, or a reach that the
+            offer or the method does not allow.
+    """
+    blocks = tuned_blocks(offer, method, reach)
+    model = private_copy(offer, blocks)
+    counted = task.one_by_one() if one_by_one else task
+    rows = rows_of(counted, data, offer.processor, model, train=True)
+    check_labels(labels := task.labels(rows))
+    give_head(model, labels)
+    eval_rows = rows_of(task, eval_data, offer.processor, model, train=False)
+    torch.manual_seed(options.seed)
+    attached = method.attach(model, blocks)
+    head = head_tensors(model)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    rates: Rates = [(head.values(), options.head_lr)]
+    rates += attached.rates if own_rates else []
+    fits_contract(attached, offer)
+    return Prepared(model, attached, head, rates, rows, eval_rows)
+
+
+def settle(
+    asked: TrainOptions,
+    method: Method,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    private: bool,
+) -> tuple[TrainOptions, torch.dtype]:
+    """The options with every default filled in, and the precision of the frozen weights.
+
+    Args:
+        dtype: of the frozen weights, where it was chosen.
+        private: whether the run is differentially private, which by default is in float32.
+    """
+    precision = choose(asked.precision or ("float32" if private else None), dtype, device)
+    return replace(with_lr(asked, method.lr), precision=precision), dtype or COMPUTED[precision]
+
+
+def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
+    """The blocks of the emulator to tune.
+
+    Raises:
+        OffsiteError: all of them, where the offer or the method does not allow that.
+    """
+    if reach == "adapter":
+        return offer.manifest.adapter
+    if offer.manifest.contract.reach != "all":
+        raise OffsiteError(
+            "This offer lets only its adapter blocks change; leave out --reach all, or ask the "
+            "model's owner for an offer that was made with --reach all."
+        )
+    if not method.reaches:
+        raise OffsiteError(
+            f"The method '{method.kind}' cannot tune all blocks with these options; use lora "
+            "without dora, or leave out --reach all."
+        )
+    return tuple(range(len(get_blocks(offer.model))))
+
+
+def fits_contract(attached: Attached, offer: Offer) -> None:
+    """Refuse, before any training, what the offer's owner would refuse after it.
+
+    Raises:
+        OffsiteError: more bytes than the offer lets return, or options that are out of all measure.
+    """
+    entries = describe(attached.tensors())
+    size, limit = sum(e.bytes for e in entries.values()), offer.manifest.contract.max_bytes
+    if size > limit:
+        raise OffsiteError(
+            f"The delta would have {size} bytes of tensors, but the offer lets {limit} return; use "
+            "a lower rank, size or length."
+        )
+    check_options(to_json(attached.method), entries)
+
+
+def check_usable(offer: Offer, task: Task) -> None:
+    """Refuse an expired offer, or one for another kind of data."""
+    expires = offer.manifest.expires
+    if expires is not None and expires < now():
+        raise OffsiteError(
+            f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
+        )
+    if task.auto_class != kind_of_task(offer.manifest.task).auto_class:
+        raise OffsiteError(
+            f"The offer is for the task '{offer.manifest.task}', which data for '{task.name}' does "
+            "not fit."
+        )
+
+
+def private_copy(offer: Offer, tuned: Sequence[int] = ()) -> nn.Module:
+    """The offer's model with adapter blocks of its own in float32, so that tuning leaves it alone.
+
+    Other ``tuned`` blocks have modules of their own around the offer's tensors; all else is shared.
+    """
+    blocks = list(get_blocks(offer.model))
+    for index in {*tuned, *offer.manifest.adapter}:
+        own = index in offer.manifest.adapter
+        blocks[index] = copy.deepcopy(blocks[index]).float() if own else alias(blocks[index])
+    copied: nn.Module = assemble(offer.model, blocks, range(len(blocks)))
+    return copied
