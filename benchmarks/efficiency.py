@@ -187,6 +187,7 @@ def device_name() -> str:
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", default=list(SHAPES))

@@ -146,6 +146,7 @@ def measure(hidden: int, blocks: int, keep: int, shard: int, slack: int) -> dict
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--blocks", type=int, default=10)

@@ -95,6 +95,7 @@ def rows_of(where: str, batch: int) -> tuple[str, ...]:
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--hidden", type=int, default=2048)

@@ -47,6 +47,7 @@ def unwrap(book: str) -> str:
 
 
 def train_tokenizer(books: list[str]) -> TokenizersBackend:
+    """A byte-level BPE tokenizer of the books."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -82,6 +83,7 @@ def prepare(data: Path, prepared: Path) -> None:
 
 
 def new_model() -> LlamaForCausalLM:
+    """The model with random weights."""
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -105,10 +107,12 @@ def new_model() -> LlamaForCausalLM:
 
 
 def head_loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the targets, in nats per token."""
     return F.cross_entropy((hidden @ head.T).float().flatten(0, 1), targets.flatten())
 
 
 def save(model: LlamaForCausalLM, prepared: Path, out: Path) -> None:
+    """Write the model in bfloat16 with its tokenizer."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (out / name).write_bytes((prepared / name).read_bytes())
@@ -127,6 +131,7 @@ def held_out_loss(folder: Path, tokens: Tensor) -> float:
 
 
 def train(args: argparse.Namespace, device: str) -> None:
+    """Pretrain the model, save it now and then, and say its held-out loss."""
     torch.manual_seed(args.seed)
     with np.load(args.prepared / "tokens.npz") as arrays:
         tokens = torch.from_numpy(arrays["train"].astype(np.int64)).to(device)

@@ -46,6 +46,7 @@ class SkipSome:
 
 
 def new_model() -> ViTForImageClassification:
+    """The model with random weights."""
     config = ViTConfig(
         hidden_size=64,
         num_hidden_layers=12,
@@ -92,6 +93,7 @@ def accuracy(
 
 
 def train(args: argparse.Namespace, device: str) -> None:
+    """Pretrain the model and save it."""
     torch.manual_seed(args.seed)
     digits = Digits.read(args.mnist, "owner", device)
     model = new_model().to(device).train()

@@ -37,7 +37,6 @@ ONCE = Effort((128,), (1e-3,), TrainOptions(batch_size=8))
 @pytest.fixture(scope="module")
 def trained(tokenizer: Any) -> Any:
     """A tiny model that has learnt its text, so that there is something to recover."""
-
     from offsite.training.train import train
 
     model = language_model("llama")

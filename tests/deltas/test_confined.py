@@ -36,7 +36,7 @@ FAMILIES: dict[str, Any] = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["lora", "vera", "ia3", "full", "masking"])
 def test_only_the_given_blocks_are_trained(family: str, kind: str) -> None:
-    """peft turns layers named like fused experts into parameters of all blocks (peft 3711)."""
+    """Peft turns layers named like fused experts into parameters of all blocks (peft 3711)."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family])
     path = block_path(model)

@@ -178,8 +178,11 @@ def test_gradients_reach_every_number(name: str, family: str) -> None:
 
 
 def allowed_dead(key: str) -> float:
-    """Key biases shift all scores of a softmax alike, a norm forgets a common shift (one frequency
-    in twenty), and a unit behind a relu may sleep."""
+    """How many parameters may have no gradient.
+
+    Key biases shift all scores of a softmax alike, a norm forgets a common shift (one frequency in
+    twenty), and a unit behind a relu may sleep.
+    """
     if key.endswith("bias"):
         return 1.01
     return 0.5 if ".fc" in key else 0.06

@@ -52,9 +52,7 @@ class OfferAudit:
 
 @dataclass(frozen=True)
 class Scale:
-    """What shares are measured against: the metric of the full model, of the offer as shipped, and
-    of random weights.
-    """
+    """What shares are measured against: the full model, the offer as shipped, random weights."""
 
     full: float
     shipped: float

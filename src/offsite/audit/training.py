@@ -78,8 +78,9 @@ class Bench:
 
     @classmethod
     def of(cls, rows: Any, task: Task, device: torch.device, effort: Effort) -> Bench:
-        """A bench on rows of the task: every tenth to validate, every tenth to test, at most
-        ``MOST`` each; the rest to fit.
+        """A bench on rows of the task.
+
+        Every tenth row validates and every tenth tests, at most ``MOST`` each; the rest fit.
 
         Raises:
             OffsiteError: fewer than ``FEWEST`` rows.

@@ -26,8 +26,10 @@ class OutOfBounds(OffsiteError):
 def make_contract(
     model: nn.Module, path: str, adapter: Sequence[int], reach: Reach = "adapter"
 ) -> Contract:
-    """What a delta may bring back: tensors of the adapter blocks, within generous bounds, and, for
-    an image model, a classifier head. With ``reach`` ``all`` the bounds are those of all blocks.
+    """What a delta may bring back: tensors of the adapter blocks, within generous bounds.
+
+    For an image model that includes a classifier head. With ``reach`` ``all`` the bounds are those
+    of all blocks.
     """
     blocks = get_blocks(model)
     tensors = {

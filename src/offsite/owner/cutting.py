@@ -59,6 +59,7 @@ def cut_checkpoint(
     seed: int,
     dtype: torch.dtype | None,
 ) -> Cut:
+    """A checkpoint cut by reading only the blocks that the recipe needs."""
     skeleton = checkpoint.skeleton
     split = make_split(adapter, checkpoint.total)
     kept, rest = plan(recipe, split.middle, seed)
@@ -82,6 +83,7 @@ def cut_checkpoint(
 
 
 def cut_module(model: nn.Module, adapter: Adapter) -> Cut:
+    """A model in memory, cut; its blocks are shared, not copied."""
     split = make_split(adapter, len(get_blocks(model)))
     native = next(model.parameters()).dtype
     return Cut(

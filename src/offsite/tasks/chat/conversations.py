@@ -1,5 +1,7 @@
-"""Instruction data: lines of ``{"messages": [{"role", "content"}, ...]}``, through the tokenizer's
-own chat template; only what the assistant says is trained on and scored.
+"""Instruction data: lines of ``{"messages": [{"role", "content"}, ...]}``.
+
+They pass through the tokenizer's own chat template; only what the assistant says is trained on and
+scored.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def render(messages: Messages, processor: Any, where: str, *, answering: bool = 
 
 
 def apply(messages: Messages, processor: Any, answering: bool) -> str:
+    """The text of messages by the tokenizer's template, ended where an answer is to begin."""
     plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     return str(
         processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=answering)

@@ -134,8 +134,9 @@ class ImageClassification:
         return rows.labels if isinstance(rows, ImageRows) else ()
 
     def readable(self, pictures: Pictures) -> tuple[Pictures, list[tuple[int, int]]]:
-        """The pictures that can be decoded, and their sizes; every one is tried, so that no run
-        stops midway.
+        """The pictures that can be decoded, and their sizes.
+
+        Every one is tried, so that no run stops midway.
         """
         good, bad, sizes = [], [], []
         for index in track(range(len(pictures.targets)), "reading pictures"):
