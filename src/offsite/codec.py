@@ -75,4 +75,4 @@ def require(condition: bool, message: str) -> None:
 
 def check_seed(seed: int) -> None:
     """Refuse a seed that a generator cannot take."""
-    require(0 <= seed < 2**32, f"The seed {seed} is not in 0 to 2**32 - 1.")
+    require(0 <= seed < 2**32, f"{seed} is not a seed; use a whole number from 0 to 2**32 - 1.")

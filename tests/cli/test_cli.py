@@ -148,7 +148,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "record of another": (["offer", "{n}", "--keep", "1", "--out", "{d}/x", "--record", "{r}"],
         "another model"),
     "name": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--name", "a\nb"],
-        "can all be seen"),
+        "all of them visible"),
     "no tokenizer": (["offer", "{n}", "--keep", "1", "--out", "{d}/x", "--eval-data", "{t}"],
         "no tokenizer"),
     "no data": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--distill-steps", "2"],

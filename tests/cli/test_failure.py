@@ -84,4 +84,4 @@ def test_outputs_that_are_not_numbers_have_no_score(
     tensors["model.norm.weight"][:] = float("inf")  # infinite times zero
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     status, out, err = run("score", model, "--data", text_file, "--max-length", 32)
-    assert status == 2 and "are not numbers, so it has no score" in err and not out
+    assert status == 2 and "are not finite numbers, so it has no score" in err and not out

@@ -20,7 +20,7 @@ def prompt_decoder(
         typer.Option(help="Public data of one task, PATH or TASK=PATH; give two or more."),
     ],
     out: Annotated[Path, typer.Option(help="File to write (.safetensors); must not exist.")],
-    dim: Annotated[int, typer.Option(help="Numbers that a tuner will train.")] = 250,
+    dim: Annotated[int, typer.Option(help="Parameters that a tuner will train.")] = 250,
     length: Annotated[int, typer.Option(help="Vectors of a prompt.")] = 16,
     hidden: Annotated[int, typer.Option(help="Width of the decoder's hidden layer.")] = 64,
     task: o.Task = "text",

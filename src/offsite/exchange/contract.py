@@ -92,8 +92,8 @@ def check_side(model: nn.Module, name: str, entry: OfferRecord) -> None:
         )
     if present is None or present.hash != entry.side[name]:
         raise OffsiteError(
-            f"The delta means nothing without the very {said} that its offer shipped; give that "
-            f"with --{name.replace('_', '-')} (the offer's folder will do)."
+            f"The delta works only with the {said} that its offer shipped; give it with "
+            f"--{name.replace('_', '-')} (the offer's folder will do)."
         )
 
 

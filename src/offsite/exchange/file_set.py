@@ -48,7 +48,8 @@ def check_names(folder: Path, files: Mapping[str, FileEntry]) -> None:
             )
     if len({name.lower() for name in files}) < len(files):
         raise OffsiteError(
-            f"Two file names in '{folder}' differ only in upper and lower case, which is refused."
+            f"Two file names in '{folder}' differ only in upper and lower case, which some disks "
+            "cannot hold; ask for a copy with other names."
         )
 
 

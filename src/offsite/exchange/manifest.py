@@ -84,7 +84,7 @@ def check_name(name: str | None) -> None:
     """Refuse a name that no manifest can carry."""
     if name is not None and (len(name) > MAX_LABEL or not name.isprintable()):
         raise OffsiteError(
-            f"A name has at most {MAX_LABEL} characters that can all be seen; choose another."
+            f"A name has at most {MAX_LABEL} characters, all of them visible; choose another."
         )
 
 

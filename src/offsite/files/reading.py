@@ -48,12 +48,12 @@ def parse_json(data: bytes, path: Path) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
-            raise OffsiteError(f"'{path}' has the same key twice in one object, which is refused.")
+            raise OffsiteError(f"'{path}' has the same key twice in one object; keep one.")
         return dict(pairs)
 
     def number(text: str) -> float:
         if not math.isfinite(value := float(text)):
-            raise OffsiteError(f"'{path}' contains a number that is not finite, which is refused.")
+            raise OffsiteError(f"'{path}' has a number that is not finite; write another.")
         return value
 
     try:

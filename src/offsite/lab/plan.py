@@ -69,7 +69,7 @@ class Plan:
             check_seed(seed)
         if len(set(self.seeds)) < len(self.seeds):
             raise OffsiteError(
-                f"The seeds {', '.join(map(str, self.seeds))} hold one twice, so that a run would "
+                f"The seeds {', '.join(map(str, self.seeds))} hold one twice, and its run would "
                 "count as two; give each once."
             )
         if not self.full_lr:

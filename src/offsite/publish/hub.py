@@ -124,7 +124,10 @@ def listed(manifest: Path) -> list[str]:
     data: Any = read_json(manifest)
     files = data.get("files") if isinstance(data, dict) else None
     if not isinstance(files, dict):
-        raise OffsiteError(f"The {MANIFEST} there is none of an offer or a delta.")
+        raise OffsiteError(
+            f"The {MANIFEST} there belongs to neither an offer nor a delta; pull from another "
+            "repository."
+        )
     return [str(name) for name in files if name != MANIFEST]
 
 

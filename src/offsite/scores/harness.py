@@ -82,7 +82,7 @@ def harness_scores(
         if max_length is not None:
             if not 2 <= max_length <= runner.max_length:
                 raise OffsiteError(
-                    f"A length of {max_length} tokens is not one of this model; use 2 to "
+                    f"This model cannot read {max_length} tokens at once; use 2 to "
                     f"{runner.max_length}."
                 )
             runner._max_length = max_length

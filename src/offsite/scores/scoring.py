@@ -77,8 +77,8 @@ class Scoring:
         result = self.evaluate(found.model.to(self.device), found.processor)
         if not math.isfinite(result.value):
             raise OffsiteError(
-                f"The outputs of '{path}' are not numbers, so it has no score; compute in another "
-                "precision (--dtype float32), or tune it again with a lower learning rate."
+                f"The outputs of '{path}' are not finite numbers, so it has no score; compute in "
+                "another precision (--dtype float32), or tune it again with a lower learning rate."
             )
         return role or found.key, result
 

@@ -126,6 +126,6 @@ def check_length(model: Any, length: int) -> None:
     limit = getattr(block_config(model), "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise OffsiteError(
-            f"The prompt and a row make {length} positions, but the model has {limit}; use a "
+            f"The prompt and a row take {length} positions, but the model has {limit}; use a "
             "shorter prompt or a smaller max_length."
         )

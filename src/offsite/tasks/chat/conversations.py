@@ -67,7 +67,8 @@ def encode_chat(messages: Messages, processor: Any, length: int, where: str) -> 
     text, spans = learnt_spans(messages, processor, where)
     if not getattr(processor, "is_fast", False):
         raise OffsiteError(
-            "Chats need a tokenizer that tells where each token stands in the text (a fast one)."
+            "Chats need a tokenizer that tells where each token stands in the text; use a model "
+            "with a tokenizer.json."
         )
     encoded = processor(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoded["input_ids"])[:length]
