@@ -138,7 +138,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "device": (["offer", "{m}", "--out", "{d}/x", "--recipe", "gradot", "--budget", "0.5",
                 "--data", "{t}", "--device", "abc"], "There is no device"),
     "recipe and keep": (["offer", "{m}", "--out", "{d}/x", "--recipe", "{d}/r.json", "--keep", "1"],
-                        "holds the whole recipe"),
+                        "is a whole recipe"),
     "learned unused": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--learned", "{d}/none"],
                        "has no effect"),
     "device of nothing": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--device", "abc"],

@@ -87,7 +87,8 @@ def test_every_form_of_the_results_has_the_intervals(tmp_path: Path) -> None:
     assert summary(ROWS)[0]["scores"]["emulator_zero_shot"]["std"] == pytest.approx(1 / 9)
     for name in ("results.md", "results.tex"):
         assert "+0.150" in (tmp_path / name).read_text()
-    lines = list(csv.DictReader((tmp_path / "intervals.csv").open()))
+    with (tmp_path / "intervals.csv").open() as file:
+        lines = list(csv.DictReader(file))
     assert len(lines) == 12 and float(lines[1]["low"]) < -0.2 and lines[0]["items"] == "40"
 
 

@@ -75,6 +75,7 @@ class RecipeOptions:
                 or nothing that says how much of the middle leaves.
         """
         from offsite.compress.distill import Distill
+        from offsite.compress.presets import check_preset
         from offsite.compress.recipe import Recipe
         from offsite.model.split import example_split
 
@@ -89,8 +90,8 @@ class RecipeOptions:
                     "--budget, --distill-steps or --whole."
                 )
             return Recipe.parse(self.recipe, model, adapter, learned=self.learned)
+        check_preset(preset := self.preset(data))
         share = self.share(len(example_split(adapter, model.total).middle))
-        preset = self.preset(data)
         found = Recipe.parse(preset, model, adapter, budget=share, learned=self.learned)
         if self.distill_steps is None:
             return found

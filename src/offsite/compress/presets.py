@@ -206,8 +206,7 @@ def make_recipe(
     Raises:
         OffsiteError: an unknown preset, or a budget out of range.
     """
-    if name not in PRESETS:
-        raise unknown_preset(name)
+    check_preset(name)
     if not 0 < budget <= 1:
         raise OffsiteError(
             f"A budget is the share of the middle's bytes kept, over 0 to 1, not {budget}."
@@ -215,6 +214,11 @@ def make_recipe(
     return PRESETS[name].make(shape, budget, learned)
 
 
-def unknown_preset(name: str) -> OffsiteError:
-    """The refusal of a name that is not a preset."""
-    return OffsiteError(f"'{name}' is not a preset; choose one of: {', '.join(PRESETS)}.")
+def check_preset(name: str) -> None:
+    """Refuse a name that is not a preset.
+
+    Raises:
+        OffsiteError: naming those that there are.
+    """
+    if name not in PRESETS:
+        raise OffsiteError(f"'{name}' is not a preset; choose one of: {', '.join(PRESETS)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offsite.compress import parse_recipe
-from offsite.compress.presets import PRESETS, Shape, make_recipe, unknown_preset
+from offsite.compress.presets import Shape, check_preset, make_recipe
 from offsite.compress.scaleot.learning import Training
 from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.step import Step, plan, recipe_identity
@@ -71,8 +71,7 @@ class Recipe:
         if value.endswith(".json"):
             return cls(tuple(parse_recipe(read_json(value))), adapter)
         preset, _, share = value.partition("@")
-        if preset not in PRESETS:
-            raise unknown_preset(preset)
+        check_preset(preset)
         try:
             wanted = float(share) if share else 1.0 if budget is None else budget
         except ValueError:
