@@ -125,6 +125,7 @@ def lines_of_functions(folder: Path) -> dict[str, int]:
     }
 
 
-def test_commands_are_short() -> None:
-    long = {name: n for name, n in lines_of_functions(SOURCE / "cli").items() if n > 60}
+def test_functions_stay_readable() -> None:
+    sizes, commands = lines_of_functions(SOURCE), lines_of_functions(SOURCE / "cli")
+    long = {name: n for name, n in sizes.items() if n > (60 if name in commands else 80)}
     assert not long, long

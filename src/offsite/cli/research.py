@@ -11,6 +11,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import GridOptions, Machine, RowOptions
+from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
 Recipes = Annotated[
@@ -57,7 +58,7 @@ def lab(
     from offsite.lab.results import run_plans
     from offsite.tasks.data import find_source, need_source
 
-    if cached and jobs > 1:
+    if cached and grid.jobs > 1:
         raise OffsiteError("--cached computes nothing, so --jobs has no effect; leave one out.")
     if model.endswith((".toml", ".json")):
         o.leave_to_file(context, model, ("model", "out", "cached", "jobs", "device", "json"))
@@ -75,7 +76,7 @@ def lab(
             baseline=baseline, healed=healed, side=side,
         )  # fmt: skip
         plans = [plan]
-    done, made_on = run_plans(plans, out, machine.device, cached, say=o.note)
+    done, made_on = run_plans(plans, out, machine.device, cached, jobs=grid.jobs, say=o.note)
     show_rows(done, out, json, made_on)
 
 

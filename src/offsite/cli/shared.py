@@ -113,6 +113,7 @@ class GridOptions:
     adapter: o.Adapter = "ends:2,2"
     seeds: o.Seeds = "0"
     full_lr: o.FullLr = "1e-4,3e-4,1e-3"
+    jobs: o.Jobs = 1
 
     def plan(
         self,

@@ -66,7 +66,7 @@ def sweep(
         recipes=frontier.grid(recipe.split(","), shares, full, rule, learned),
         deltas={delta: method_json(delta)}, adapter=str(rule),
     )  # fmt: skip
-    done, made_on = run_plans([plan], out, machine.device, say=o.note)
+    done, made_on = run_plans([plan], out, machine.device, jobs=grid.jobs, say=o.note)
     points = frontier.points(done)
     if not points:
         show_rows(done, out, json, made_on)
