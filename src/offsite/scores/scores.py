@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -156,15 +156,3 @@ def check_role(role: str | None, paths: int) -> None:
         raise OffsiteError(f"'{role}' is not a score; choose one of: {', '.join(KEYS)}.")
     if role is not None and paths > 1:
         raise OffsiteError("--as names the score of a single path; score the paths one at a time.")
-
-
-def mean(scores: Iterable[Scores]) -> Scores:
-    """The mean of every number that all of them have."""
-    rows = list(scores)
-    values = {
-        field.name: [getattr(row, field.name) for row in rows]
-        for field in fields(Scores)
-        if field.name not in ("metric", "higher_is_better")
-    }
-    known = {k: sum(v) / len(v) for k, v in values.items() if v and None not in v}
-    return Scores(rows[0].metric, rows[0].higher_is_better, **known)
