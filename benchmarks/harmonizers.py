@@ -19,8 +19,9 @@ import torch
 from torch.utils.data import Subset
 
 from offsite.compress.scaleot.learned import Learned
-from offsite.compress.scaleot.learning import Training, learn
+from offsite.compress.scaleot.learning import learn
 from offsite.compress.scaleot.step import LayerReplace
+from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Context
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import load_model

@@ -11,7 +11,8 @@ from offsite.codec import to_json
 from offsite.compress import Align, crash, importance, parse_recipe
 from offsite.compress.gradot import kfac
 from offsite.compress.presets import PRESETS, Shape, make_recipe
-from offsite.compress.scaleot.learning import Training, learn
+from offsite.compress.scaleot.learning import learn
+from offsite.compress.scaleot.training import Training
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.model.split import whole_middle

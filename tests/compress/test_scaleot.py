@@ -12,8 +12,9 @@ import torch
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot import learning as layer_replace
 from offsite.compress.scaleot.learned import Learned
-from offsite.compress.scaleot.learning import Training, hold_out, learn, rewards, sample, update
+from offsite.compress.scaleot.learning import hold_out, learn, rewards, sample, update
 from offsite.compress.scaleot.step import LayerReplace, replaceable, resolve_adapter, scaleot
+from offsite.compress.scaleot.training import Training
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
 from offsite.model.blocks import assemble, get_blocks

@@ -14,8 +14,8 @@ import torch
 
 from offsite.compress.distill import Distill
 from offsite.compress.scaleot.learned import STATE
-from offsite.compress.scaleot.learning import Training
 from offsite.compress.scaleot.step import LayerReplace
+from offsite.compress.scaleot.training import Training
 from offsite.errors import OffsiteError
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer

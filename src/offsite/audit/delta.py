@@ -24,7 +24,9 @@ from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
+from offsite.model.replay import IGNORE
 from offsite.tasks.text.causal import CausalText
+from offsite.tasks.text.cross_entropy import token_losses
 from offsite.tasks.text.documents import read_documents
 from offsite.tasks.text.tokens import encode
 from offsite.training.dp import PrivacyBudget
@@ -159,12 +161,9 @@ def losses(
     for start in range(0, len(rows), 32):
         part = [{"input_ids": row, "labels": row} for row in rows[start : start + 32]]
         batch = {key: value.to(device) for key, value in task.collate(part).items()}
-        logits = model(input_ids=batch["input_ids"]).logits[:, :-1].float()
-        each = nn.functional.cross_entropy(
-            logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none", ignore_index=-100
-        )
-        counts = (batch["labels"][:, 1:] != -100).sum(1).clamp_min(1)
-        found += (each.sum(1) / counts).tolist()
+        counts = (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
+        each = torch.split(token_losses(model, batch), counts)
+        found += [float(row.sum()) / max(1, len(row)) for row in each]
     return found
 
 

@@ -90,8 +90,8 @@ def learned_scores(
 ) -> dict[str, tuple[float, ...]]:
     """Scores that a LayerReplace pass learns now, to be saved in ``learn``, or has learned."""
     from offsite.compress.scaleot.learned import Learned
-    from offsite.compress.scaleot.learning import Training
     from offsite.compress.scaleot.learning import learn as learn_scores
+    from offsite.compress.scaleot.training import Training
     from offsite.training.resume import finish_work
 
     if learn is not None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from offsite.compress import parse_recipe
 from offsite.compress.presets import Shape, check_preset, make_recipe
-from offsite.compress.scaleot.learning import Training
-from offsite.compress.scaleot.step import LayerReplace
+from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Step, plan, recipe_identity
 from offsite.errors import OffsiteError
 from offsite.files import read_json
@@ -84,8 +83,8 @@ class Recipe:
     @property
     def trainings(self) -> tuple[Training, ...]:
         """The LayerReplace passes that its steps need, each once, in their order."""
-        own = [s for s in self.steps if isinstance(s, LayerReplace) and s.learned is None]
-        return tuple(dict.fromkeys(step.training for step in own))
+        passes = (step.needs.own_pass for step in self.steps)
+        return tuple(dict.fromkeys(own.training for own in passes if own is not None))
 
     def check(self, blocks: int) -> None:
         """Refuse an adapter or a number of kept blocks that a model of ``blocks`` cannot have."""

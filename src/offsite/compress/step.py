@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from offsite.codec import to_json
+from offsite.compress.scaleot.training import Training
 from offsite.errors import OffsiteError
 from offsite.model.split import Middle, Split, whole_middle
 from offsite.tasks.source import Source
@@ -81,6 +82,19 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A pass of LayerReplace that a step runs for itself; steps that train alike may share one.
+
+    Attributes:
+        training: how it runs.
+        given: the same step, reading a finished pass from a folder.
+    """
+
+    training: Training
+    given: Callable[[str], Step]
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a step asks of the owner besides the model.
 
@@ -89,6 +103,7 @@ class Needs:
         rows: how many rows of it, counting those it looks at again.
         work: it takes long, and keeps in a work folder what it needs to be resumed.
         learned: the folder of an earlier LayerReplace pass that it reads.
+        own_pass: the LayerReplace pass that it runs because it reads none.
         plan: where a step chooses blocks by position alone, ``plan(positions, seed)`` gives those
             that stay, before any weight is read; None from it means that weights are needed.
     """
@@ -97,6 +112,7 @@ class Needs:
     rows: int = 0
     work: bool = False
     learned: str | None = None
+    own_pass: Pass | None = None
     plan: Callable[[Sequence[int], int], tuple[int, ...] | None] | None = None
 
 
@@ -132,7 +148,7 @@ def plan(
     return chosen, ()
 
 
-def check_data(recipe: Sequence[Step], given: object, option: str = "--data") -> None:
+def check_data(recipe: Sequence[Step], given: object) -> None:
     """Refuse a recipe that needs calibration data where there is none.
 
     Raises:
@@ -142,7 +158,7 @@ def check_data(recipe: Sequence[Step], given: object, option: str = "--data") ->
         if step.needs.data and given is None:
             raise OffsiteError(
                 f"The step '{step.kind}' needs calibration data of the owner; give it with "
-                f"{option}, or choose a recipe without it."
+                "--data, or choose a recipe without it."
             )
 
 

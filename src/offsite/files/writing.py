@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -139,18 +139,14 @@ def sweep(target: Path) -> None:
         for path in target.parent.iterdir():
             if not (found := ours.fullmatch(path.name)) or _alive(int(found[1])):
                 continue
-            with suppress(OSError):
-                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if found[2] == "kept" and not os.path.lexists(target):
-                        os.rename(path, target)  # killed between the two renames of an exchange
-                    elif path.is_dir():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink()
-                finally:
-                    os.close(handle)
+            with suppress(OSError), _opened(path, os.O_NOFOLLOW) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if found[2] == "kept" and not os.path.lexists(target):
+                    os.rename(path, target)  # killed between the two renames of an exchange
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def _alive(process: int) -> bool:
@@ -166,10 +162,17 @@ def _alive(process: int) -> bool:
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """A lock on ``path`` that says it is in use, for as long as this process lives."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _opened(path) as handle:
         _lock(handle)
         yield
+
+
+@contextmanager
+def _opened(path: Path, more: int = 0) -> Iterator[int]:
+    """A file or folder opened to be locked or flushed; ``more`` are further flags."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | more)
+    try:
+        yield handle
     finally:
         os.close(handle)
 
@@ -185,14 +188,12 @@ def sync(path: Path) -> None:
     Raises:
         OSError: the disk is full or fails; a folder that cannot be flushed is left to the system.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(handle)
+    with _opened(path) as handle:
+        try:
+            os.fsync(handle)
+        except OSError:
+            if not path.is_dir():
+                raise
 
 
 @contextmanager
@@ -234,8 +235,7 @@ def occupied(folder: Path) -> Iterator[None]:
     Raises:
         OffsiteError: another process holds it.
     """
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _opened(folder) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -246,19 +246,15 @@ def occupied(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
 def locked(target: str | Path) -> Iterator[None]:
     """Let one process at a time change ``target``; others wait. Leaves no lock file behind."""
     folder = Path(target).parent
-    with writing(Path(target)):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
+        with writing(Path(target)):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = stack.enter_context(_opened(folder))
         _lock(handle)
         yield
-    finally:
-        os.close(handle)

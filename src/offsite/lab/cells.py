@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from offsite.codec import to_json
-from offsite.compress.scaleot.learning import Training
+from offsite.compress.scaleot.training import Training
 from offsite.exchange.side import sides_of
 from offsite.lab.plan import Plan, Tuning
 from offsite.model.heads import head_path

@@ -27,8 +27,7 @@ def check_plan(plan: Plan) -> PlanData:
 
     Raises:
         OffsiteError: missing or malformed data; a recipe that needs data of the owner, and none; or
-            one that learns its
-            adapter without a step that learns importance.
+            one that learns its adapter without a step that learns importance.
     """
     for name, recipe in plan.recipes.items():
         if isinstance(recipe.adapter, learned) and not recipe.trainings:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from offsite.compress.recipe import Recipe
-from offsite.compress.scaleot.learning import Training, learn
-from offsite.compress.scaleot.step import LayerReplace
+from offsite.compress.scaleot.learning import learn
+from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import OutOfBounds
@@ -36,9 +35,7 @@ def make_emulator(setting: Setting, recipe: Recipe, seed: int, passes: Passes) -
     scores = passes[recipe.trainings[0]]["scores"] if passes else None  # by the first pass
     adapter = recipe.adapter(len(get_blocks(setting.model)), scores).adapter
     steps = [
-        replace(step, learned=passes[step.training]["folder"])
-        if isinstance(step, LayerReplace) and step.learned is None
-        else step
+        own.given(passes[own.training]["folder"]) if (own := step.needs.own_pass) else step
         for step in recipe.steps
     ]
     with measured(setting.device) as cost:

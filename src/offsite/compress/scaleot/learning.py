@@ -14,16 +14,15 @@ own blocks do not share, and an adapter that is tuned to the repair loses by it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from offsite.codec import require
 from offsite.compress.scaleot.learned import Learned, State, read_state, write_state
+from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.model.blocks import assemble, block_config, get_blocks
@@ -38,47 +37,7 @@ from offsite.training.resume import same_run
 GROUP, SAMPLES, HOLD_OUT = 4, 3, 10
 
 
-@dataclass(frozen=True)
-class Training:
-    """How to learn scores and harmonizers.
-
-    Attributes:
-        steps: alternations of one harmonizer step and one score update.
-        rank: inner width of a harmonizer.
-        lr: learning rate of AdamW on the harmonizers.
-        eta: learning rate of the scores.
-        batch_size: rows of calibration data per step and per score update.
-        lm_weight, kd_weight: of the task's loss and of the hidden-state error, in the harmonizers'
-            loss; the paper's is the first alone. The second is the mean over replaced blocks of
-            ``mean(((T - S) / rms(T))^2)``, T the hidden states after the block in the real model
-            and S those after the harmonizer in the sampled one, batches alike.
-        save_every: steps between resumable states, where a work folder is given.
-    """
-
-    steps: int = 1000
-    rank: int = 64
-    lr: float = 1e-4
-    eta: float = 1.0
-    batch_size: int = 8
-    lm_weight: float = 1.0
-    kd_weight: float = 0.0
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, f"LayerReplace needs at least one step, not {self.steps}.")
-        require(self.rank >= 1, f"A harmonizer's rank is at least 1, not {self.rank}.")
-        require(self.batch_size >= 1, f"A batch has at least one row, not {self.batch_size}.")
-        require(0 < self.lr < 100, f"A learning rate of {self.lr} is not usable; try 1e-4.")
-        require(
-            0 < self.eta < math.inf
-            and min(self.lm_weight, self.kd_weight) >= 0
-            and 0 < self.lm_weight + self.kd_weight < math.inf,
-            "LayerReplace needs an eta above 0, loss weights of 0 or more, and one of them above "
-            "0.",
-        )
-
-
-def learn(context: Context, training: Training = Training()) -> Learned:
+def learn(context: Context, training: Training = Training()) -> Learned:  # noqa: B008 (frozen)
     """Train scores and harmonizers for every block of a model, which itself stays as it is.
 
     Every random choice of step t is seeded by (seed, t), so a resumed run ends bit-equal on a CPU.

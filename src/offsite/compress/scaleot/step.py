@@ -10,8 +10,9 @@ from offsite.codec import require
 from offsite.compress.crash import layer_types
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot.learned import Learned
-from offsite.compress.scaleot.learning import SAMPLES, Training, learn
-from offsite.compress.step import Context, Needs, Step
+from offsite.compress.scaleot.learning import SAMPLES, learn
+from offsite.compress.scaleot.training import Training
+from offsite.compress.step import Context, Needs, Pass, Step
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias
 from offsite.model.checkpoint import Checkpoint
@@ -60,7 +61,10 @@ class LayerReplace:
         """Data and a work folder to learn in, unless it was learned before."""
         own = self.learned is None and self.alpha > 0
         rows = (1 + SAMPLES) * self.steps * self.batch_size if own else 0
-        return Needs(data=own, rows=rows, work=own, learned=self.learned)
+        own_pass = None
+        if self.learned is None:
+            own_pass = Pass(self.training, lambda folder: replace(self, learned=folder))
+        return Needs(data=own, rows=rows, work=own, learned=self.learned, own_pass=own_pass)
 
     @property
     def training(self) -> Training:
