@@ -86,7 +86,7 @@ def test_public_names_are_pinned_and_load() -> None:
         "Align BitFit Bottleneck Cluster Combined Delta DiffPruning Distill Drop FourierFT Full "
         "GradOT Head IA3 IntrinsicDimension IntrinsicPrompt Lab LayerReplace LoHa LoKr LoRA "
         "Masking Middle Narrow Noise OFT Offer OffsiteError Plan Prefix Prompt Prune Quantise "
-        "Rank Record Scores Served Share Split TrainOptions Tuned VeRA ends learn_decoder "
+        "Rank Recipe Record Scores Served Share Split TrainOptions Tuned VeRA ends learn_decoder "
         "load_plugged load_task make_offer plug run_tune tune"
     )
     assert sorted(offsite.__all__) == sorted(names.split())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from offsite.compress.prune import Prune as Prune
     from offsite.compress.quantise import Quantise as Quantise
     from offsite.compress.rank import Rank as Rank
+    from offsite.compress.recipe import Recipe as Recipe
     from offsite.compress.scaleot.step import LayerReplace as LayerReplace
     from offsite.deltas.addition.bottleneck import Bottleneck as Bottleneck
     from offsite.deltas.addition.intrinsic_prompt import IntrinsicPrompt as IntrinsicPrompt
@@ -81,6 +82,7 @@ _HOMES = {
     "compress.prune": "Prune",
     "compress.quantise": "Quantise",
     "compress.rank": "Rank",
+    "compress.recipe": "Recipe",
     "compress.scaleot.step": "LayerReplace",
     "deltas.addition.bottleneck": "Bottleneck",
     "deltas.addition.intrinsic_prompt": "IntrinsicPrompt",

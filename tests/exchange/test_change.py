@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import offsite as ot
-from offsite.compress.recipe import Recipe
 from offsite.deltas import parse_method
 from offsite.exchange.contract import OutOfBounds
 from offsite.exchange.delta import new_delta
@@ -62,7 +61,7 @@ def test_the_lab_scores_no_delta_that_plug_refuses(
 ) -> None:
     plan = ot.Plan(
         model=str(model_folder("llama")), eval_data=str(text_file), data=str(text_file),
-        max_length=16, recipes={"one": Recipe((ot.Drop(keep=1),))},
+        max_length=16, recipes={"one": ot.Recipe((ot.Drop(keep=1),))},
     )  # fmt: skip
     setting = Setting(plan, "cpu")
     offer, record = ot.make_offer(setting.model, recipe=[ot.Drop(keep=1)])

@@ -9,7 +9,7 @@ import pytest
 from offsite.compress.step import plan as positions
 from offsite.deltas import parse_method
 from offsite.lab.experiment import read_experiment
-from offsite.model.split import make_split, parse_adapter
+from offsite.model.split import make_split
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 
@@ -23,8 +23,8 @@ def test_vision_experiments_fit_their_models(name: str, blocks: int, kept: int, 
     assert len(plans) == tasks
     for plan in plans:
         assert plan.task == "image-classification" and plan.calibration and plan.data
-        split = make_split(parse_adapter(plan.adapter), blocks)
         for recipe in ("uniform", "distilled"):
-            steps = plan.recipes[recipe].steps
-            assert len(positions(steps, split.middle, 0)[0]) == kept
+            found = plan.recipes[recipe]
+            middle = make_split(found.adapter, blocks).middle
+            assert len(positions(found.steps, middle, 0)[0]) == kept
         assert {parse_method(m).kind for m in plan.deltas.values()} == {"full", "lora", "head"}

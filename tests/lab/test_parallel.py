@@ -28,7 +28,7 @@ ALIGNED = Recipe((Drop(keep=1), Align(steps=2, batch_size=2)), ends(1, 1))
 def make_plan(model: Path, text: Path, **changes: Any) -> Plan:
     plan = Plan(
         model=str(model), data=str(text), eval_data=str(text), calibration=str(text),
-        max_length=32, adapter="ends:1,1",
+        max_length=32,
         recipes={"plain": Recipe((Drop(keep=1),), ends(1, 1)), "aligned": ALIGNED},
         deltas={"full": {"kind": "full"}, "lora": {"kind": "lora", "rank": 2}},
         options=TrainOptions(steps=2, lr=1e-3), full_lr=(1e-3,), baseline=False,

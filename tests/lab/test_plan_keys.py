@@ -49,7 +49,7 @@ def test_every_layer_replace_step_has_its_own_pass(model_folder: Any, text_file:
     recipe = Recipe((first, replace(first, alpha=0.2, rank=5)), Positions((0,)))
     plan = Plan(
         model=str(model_folder("llama")), eval_data=str(text_file), calibration=str(text_file),
-        max_length=32, adapter="0", recipes={"two": recipe},
+        max_length=32, recipes={"two": recipe},
     )  # fmt: skip
     lab = Lab(plan, text_file.parent / "lab", "cpu")
     made = lab.emulator("two", 0).offer

@@ -59,7 +59,7 @@ def test_the_best_rate_counts_and_all_are_told() -> None:
 
 def make_plan(model: Path, text: Path, **changes: Any) -> Plan:
     plan = Plan(
-        model=str(model), data=str(text), eval_data=str(text), max_length=32, adapter="ends:1,1",
+        model=str(model), data=str(text), eval_data=str(text), max_length=32,
         recipes={"one": Recipe((Drop(keep=1),), ends(1, 1))},
         deltas={"full": {"kind": "full"}, "lora": {"kind": "lora", "rank": 2}},
         options=TrainOptions(steps=8, lr=1e-2), full_lr=(1e-5, 1e-2),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +131,6 @@ class GridOptions:
         """
         from offsite.lab.plan import Plan
 
-        fixed: Mapping[str, Any] = {"adapter": self.adapter, "calibration": self.calibration}
         return Plan(
             model=model,
             data=data,
@@ -144,5 +142,6 @@ class GridOptions:
             full_lr=o.numbers(self.full_lr, "learning rates"),
             options=training,
             dtype=machine.dtype or "float32",
-            **{**fixed, **grid},
+            calibration=self.calibration,
+            **grid,
         )

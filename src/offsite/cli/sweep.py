@@ -64,7 +64,7 @@ def sweep(
     plan = grid.plan(
         model, data, eval_data, rows, machine, training,
         recipes=frontier.grid(recipe.split(","), shares, full, rule, learned),
-        deltas={delta: method_json(delta)}, adapter=str(rule),
+        deltas={delta: method_json(delta)},
     )  # fmt: skip
     done, made_on = run_plans([plan], out, machine.device, jobs=grid.jobs, say=o.note)
     points = frontier.points(done)

@@ -135,7 +135,6 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         task=task,
         max_length=entry.max_length or found.max_length,
         skip_bad=found.skip_bad,
-        adapter=found.adapter,
         calibration=resolve(entry.calibration or found.calibration),
         calibration_task=None if public is None else resolve_task(public),
         recipes=make_recipes(found.recipes, name, task, found.adapter, folder),

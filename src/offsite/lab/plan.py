@@ -34,15 +34,15 @@ class Plan:
         calibration: the owner's own data, for recipes that need some; ``calibration_task`` is its
             kind, by default that of the private data.
         skip_bad: leave unreadable pictures out.
-        adapter: which blocks are adapter where a recipe does not say otherwise.
         recipes: the recipes by name; each says which blocks are adapter.
         deltas: name to method in JSON form, with ``"reach": "all"`` to tune all blocks.
         options: how to tune; also how the full fine-tuning baseline is trained.
         full_lr: peak learning rates at which every weight is tuned, of the full model (the
             baseline) and of the offer (healed); the best of them counts.
+        baseline: whether to tune every weight of the full model (None in ``full_tuned`` otherwise).
         healed: whether to tune every weight of each offer (None in ``healed`` otherwise).
+        dtype: precision to hold the model in.
         side: files of the groups of side tensors that offers bring, by name.
-        baseline: whether to run it at all (None in ``full_tuned`` otherwise).
     """
 
     model: str
@@ -51,7 +51,6 @@ class Plan:
     task: str = "text"
     max_length: int = 256
     skip_bad: bool = False
-    adapter: str = "ends:2,2"
     calibration: str | None = None
     calibration_task: str | None = None
     recipes: Mapping[str, Recipe] = field(default_factory=dict)

@@ -16,7 +16,7 @@ def flatten(
 ) -> dict[str, Any]:
     """The figures beside the scores, and under ``details`` what is known of each score.
 
-    Under ``diverged`` stand the scores that are no finite numbers, where there are any.
+    Under ``diverged`` stand the scores that are not finite numbers, where there are any.
     """
     keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
     more = ("bytes_delta", "trainable", "seconds_per_step", "history")
@@ -50,8 +50,8 @@ def make_row(
 ) -> Row:
     """The row of one recipe, delta and seed.
 
-    ``eval_data`` tells its evaluation data from others, ``setup`` everything that the recipes,
-    deltas and seeds of a plan share; only rows alike in both differ by their seed alone.
+    ``eval_data`` tells its evaluation data from others, ``setup`` everything that the deltas and
+    seeds of a recipe share; only rows alike in both differ by their seed alone.
 
     Args:
         known_by: the plan's :func:`identity`.
@@ -69,7 +69,9 @@ def make_row(
         verbatim=emulator.get("verbatim"),
     )
     shared = known_by | Identity.of(
-        options=plan.options.identity(), full_lr=plan.full_lr, adapter=plan.adapter
+        options=plan.options.identity(),
+        full_lr=plan.full_lr,
+        adapter=str(plan.recipes[recipe].adapter),
     )
     setup = {"setup": shared.digest[:12], "eval_data": known_by.parts["eval_data"]}
     setup |= {"eval_name": Path(plan.eval_data).name, "max_length": plan.max_length}
