@@ -194,7 +194,7 @@ def save_side(group: SideTensors, path: Path) -> None:
         path.chmod(0o644)  # safetensors writes 0600, and the file is to be read by others
 
 
-def give_side(model: Any, group: SideTensors) -> None:
+def give_side(model: nn.Module, group: SideTensors) -> None:
     """Put a group beside a model's weights, in the place of an older one of its name.
 
     Raises:
@@ -207,13 +207,13 @@ def give_side(model: Any, group: SideTensors) -> None:
     model.add_module(BESIDE, holder)
 
 
-def beside(model: Any) -> dict[str, Beside]:
+def beside(model: nn.Module) -> dict[str, Beside]:
     """The groups beside a model's weights, as modules, by name."""
     holder = getattr(model, BESIDE, {})
     return {name: module for name, module in holder.items() if isinstance(module, Beside)}
 
 
-def sides_of(model: Any) -> dict[str, SideTensors]:
+def sides_of(model: nn.Module) -> dict[str, SideTensors]:
     """The groups beside a model's weights, by name."""
     return {name: SideTensors(name, module.tensors()) for name, module in beside(model).items()}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from offsite.codec import to_json
 from offsite.compress.scaleot.training import Training
@@ -77,7 +78,7 @@ def plan_cells(plan: Plan) -> CellGraph:
     return {cell: found[cell] for cell in passes_first} | dict.fromkeys(shared, ()) | tuning
 
 
-def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
+def method_key(tuning: Tuning, model: nn.Module) -> dict[str, Any]:
     """What a tuned delta depends on beside its offer: method, reach, the side tensors it uses."""
     method = tuning.method
     sides = sides_of(model).items()
@@ -86,13 +87,13 @@ def method_key(tuning: Tuning, model: Any) -> dict[str, Any]:
     return {"method": to_json(method), **more}
 
 
-def options_key(options: TrainOptions, model: Any) -> dict[str, Any]:
+def options_key(options: TrainOptions, model: nn.Module) -> dict[str, Any]:
     """What training depends on: the rate of the head counts only where there is a head."""
     key = options.identity()
     return key if head_path(model) else {name: key[name] for name in key if name != "head_lr"}
 
 
-def identity(plan: Plan, model: Any, processor: Any) -> Identity:
+def identity(plan: Plan, model: nn.Module, processor: Any) -> Identity:
     """What every cell of a plan depends on: model, tokenizer, tasks and data by what they hold."""
     private, public = plan.tasks()
     generation = getattr(model, "generation_config", None)
@@ -110,7 +111,7 @@ def identity(plan: Plan, model: Any, processor: Any) -> Identity:
     )
 
 
-def finite(model: Any) -> bool:
+def finite(model: nn.Module) -> bool:
     """Whether every number of a model is finite: a run that diverged leaves others."""
     return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 

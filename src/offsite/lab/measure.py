@@ -7,9 +7,9 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import OfferRecord
@@ -40,7 +40,7 @@ def middle_bytes(offer: Offer) -> int:
     return sum(seen.values())
 
 
-def middle_bytes_full(model: Any, entry: OfferRecord) -> int:
+def middle_bytes_full(model: nn.Module, entry: OfferRecord) -> int:
     """Bytes of the whole middle of the model."""
     return sum(
         parameter.numel() * parameter.element_size()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST
@@ -30,7 +31,7 @@ class Scored:
     """A model to score: under which key, with which processor."""
 
     key: str
-    model: Any
+    model: nn.Module
     processor: Any
 
 
@@ -82,7 +83,7 @@ class Scoring:
             )
         return role or found.key, result
 
-    def evaluate(self, model: Any, processor: Any) -> Evaluation:
+    def evaluate(self, model: nn.Module, processor: Any) -> Evaluation:
         """The score of a model in memory."""
         if self.harness is not None:
             tasks = [self.harness] if self.test is None else {self.harness: self.test}

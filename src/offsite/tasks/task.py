@@ -128,7 +128,7 @@ class Task(Protocol):
                 line are named.
         """
 
-    def rows(self, prepared: Any, model: Any, *, train: bool = False) -> Dataset[Any]:
+    def rows(self, prepared: Any, model: nn.Module, *, train: bool = False) -> Dataset[Any]:
         """Third stage: rows for one model; ``train`` turns augmentation on where there is any."""
 
     def load(

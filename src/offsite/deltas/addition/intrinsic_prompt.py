@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class IntrinsicPrompt(Method):
     lr: ClassVar[float] = 5e-2
     when: ClassVar[str] = "a kilobyte in all, where the owner's decoder knows tasks like yours"
 
-    def install(self, model: Any, blocks: Sequence[int]) -> Attached:
+    def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         check_takes_prompt(model)
         decoder = beside(model).get(self.side)
         if decoder is None:

@@ -90,7 +90,7 @@ def learn_decoder(
     first, options = tasks[0][0], with_lr(options or TrainOptions(), LR)
     if isinstance(model, (str, Path)):
         processor = processor or load_processor(model, first.name)
-        runner: Any = load_model(model, first.auto_class, dtype=torch.float32)
+        runner: nn.Module = load_model(model, first.auto_class, dtype=torch.float32)
     else:
         runner = copy.deepcopy(model)
     check_takes_prompt(runner)

@@ -68,7 +68,7 @@ def prefix_attention(
     return output + extra.transpose(1, 2).reshape(output.shape), weights
 
 
-def base_attention(module: Any, name: str) -> Callable[..., Any]:
+def base_attention(module: nn.Module, name: str) -> Callable[..., Any]:
     """The attention function the module would run without a prefix."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -66,7 +66,7 @@ class PromptModule(nn.Module):
         self.added = count
         return (), kwargs
 
-    def after(self, model: Any, inputs: Any, output: Any) -> Any:
+    def after(self, model: nn.Module, inputs: Any, output: Any) -> Any:
         """Cut the logits of the vectors off, where logits of all positions were asked for."""
         logits = getattr(output, "logits", None)
         if self.added and logits is not None and logits.shape[1] > self.tokens:
@@ -74,7 +74,7 @@ class PromptModule(nn.Module):
         return output
 
 
-def check_takes_prompt(model: Any) -> None:
+def check_takes_prompt(model: nn.Module) -> None:
     """Refuse what cannot take a prompt.
 
     Raises:
@@ -105,7 +105,7 @@ def add_prompt(model: nn.Module, prompt: PromptModule) -> Callable[[], None]:
 
 
 def packed_mask(
-    model: Any, positions: torch.Tensor, count: int, dtype: torch.dtype
+    model: nn.Module, positions: torch.Tensor, count: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """For rows of several packed examples: each sees the prompt and itself, causally.
 
@@ -121,7 +121,7 @@ def packed_mask(
     return seen
 
 
-def check_length(model: Any, length: int) -> None:
+def check_length(model: nn.Module, length: int) -> None:
     """Refuse rows that no longer fit the model's positions."""
     limit = getattr(block_config(model), "max_position_embeddings", None)
     if limit is not None and length > limit:

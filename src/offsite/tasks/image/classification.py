@@ -100,7 +100,7 @@ class ImageClassification:
         check_shapes(rows, documents.sizes)
         return rows
 
-    def rows(self, prepared: ImageRows, model: Any, *, train: bool = False) -> ImageRows:
+    def rows(self, prepared: ImageRows, model: nn.Module, *, train: bool = False) -> ImageRows:
         """Rows for one model; see :class:`~offsite.tasks.task.Task`.
 
         The classes take the order of the model's own where they are the same ones; pictures to

@@ -122,7 +122,7 @@ def first_line(text: str) -> str:
     return text.lstrip("\n").partition("\n")[0]
 
 
-def stop_tokens(model: Any, processor: Any) -> set[int]:
+def stop_tokens(model: nn.Module, processor: Any) -> set[int]:
     """Ids that end a text: the tokenizer's end-of-text, and all that the model generates up to."""
     stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     more = stated if isinstance(stated, (list, tuple)) else [stated]

@@ -130,7 +130,7 @@ class CausalText:
         check_embedded((ids for ids, _ in encoded), processor, config)
         return Prepared(encoded, window(self.max_length, config), processor, **more)
 
-    def rows(self, prepared: Prepared, model: Any, *, train: bool = False) -> Dataset[Any]:
+    def rows(self, prepared: Prepared, model: nn.Module, *, train: bool = False) -> Dataset[Any]:
         """Rows to learn and score; see :class:`~offsite.tasks.task.Task`."""
         if prepared.windows:
             return plain_rows(prepared.examples)  # type: ignore[return-value]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from offsite.model.replay import IGNORE, forward
 from offsite.tasks.text.tokens import Convention
@@ -94,7 +95,7 @@ def pack(encoded: Sequence[Labelled], length: int, *, together: bool) -> list[di
 
 
 @torch.no_grad()
-def restarts(model: Any) -> bool:
+def restarts(model: nn.Module) -> bool:
     """Whether packed examples do not see each other, tried on two rows that differ in the first.
 
     Taking position ids is not enough: some families leave them out of their attention mask.
