@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from offsite.compress import Align, Drop, Prune
-from offsite.compress.recipe import Recipe
 from offsite.owner.judgement import judge_emulator
 from offsite.tasks.task import Evaluation
 from tests.support import Run
@@ -28,12 +26,7 @@ def test_an_emulator_near_guessing_is_called_so() -> None:
 def test_the_cost_of_a_recipe_is_said_before_it_begins(
     run: Run, model_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    steps = (Drop(keep=2, by="influence"), Prune(keep=0.5), Align(steps=10, batch_size=4))
-    assert Recipe(steps).cost(64) == [
-        "drop: 128 rows of data, at most 8,192 tokens",
-        "align: 40 rows of data, at most 2,560 tokens",
-    ]
     words = ("--keep", 1, "--distill-steps", 1, "--data", text_file, "--max-length", 16)
     status, out, err = run("offer", model_folder("llama"), "--out", tmp_path / "o", *words)
-    assert status == 0 and "distill: 8 rows of data, at most 128 tokens" in err
+    assert status == 0 and "distill: 8 rows of data, at most 128 tokens, about " in err
     assert "hardly better than guessing" in " ".join(out.split())  # a random model guesses

@@ -71,7 +71,7 @@ def open_model(name: str, task: Task, data: DataSets, gate: Gate | None) -> Chec
 def decide(
     choice: RecipeOptions, full: Checkpoint, adapter: str, own: TaskData | None, record: Path
 ) -> tuple[Recipe, Adapter]:
-    """The recipe and the adapter of an offer; a default and the cost of each step are said.
+    """The recipe and the adapter of an offer; a default is said.
 
     Raises:
         OffsiteError: options that contradict each other, data that is missing, or a record that
@@ -84,8 +84,6 @@ def decide(
     recipe.check_learned(choice.learned)
     check_data(recipe.steps, own)
     check_record(record, full)
-    for line in recipe.cost(own.task.max_length if own is not None else None):
-        o.note(line)
     return recipe, resolve_adapter(rule, choice.learned, full)
 
 

@@ -18,6 +18,7 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import alias, block_config, get_blocks
 from offsite.model.replay import observe
 from offsite.model.split import Middle
+from offsite.training.progress import track
 
 SAMPLES, ROWS = 256, 8
 Similarity = Callable[[int, int], float]
@@ -107,7 +108,8 @@ def layer_types(context: Context) -> list[Any]:
 def pooled_states(context: Context, positions: Sequence[int]) -> dict[int, torch.Tensor]:
     """Output of each block, mean-pooled over tokens: position to (samples, hidden), float64."""
     rows: dict[int, list[torch.Tensor]] = {position: [] for position in positions}
-    for batch in context.batches(SAMPLES // ROWS, ROWS):
+    count = SAMPLES // ROWS
+    for batch in track(context.batches(count, ROWS), "comparing blocks", count):
         calls = observe(context.model, batch, positions)
         for position in positions:
             call = calls[position]

@@ -51,7 +51,12 @@ class Drop:
     def needs(self) -> Needs:
         """Calibration data, unless blocks are chosen by position or at random."""
         measured = self.by not in ("uniform", "random")
-        return Needs(data=measured, rows=BATCHES * ROWS if measured else 0, plan=self.plan)
+        return Needs(
+            data=measured,
+            rows=BATCHES * ROWS if measured else 0,
+            every_block=self.by == "leave_one_out",
+            plan=self.plan,
+        )
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)

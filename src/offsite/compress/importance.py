@@ -99,7 +99,7 @@ def weakest_run(context: Context, positions: Sequence[int], length: int) -> tupl
             "keep more blocks, or drop by influence."
         )
     angles = [0.0] * len(runs)
-    for batch in context.batches(BATCHES, ROWS):
+    for batch in track(context.batches(BATCHES, ROWS), "measuring runs of blocks", BATCHES):
         calls = observe(context.model, batch)
         for index, run in enumerate(runs):
             angles[index] += angle(calls[run[0]], calls[run[-1]])

@@ -24,6 +24,7 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.model.replay import forward
 from offsite.model.split import Kept, Middle
+from offsite.training.progress import track
 
 BATCHES, ROWS = 16, 8
 Cut = dict[str, tuple[nn.Module, Kept]]
@@ -178,6 +179,6 @@ def measure(
 
                 layer = blocks[position].get_submodule(name)
                 stack.callback(layer.register_forward_pre_hook(hook).remove)
-        for batch in context.batches(BATCHES, ROWS):
+        for batch in track(context.batches(BATCHES, ROWS), "measuring channels", BATCHES):
             forward(context.model, batch)
     return sums

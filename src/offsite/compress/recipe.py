@@ -103,19 +103,6 @@ class Recipe:
                 "--adapter learned:COUNT."
             )
 
-    def cost(self, max_length: int | None) -> list[str]:
-        """What the steps compute on the owner's data, one line a step, to be said beforehand.
-
-        Args:
-            max_length: most tokens of a row; None for rows that are not text.
-        """
-        lines = []
-        for step in self.steps:
-            if rows := step.needs.rows:
-                tokens = f", at most {rows * max_length:,} tokens" if max_length else ""
-                lines.append(f"{step.kind}: {rows:,} rows of data{tokens}")
-        return lines
-
     def key(self, seed: int) -> dict[str, Any]:
         """What an offer made with it depends on, as JSON."""
         steps = recipe_identity(self.steps)

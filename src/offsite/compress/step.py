@@ -101,6 +101,8 @@ class Needs:
     Attributes:
         data: it looks at calibration data.
         rows: how many rows of it, counting those it looks at again.
+        passes: forward passes of the whole model for each of them; a backward pass counts two.
+        every_block: as many passes again for every block of the model.
         work: it takes long, and keeps in a work folder what it needs to be resumed.
         learned: the folder of an earlier LayerReplace pass that it reads.
         own_pass: the LayerReplace pass that it runs because it reads none.
@@ -110,6 +112,8 @@ class Needs:
 
     data: bool = False
     rows: int = 0
+    passes: float = 1.0
+    every_block: bool = False
     work: bool = False
     learned: str | None = None
     own_pass: Pass | None = None

@@ -119,6 +119,8 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
         config.num_kv_shared_layers = readers_left(config, layer_types, source, total)
     own = config.to_dict().get("per_layer_config")
     config.num_hidden_layers = len(source)
+    if getattr(config, "decoder_layers", None) == total:  # BART and its kin count the encoder's
+        config.decoder_layers = len(source)
     if own:  # settings of single blocks, by position
         by_position = {int(index): settings for index, settings in own.items()}
         config.per_layer_config = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from offsite.compress.forecast import forecast
 from offsite.compress.step import Context, Step, compress, recipe_identity
 from offsite.exchange.manifest import Reach
 from offsite.model.blocks import alias, get_blocks
@@ -19,6 +20,8 @@ from offsite.owner.verbatim import verbatim_tensors
 from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Task
 from offsite.training.identity import Identity, processor_identity
+from offsite.training.processes import main_process
+from offsite.training.progress import say
 from offsite.training.resume import same_run
 
 
@@ -88,6 +91,8 @@ def compressed(cut: Cut, request: Request, device: torch.device) -> Emulated:
     context = Context(
         full, cut.split, request.task, rows, request.seed, request.work, request.resume
     )
+    for line in forecast(request.recipe, context) if main_process() else ():
+        say(line)
     with same_run(request.work, lambda: identity(cut, request), request.resume):
         middle = compress(request.recipe, context, cut.middle)
     if request.reach == "all":

@@ -68,7 +68,7 @@ class GradOT:
     def needs(self) -> Needs:
         """Calibration data, where something is cut."""
         cuts = min(self.attention, self.feed_forward) < 1
-        return Needs(data=cuts, rows=4 * self.batches if cuts else 0)
+        return Needs(data=cuts, rows=4 * self.batches if cuts else 0, passes=3)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if self.attention == self.feed_forward == 1:

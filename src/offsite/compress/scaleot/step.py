@@ -64,7 +64,14 @@ class LayerReplace:
         own_pass = None
         if self.learned is None:
             own_pass = Pass(self.training, lambda folder: replace(self, learned=folder))
-        return Needs(data=own, rows=rows, work=own, learned=self.learned, own_pass=own_pass)
+        return Needs(
+            data=own,
+            rows=rows,
+            passes=1.5,
+            work=own,
+            learned=self.learned,
+            own_pass=own_pass,
+        )
 
     @property
     def training(self) -> Training:

@@ -1,0 +1,63 @@
+"""What a recipe will take on this machine, measured on one row before it begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from offsite.compress.step import Context, Step
+from offsite.model.blocks import get_blocks
+from offsite.model.replay import forward
+
+
+def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
+    """One line for each step that reads data: its rows, its tokens and about how long it takes.
+
+    The time is that of one forward pass over one row on this machine, times the passes that the
+    step says it needs; a step that computes many rows at once may take less.
+    """
+    steps = [step for step in recipe if step.needs.rows]
+    if not steps or context.data is None or context.task is None:
+        return []
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+        batch = next(context.batches(1, 1))
+    each = seconds_of(context.model, batch)
+    total = len(get_blocks(context.model))
+    lines = []
+    for step in steps:
+        needs = step.needs
+        passes = needs.passes * (total if needs.every_block else 1)
+        words = f"{step.kind}: {needs.rows:,} rows of data"
+        if "input_ids" in batch:
+            words += f", at most {needs.rows * batch['input_ids'].shape[1]:,} tokens"
+        lines.append(f"{words}, about {span(needs.rows * passes * each)} on this machine")
+    return lines
+
+
+@torch.no_grad()
+def seconds_of(model: Any, batch: Mapping[str, torch.Tensor]) -> float:
+    """Seconds of one forward pass; the first of two is not counted."""
+    forward(model, batch)
+    settle(model)
+    start = time.perf_counter()
+    forward(model, batch)
+    settle(model)
+    return time.perf_counter() - start
+
+
+def settle(model: Any) -> None:
+    """Wait until the model's device has done what it was given."""
+    if next(model.parameters()).is_cuda:
+        torch.cuda.synchronize()
+
+
+def span(seconds: float) -> str:
+    """A length of time in words, such as ``"40 s"``, ``"12 min"`` or ``"2.5 h"``."""
+    if seconds < 1:
+        return "1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
