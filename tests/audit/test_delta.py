@@ -117,7 +117,7 @@ def test_few_texts_are_refused(tmp_path: Path) -> None:
 def test_the_trap_is_found_before_tuning() -> None:
     found = [finding for finding in check_offer(make_trap().offer) if finding.count]
     assert found[0].what == "units that fire on single tokens"
-    assert found[0].count == len(WATCHED) and found[0].where == "block 0, mlp.c_fc"
+    assert found[0].count == len(WATCHED) and found[0].where == "block 0, mlp.c_proj"
 
 
 @pytest.mark.parametrize("family", LANGUAGE)

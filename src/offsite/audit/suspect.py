@@ -2,8 +2,14 @@
 
 An offer may be legal and still be made to read the data: a *trap* neuron fires on one token alone,
 so whether a delta moved it says whether the token stood in the data. These checks look at the first
-thing such a neuron needs, single tokens at the first feed-forward layers; a trap built on states of
-several tokens passes them. The sure defence is differentially private tuning.
+thing such a neuron needs: what the feed-forward parts of the adapter hand on for single tokens. A
+trap built on states of several tokens passes them. The sure defence is differentially private
+tuning.
+
+In a trained model a unit is never quite silent. Over tokens of bookling-31m, SmolLM2-135M,
+Gemma-3-270M and Qwen2.5-Coder-0.5B no unit was weaker than 8e-4 of its own peak on all but a few
+tokens, and none peaked below 3e-3 of its layer's median peak. The limits here stand below that.
+Units of a model with ReLU, such as OPT, are silent by nature, so they are not judged.
 """
 
 from __future__ import annotations
@@ -17,12 +23,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from offsite.exchange.offer import Offer
-from offsite.model.blocks import get_blocks
+from offsite.model.blocks import block_config, get_blocks
 from offsite.model.replay import forward
 
 PROBE = "The quick brown fox met 12 others; they said 'no' in Zurich, on 3 May. x_1 = f(y)\n" * 8
-MAX_TOKENS = 4096
+MAX_TOKENS = 2048
 FEW = 0.002  # share of the vocabulary on which a trap neuron fires
+SILENT = 3e-4  # of a unit's own peak: weaker is silent
+DEAD = 1e-4  # of the median peak of a layer's units: weaker never fires
 EXPANSION = 4.0  # tokens a character
 
 
@@ -43,7 +51,7 @@ class Finding:
 def check_offer(offer: Offer) -> list[Finding]:
     """Look at the adapter's feed-forward units and at the tokenizer; finds nothing on usual models.
 
-    Every token of the vocabulary (4096 of them at most, evenly chosen) is put into the model alone.
+    Every token of the vocabulary (2048 of them at most, evenly chosen) is put into the model alone.
     """
     found = list(unit_findings(offer.model, offer.manifest.adapter))
     if hasattr(offer.processor, "get_vocab"):
@@ -52,13 +60,13 @@ def check_offer(offer: Offer) -> list[Finding]:
 
 
 def units(model: nn.Module, adapter: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of adapter blocks that widen states: the inner layers of feed-forward parts."""
+    """The layers of adapter blocks whose inputs are units: those that narrow states again."""
     for index in adapter:
         for name, module in get_blocks(model)[index].named_modules():
             if isinstance(module, (nn.Linear, Conv1D)):
                 sizes = tuple(module.weight.shape)
                 inner, outer = sizes if isinstance(module, Conv1D) else sizes[::-1]
-                if outer > inner and "attn" not in name and "attention" not in name:
+                if inner > outer and "attn" not in name and "attention" not in name:
                     yield f"block {index}, {name}", module
 
 
@@ -66,33 +74,34 @@ def units(model: nn.Module, adapter: tuple[int, ...]) -> Iterator[tuple[str, nn.
 def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
     """Dead units and units of single tokens, per layer."""
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    if not isinstance(table, nn.Embedding):
+    if not isinstance(table, nn.Embedding) or rectified(model):
         return
     count = min(table.num_embeddings, MAX_TOKENS)
-    tokens = torch.unique(torch.linspace(0, table.num_embeddings - 1, count).long())
+    tokens = torch.linspace(0, table.num_embeddings - 1, count).long().unique()
     device = table.weight.device
     watched = dict(units(model, adapter))
-    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in watched}
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in watched}
     hooks = [
-        module.register_forward_hook(
-            lambda _m, _i, out, name=name: outputs[name].append(out[:, 0].float().cpu())
+        module.register_forward_pre_hook(
+            lambda _m, given, name=name: inputs[name].append(
+                given[0].flatten(0, -2).float().abs().cpu()
+            )
         )
         for name, module in watched.items()
     ]
     try:
-        for part in torch.split(tokens, 256):
-            forward(model.eval(), {"input_ids": part[:, None].to(device)})
+        for part in tokens.split(256):
+            forward(model.eval().base_model, {"input_ids": part[:, None].to(device)})
     finally:
         for hook in hooks:
             hook.remove()
-    for name, parts in outputs.items():
-        values = torch.cat(parts)  # (tokens, units), before the activation function
-        spread = values.std(0).clamp_min(1e-6)
-        firing = (values > 0).sum(0)
+    for name, parts in inputs.items():
+        values = torch.cat(parts)  # (tokens, units): how strong each unit is
         few = max(3, int(FEW * len(values)))
-        alone = (firing > 0) & (firing <= few) & (values.median(0).values < -4 * spread)
-        alone |= (firing > 0) & (firing <= few) & (values.median(0).values < -10)
-        dead = (firing == 0) & (values.max(0).values < -10)
+        peak = values.max(0).values
+        elsewhere = values.kthvalue(max(1, len(values) - few), dim=0).values
+        dead = peak <= DEAD * peak.median()
+        alone = ~dead & (elsewhere <= SILENT * peak)
         yield Finding(
             "units that fire on single tokens", name, int(alone.sum()), float(alone.float().mean()),
             "a delta can say which of these tokens stood in the data",
@@ -101,6 +110,13 @@ def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
             "units that no single token reaches", name, int(dead.sum()), float(dead.float().mean()),
             "they may wait for a certain combination of tokens",
         )  # fmt: skip
+
+
+def rectified(model: Any) -> bool:
+    """Whether a model's units are exactly zero on one side, as those of OPT are."""
+    config = block_config(model)
+    names = [getattr(config, key, "") for key in ("activation_function", "hidden_act")]
+    return any("relu" in str(name) for name in names)
 
 
 def tokenizer_findings(processor: Any) -> Iterator[Finding]:
