@@ -16,10 +16,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import torch
-from kills import CASES, again, digest, make_world, run, wrong  # type: ignore[import-not-found]
+from disturbed import CASES, again, digest, run, try_all, wrong  # type: ignore[import-not-found]
 
-SIZES = (16, 48, 80, 112, 144, 176, 208, 256, 320)  # KiB beyond what lies there before the command
+SIZES = (4, 12, 20, 32, 48, 72, 104, 144, 200)  # KiB beyond what lies there before the command
 
 
 def mounted(disk: Path, kibibytes: int, *more: str) -> None:
@@ -41,7 +40,7 @@ def fill(name: str, base: Path) -> int:
     used = int(subprocess.check_output(["du", "-sk", base / "world"]).split()[0])
     for size in SIZES:
         disk.mkdir(exist_ok=True)
-        mounted(disk, used + size + 64)
+        mounted(disk, used + size)
         try:
             folder = Path(shutil.copytree(base / "world", disk / "run"))
             status, _, last = run(folder, case.words)
@@ -63,21 +62,5 @@ def fill(name: str, base: Path) -> int:
     return faults
 
 
-def main() -> None:
-    """Fill the disk under the commands named, or under all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="command", help=", ".join(CASES))
-    parser.add_argument("--out", type=Path, default=Path("build/full"))
-    options = parser.parse_args()
-    base = options.out.absolute()
-    shutil.rmtree(base, ignore_errors=True)
-    (base / "world").mkdir(parents=True)
-    make_world(base / "world")
-    torch.set_num_threads(1)
-    print("| command | sizes | too small | faults |\n|---|---|---|---|", flush=True)
-    faults = sum(fill(name, base) for name in options.names or CASES)
-    raise SystemExit(1 if faults else 0)
-
-
 if __name__ == "__main__":
-    main()
+    try_all(fill, argparse.ArgumentParser(description=__doc__), "command, sizes, too small, faults")

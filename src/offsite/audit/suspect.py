@@ -77,7 +77,7 @@ def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
     if not isinstance(table, nn.Embedding) or rectified(model):
         return
     count = min(table.num_embeddings, MAX_TOKENS)
-    tokens = torch.linspace(0, table.num_embeddings - 1, count).long().unique()
+    tokens = torch.unique(torch.linspace(0, table.num_embeddings - 1, count).long())
     device = table.weight.device
     watched = dict(units(model, adapter))
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in watched}
