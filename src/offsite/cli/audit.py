@@ -10,6 +10,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import DpOptions
+from offsite.cli.show import emit, note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
@@ -80,7 +81,7 @@ def audit_offer(
 
     found = audit(
         full, made, private, rows(data), kind, device=where, effort=effort, earlier=others,
-        base=base, say=o.note,
+        base=base, say=note,
     )  # fmt: skip
     margin = None
     if private_data is not None and private_eval is not None:
@@ -88,7 +89,7 @@ def audit_offer(
         margin = audit_margin(full, made, private, seen, unseen, kind, device=where, effort=effort)
     result: dict[str, Any] = {**asdict(found), "recovered": found.best.recovered}
     result |= {"margin": asdict(margin)} if margin else {}
-    o.emit(result, json, offer_lines(offer, found, margin))
+    emit(result, json, offer_lines(offer, found, margin))
 
 
 def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> list[str]:
@@ -151,7 +152,7 @@ def audit_delta(
         Offer.load(offer), data, method, options=training, max_length=max_length,
         device=pick_device(device), budget=dp.budget(), plug=plug, full=full, canaries=canaries,
     )  # fmt: skip
-    o.emit(asdict(found), json, delta_lines(delta, canaries, found))
+    emit(asdict(found), json, delta_lines(delta, canaries, found))
 
 
 def delta_lines(delta: str, canaries: int, found: DeltaAudit) -> list[str]:
@@ -186,6 +187,6 @@ def check_offer(
     odd = [finding for finding in found if finding.count]
     lines = [f"[bold]{offer}[/]  {len(odd)} of {len(found)} checks found something odd"]
     lines += [f"  {f.count} {f.what} in {f.where} ({f.share:.1%}): {f.meaning}" for f in odd]
-    o.emit({"odd": bool(odd), "findings": [asdict(finding) for finding in found]}, json, lines)
+    emit({"odd": bool(odd), "findings": [asdict(finding) for finding in found]}, json, lines)
     if odd:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
+from offsite.cli.show import emit, note
 
 
 def demo(
@@ -28,12 +29,12 @@ def demo(
 
     start = time.perf_counter()
     plan = make_plan(out, steps, seed)
-    o.note("offer, tune, plug and score: both roles on this machine, meeting only through folders")
+    note("offer, tune, plug and score: both roles on this machine, meeting only through folders")
     lab = Lab(plan, out / "results", exchange=out / "exchange")
     rows = []
     for row in lab.run():
         rows.append(row.to_json())
-        o.note(f"done  {row.recipe}  {row.delta}")
+        note(f"done  {row.recipe}  {row.delta}")
     command, made_on = f"offsite demo --steps {steps} --seed {seed}", merged(lab.environments)
     result = write_results(rows, out / "results", command, made_on)
     page = write_report([out / "results"], out / "report.html", title="offsite demo")
@@ -46,4 +47,4 @@ def demo(
         f"{seconds:.0f} seconds",
     ]
     shown = {**result, "rows": slim, "report": str(page), "seconds": seconds}
-    o.emit({**shown, **best_of(slim[0])}, json, lines)
+    emit({**shown, **best_of(slim[0])}, json, lines)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
+from offsite.cli.show import emit
 
 
 def card(
@@ -35,7 +36,7 @@ def card(
         scores=published,
         notes=notes,
     )
-    o.emit({"folder": str(folder), "card": text}, json, [f"{folder}/README.md written"])
+    emit({"folder": str(folder), "card": text}, json, [f"{folder}/README.md written"])
 
 
 def push(
@@ -50,7 +51,7 @@ def push(
     from offsite.publish.hub import push as upload
 
     url = upload(folder, repo, public=public, revision=revision, endpoint=endpoint)
-    o.emit({"repo": repo, "commit": url}, json, [f"{folder} pushed: {url}"])
+    emit({"repo": repo, "commit": url}, json, [f"{folder} pushed: {url}"])
 
 
 def pull(
@@ -64,7 +65,7 @@ def pull(
     from offsite.publish.hub import pull as download
 
     manifest = download(repo, out, revision=revision, endpoint=endpoint)
-    o.emit(
+    emit(
         {"folder": str(out), "kind": manifest.kind, "id": manifest.id},
         json,
         [f"{out}: {manifest.kind} {manifest.id[:8]}, checked"],

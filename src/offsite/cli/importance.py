@@ -10,6 +10,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import Machine, RowOptions
+from offsite.cli.show import emit
 from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def importance(
     if out is not None:
         draw_importance(table, out)
     result = {"importance": table, "learned": str(learn or learned or "")}
-    o.emit(result, json, [importance_table(table)])
+    emit(result, json, [importance_table(table)])
 
 
 def check_learning(

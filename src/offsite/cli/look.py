@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from offsite.cli import options as o
+from offsite.cli.show import emit
 
 
 def inspect(
@@ -24,7 +25,7 @@ def inspect(
     from offsite.report.inspection import inspect_path
 
     data, lines = inspect_path(path, base)
-    o.emit(data, json, lines)
+    emit(data, json, lines)
 
 
 def deltas(json: o.Json = False) -> None:
@@ -48,7 +49,7 @@ def deltas(json: o.Json = False) -> None:
     for name, meaning in ALIASES.items():
         same.add_row(name, method_text(meaning) if len(meaning) > 1 else meaning["kind"])
     note = "Several together, each at its own rate: --delta lora:rank=8+bitfit."
-    o.emit({"deltas": result, "aliases": ALIASES}, json, [table, same, note])
+    emit({"deltas": result, "aliases": ALIASES}, json, [table, same, note])
 
 
 def recipes(json: o.Json = False) -> None:
@@ -68,14 +69,14 @@ def recipes(json: o.Json = False) -> None:
     for kind, names in fields.items():
         steps.add_row(kind, ", ".join(names))
     result = {"presets": {n: p.text for n, p in PRESETS.items()}, "steps": fields}
-    o.emit(result, json, [presets, steps])
+    emit(result, json, [presets, steps])
 
 
 def tasks(json: o.Json = False) -> None:
     """List the kinds of private data."""
     from offsite.tasks import task_names
 
-    o.emit({"tasks": task_names()}, json, task_names())
+    emit({"tasks": task_names()}, json, task_names())
 
 
 def report(
@@ -91,4 +92,4 @@ def report(
     from offsite.report import write_report
 
     page = write_report(runs, out, title=title, overwrite=overwrite)
-    o.emit({"report": str(page), "bytes": page.stat().st_size}, json, [Text(f"report: {page}")])
+    emit({"report": str(page), "bytes": page.stat().st_size}, json, [Text(f"report: {page}")])

@@ -11,8 +11,8 @@ import torch
 
 from offsite.audit.gate import Gate
 from offsite.audit.recovered import OfferAudit
-from offsite.cli import options as o
 from offsite.cli.choice import RecipeOptions
+from offsite.cli.show import describe, note
 from offsite.compress.recipe import Recipe
 from offsite.compress.scaleot.step import resolve_adapter
 from offsite.compress.step import check_data
@@ -80,7 +80,7 @@ def decide(
     rule = parse_adapter(adapter)
     recipe = choice.choose(full, rule, own is not None)
     if notice := choice.notice(own is not None):
-        o.note(notice)
+        note(notice)
     recipe.check_learned(choice.learned)
     check_data(recipe.steps, own)
     check_record(record, full)
@@ -109,7 +109,7 @@ def scored(made: Offer, data: TaskData | None, device: torch.device) -> Said:
         rows = data.rows(made.processor, made.model)
         zero_shot = data.task.evaluate(made.model.to(device), rows)
         result = {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
-        lines.append(f"  zero-shot    {o.describe(zero_shot)} (the emulator, before tuning)")
+        lines.append(f"  zero-shot    {describe(zero_shot)} (the emulator, before tuning)")
     if warning := judge_emulator(made.model, zero_shot):
         result["warning"] = warning
         lines.append(f"  [bold]warning[/]      {warning}")

@@ -1,18 +1,14 @@
-"""Options that several commands share, and how a result is shown."""
+"""Options that several commands share, and how their texts are read."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offsite.errors import OffsiteError
-from offsite.training.processes import main_process
 
 if TYPE_CHECKING:
     from offsite.audit.training import Effort
@@ -103,53 +99,6 @@ NO_EFFECT_IN_LAB = ("seed", "save_every", "eval_every", "patience")
 ATTACK_TOKENS, ATTACK_RATES = "65536,262144", "3e-4,1e-3"  # as in Effort
 MAX_LENGTH = 512  # as in load_task
 TYPED = "COMMANDLINE"  # how click calls the source of an option that was typed
-
-
-def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None:
-    """Show a result: one JSON object, or lines and tables for people.
-
-    In JSON a number that is not finite is null. Of several processes only the main one speaks.
-    """
-    if not main_process():
-        return
-    if as_json:
-        text = json.dumps(result, default=plain)
-        sys.stdout.write(json.dumps(json.loads(text, parse_constant=lambda _: None)) + "\n")
-        return
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-    for line in lines:
-        console.print(line, highlight=False)
-
-
-def command() -> str:
-    """The command that runs, as it can be typed again."""
-    return f"offsite {shlex.join(sys.argv[1:])}"
-
-
-def describe(evaluation: Any) -> str:
-    """An evaluation in a few words: the metric, its standard error, the others."""
-    around = "" if evaluation.stderr is None else f" ± {evaluation.stderr:.4f}"
-    extra = ", ".join(
-        f"{key} {value:.4g}"
-        for key, value in evaluation.extra.items()
-        if key != evaluation.metric and not key.endswith("_stderr")
-    )
-    shown = f"{evaluation.metric} {evaluation.value:.4f}{around}"
-    return shown + (f" ({extra})" if extra else "")
-
-
-def note(text: str) -> None:
-    """A word on standard error while a command works."""
-    print(text, file=sys.stderr)
-
-
-def plain(value: Any) -> Any:
-    """JSON for paths, tuples and pydantic models."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
 
 
 def typed(context: typer.Context, name: str) -> bool:

@@ -11,6 +11,7 @@ from offsite.cli import options as o
 from offsite.cli.choice import RecipeOptions
 from offsite.cli.groups import grouped
 from offsite.cli.shared import GateOptions, Machine, RowOptions
+from offsite.cli.show import emit, note
 
 Out = Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")]
 OwnData = Annotated[str | None, typer.Option(help="Your own data, where a step needs it.")]
@@ -66,7 +67,7 @@ def offer(
     )  # fmt: skip
     audited = None
     if attack is not None:
-        audited = attack.check(full, made, private, path=record, device=place, say=o.note)
+        audited = attack.check(full, made, private, path=record, device=place, say=note)
     if not main_process():
         return
     made.save(out, record)
@@ -78,7 +79,7 @@ def offer(
     ):
         result |= more
         lines += told
-    o.emit(result, json, lines)
+    emit(result, json, lines)
 
 
 def plug(
@@ -127,4 +128,4 @@ def plug(
         form = "a plain transformers checkpoint"
     manifest, words = given.manifest, method_text(given.manifest.method)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
-    o.emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])
+    emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])

@@ -9,6 +9,7 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
+from offsite.cli.show import emit
 from offsite.training.options import TrainOptions
 
 
@@ -63,4 +64,4 @@ def prompt_decoder(
         f"  turns        {dim} numbers into {length} vectors, {group.bytes:,} bytes",
         f"  ship it      offsite offer {model} --prompt-decoder {out} ...",
     ]
-    o.emit({"decoder": str(out), **sizes}, json, lines)
+    emit({"decoder": str(out), **sizes}, json, lines)

@@ -11,6 +11,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import GridOptions, Machine, RowOptions
+from offsite.cli.show import command, emit, note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
@@ -76,7 +77,7 @@ def lab(
             baseline=baseline, healed=healed, side=side,
         )  # fmt: skip
         plans = [plan]
-    done, made_on = run_plans(plans, out, machine.device, cached, jobs=grid.jobs, say=o.note)
+    done, made_on = run_plans(plans, out, machine.device, cached, jobs=grid.jobs, say=note)
     show_rows(done, out, json, made_on)
 
 
@@ -98,7 +99,7 @@ def all_that_fit(model: str, task: str, adapter: str, side: Mapping[str, str]) -
     reasons = misfits(model, load_task(task).auto_class, adapter, side)
     for name, reason in reasons.items():
         if reason is not None:
-            o.note(f"skip  {name}: {reason}")
+            note(f"skip  {name}: {reason}")
     return [name for name, reason in reasons.items() if reason is None]
 
 
@@ -115,11 +116,11 @@ def show_rows(
     from offsite.report.summary import diverged
     from offsite.report.terminal import compared, costs, terminal
 
-    result = write_results(rows, out, o.command(), made_on, more)
+    result = write_results(rows, out, command(), made_on, more)
     slim = [{k: v for k, v in row.items() if k != "details"} for row in rows]
     shown = {**result, "rows": slim, **({} if len(rows) > 1 else best_of(rows[0]))}
     files = f"results: {out}/results.json (.md, .tex, .csv), intervals.csv"
     unknown = diverged(rows)
     for sentence in unknown if as_json else ():
-        o.note(sentence)
-    o.emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), *unknown, files, *lines])
+        note(sentence)
+    emit(shown, as_json, [terminal(rows), compared(rows), costs(rows), *unknown, files, *lines])

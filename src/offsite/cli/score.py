@@ -10,6 +10,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import Machine, RowOptions
+from offsite.cli.show import emit, note
 from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def score(
     total = others.merge(reduce(Scores.merge, partial))
     kept = others.details({key: asdict(result) for key, (_, result) in scored.items()})
     more = {"environment": environment(), "details": kept if details else shareable(kept)}
-    o.emit({**total.to_json(), **facts, **more}, json, score_lines(scored, total))
+    emit({**total.to_json(), **facts, **more}, json, score_lines(scored, total))
 
 
 def read_test(kind: Task, data: str | None, harness_task: str | None) -> TaskData | None:
@@ -98,6 +99,6 @@ def read_test(kind: Task, data: str | None, harness_task: str | None) -> TaskDat
         return read_data(kind, need_source(kind, data, "test"))
     if data is not None:
         raise OffsiteError("Give --data, or --harness-task, which fetches its own; not both.")
-    o.note(f"fetching the data of '{harness_task}'")
+    note(f"fetching the data of '{harness_task}'")
     find_tasks([harness_task])
     return None

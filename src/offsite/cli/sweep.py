@@ -12,6 +12,7 @@ from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.research import show_rows
 from offsite.cli.shared import GridOptions, Machine, RowOptions
+from offsite.cli.show import note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
@@ -66,14 +67,14 @@ def sweep(
         recipes=frontier.grid(recipe.split(","), shares, full, rule, learned),
         deltas={delta: method_json(delta)},
     )  # fmt: skip
-    done, made_on = run_plans([plan], out, machine.device, jobs=grid.jobs, say=o.note)
+    done, made_on = run_plans([plan], out, machine.device, jobs=grid.jobs, say=note)
     points = frontier.points(done)
     if not points:
         show_rows(done, out, json, made_on)
         raise OffsiteError(frontier.NO_POINT)
     more, lines, unmet = describe(points, picture, wish, target)
     for sentence in frontier.left_out(points) if json else ():
-        o.note(sentence)
+        note(sentence)
     show_rows(done, out, json, made_on, more, lines)
     frontier.draw(points, picture, metric=done[0]["metric"])
     if unmet is not None:  # the results are shown all the same

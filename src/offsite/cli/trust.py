@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
+from offsite.cli.show import emit
 
 Folder = Annotated[Path, typer.Argument(help="Folder of an offer or a delta.")]
 
@@ -29,7 +30,7 @@ def keygen(
     if age:
         result["age"] = str(make_identity())
         lines.append(f"{result['age']}  send this too, to be sent encrypted folders")
-    o.emit(result, json, lines)
+    emit(result, json, lines)
 
 
 def peer(
@@ -41,7 +42,7 @@ def peer(
     from offsite.signing.keys import pin
 
     pinned = pin(name, key)
-    o.emit(
+    emit(
         {"peer": pinned.name, "fingerprint": pinned.fingerprint},
         json,
         [f"pinned {pinned.name}", f"  fingerprint  {pinned.fingerprint}", "  compare it by phone"],
@@ -57,7 +58,7 @@ def sign(
     from offsite.exchange.authenticity import sign_folder
 
     path = sign_folder(folder, to)
-    o.emit({"signature": str(path), "to": to}, json, [f"{path}  written"])
+    emit({"signature": str(path), "to": to}, json, [f"{path}  written"])
 
 
 def verify(folder: Folder, json: o.Json = False) -> None:
@@ -67,7 +68,7 @@ def verify(folder: Folder, json: o.Json = False) -> None:
     manifest = read_either(folder)
     signer = check_signature(folder, manifest, require=True)
     assert signer is not None
-    o.emit(
+    emit(
         {"kind": manifest.kind, "id": manifest.id, "signer": signer.name},
         json,
         [f"{folder}: {manifest.kind} {manifest.id[:8]}, signed by {signer.name}"],
@@ -86,7 +87,7 @@ def encrypt(
 
     read_either(folder)
     encrypt_folder(folder, to, out)
-    o.emit({"out": str(out)}, json, [f"{out}  written"])
+    emit({"out": str(out)}, json, [f"{out}  written"])
 
 
 def decrypt(
@@ -100,7 +101,7 @@ def decrypt(
 
     decrypt_folder(source, out, read_either)
     manifest = read_either(out)
-    o.emit(
+    emit(
         {"folder": str(out), "kind": manifest.kind, "id": manifest.id},
         json,
         [f"{out}: {manifest.kind} {manifest.id[:8]}, checked"],

@@ -18,8 +18,8 @@ from offsite.report.verdict import verdict
 MANY = 6
 EXPLAINED = (
     "The data owner tunes adapter blocks around a compressed stand-in (the emulator); the model "
-    "owner plugs the change into the full model. Hoped for is a staircase to the right: the "
-    "plug-in above both the untuned model and the tuned emulator."
+    "owner plugs the change into the full model. The hope is a staircase to the right: a plug-in "
+    "above both the untuned model and the tuned emulator."
 )
 
 

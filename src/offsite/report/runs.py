@@ -236,8 +236,8 @@ def tag_of(setup: str, among: Sequence[str]) -> str:
 def best(settings: Sequence[Setting]) -> Setting:
     """The setting with the best plug-in score of those that hold something back.
 
-    An emulator that is the whole middle is a ceiling, no way to keep a model: it is the best only
-    where there is nothing else. Without any plug-in score it is the first.
+    An emulator that is the whole middle keeps nothing back, so it is the best only where there is
+    nothing else. Without any plug-in score the first setting is returned.
     """
     return ranked([s for s in settings if not sends_all(s)] or settings)[0]
 

@@ -3,8 +3,8 @@
 Two uncertainties stand side by side and are never mixed. The *deviation* is that of whole runs with
 other seeds. The *interval* is a paired bootstrap: each item's values are first averaged over the
 seeds, then the items (questions, windows of text) are drawn again with replacement, each with both
-scores. It says how far the mean difference hangs on which items the set happens to hold; seeds are
-not resampled, since two or three of them cannot stand for all.
+scores. It says how much the mean difference depends on which items the set happens to hold. Seeds
+are not resampled, because two or three of them cannot stand for all.
 """
 
 from __future__ import annotations

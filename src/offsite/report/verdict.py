@@ -40,7 +40,9 @@ def gain(setting: Setting) -> list[str]:
         return ["No plug-in score is known yet, so nothing can be said of what tuning brought."]
     numbers = f"{metric} {show(plug, metric)}"
     if zero is None:
-        return [f"The plugged model reaches {numbers}; without a zero-shot score its gain is open."]
+        return [
+            f"The plugged model reaches {numbers}; without a zero-shot score its gain is unknown."
+        ]
     change = show(abs(plug - zero), metric, signed=True).removeprefix("+")
     if sign * (plug - zero) <= 0:
         return [
