@@ -129,6 +129,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "adapter text": (["offer", "{m}", "--keep", "1", "--out", "{d}/x", "--adapter", "top"],
         "or learned:COUNT"),
     "nothing may leave": (["offer", "{m}", "--out", "{d}/x", "--adapter", "ends:3,2"], "--whole"),
+    "no limit": (["offer", "{m}", "--out", "{d}/x", "--keep", "1", "--audit-data", "{t}"],
+        "have no effect without --max-recovered"),
     "a copy": (["offer", "{m}", "--out", "{d}/x", "--recipe", "int8"], "a copy of the model"),
     "no budget": (["offer", "{m}", "--out", "{d}/x", "--recipe", "prune"], "--whole"),
     "whole and keep": (["offer", "{m}", "--out", "{d}/x", "--whole", "--keep", "1"], "--whole"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from offsite.cli import options as o
+from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -94,8 +95,14 @@ class GateOptions:
         """The gate, with its data read; None where none is asked for.
 
         Raises:
-            OffsiteError: a limit without data to attack with, or malformed data.
+            OffsiteError: a limit without data to attack with, data without a limit, or malformed
+                data.
         """
+        if self.max_recovered is None and (self.audit_data is not None or self.earlier):
+            raise OffsiteError(
+                "--audit-data and --earlier have no effect without --max-recovered; give it, or "
+                "leave them out."
+            )
         from offsite.audit.gate import make_gate
         from offsite.tasks.data import read_data
 
