@@ -59,7 +59,9 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     declared = delta.manifest
     head = divide(declared.tensors, declared.head)[1]
     if len(head) < len(declared.head):
-        raise OffsiteError("The delta names a head that is not among its tensors.")
+        raise OffsiteError(
+            "The delta names a head that is not among its tensors; ask its sender to make it anew."
+        )
     check_entries(head, check_head(head, declared.labels, entry.contract.head))
     if delta.manifest.adapter != entry.emulator_adapter:
         raise OffsiteError(
@@ -187,4 +189,7 @@ def check_entries(
             )
     missing = sorted(set(expected) - set(given))
     if missing and not subset:
-        raise OffsiteError(f"The delta lacks {len(missing)} tensors, first '{missing[0]}'.")
+        raise OffsiteError(
+            f"The delta lacks {len(missing)} tensors, first '{missing[0]}'; "
+            "ask its sender to make it anew."
+        )

@@ -67,7 +67,10 @@ def copy_verified(folder: Path, files: Mapping[str, FileEntry], target: Path) ->
         with open_regular(folder / name) as file:
             data = file.read(entry.size + 1)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise OffsiteError(f"'{folder / name}' was changed while it was read.")
+            raise OffsiteError(
+                f"'{folder / name}' was changed while it was read; "
+                "try again, or ask for a fresh copy."
+            )
         (target / name).write_bytes(data)
 
 

@@ -40,7 +40,9 @@ def vet_side_file(path: Path) -> None:
         try:
             vet_template(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
-            raise OffsiteError(f"'{path.name}' of the offer is not UTF-8 text.") from None
+            raise OffsiteError(
+                f"'{path.name}' of the offer is not UTF-8 text; ask for a fresh copy."
+            ) from None
     elif path.name in ("preprocessor_config.json", "tokenizer_config.json"):
         content = read_json(path)
         if isinstance(content, Mapping):
@@ -57,7 +59,9 @@ def vet_tokenizer(path: Path) -> None:
     """
     content = parse_json(path.read_bytes(), Path(path.name))
     if not isinstance(content, Mapping):
-        raise OffsiteError("'tokenizer.json' of the offer is not a JSON object.")
+        raise OffsiteError(
+            "'tokenizer.json' of the offer is not a JSON object; ask for a fresh copy."
+        )
     parts = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")}
     growth = 1.0
     for name, part in parts.items():

@@ -43,7 +43,9 @@ def build_special(
         _, extra = model.load_state_dict(tensors, strict=False, assign=True)
         layers.share(model, manifest.shared)
     except (RuntimeError, AttributeError) as error:
-        raise OffsiteError("The tensors of the offer do not fit its layers.") from error
+        raise OffsiteError(
+            "The tensors of the offer do not fit its layers; ask for a fresh copy."
+        ) from error
     model.tie_weights()
     empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
     if odd := [*empty, *extra]:

@@ -62,7 +62,9 @@ def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
     """
     sides = [side_file(name) for name in manifest.side]
     if missing := [name for name in sides if name not in manifest.files]:
-        raise OffsiteError(f"'{folder}' lacks the '{missing[0]}' that its manifest declares.")
+        raise OffsiteError(
+            f"'{folder}' lacks the '{missing[0]}' that its manifest declares; ask for a fresh copy."
+        )
     every = sorted(name for name in manifest.files if name.endswith(".safetensors"))
     weights = [name for name in every if name not in sides]
     for name in manifest.files:
@@ -90,20 +92,28 @@ def vet_contents(folder: Path, manifest: OfferManifest, weights: list[str]) -> N
         OffsiteError: naming the file and the key, never a value.
     """
     if "config.json" not in manifest.files:
-        raise OffsiteError(f"The offer '{folder}' has no config.json, so it holds no model.")
+        raise OffsiteError(
+            f"The offer '{folder}' has no config.json, so it holds no model; ask for a fresh copy."
+        )
     for name in manifest.files:
         vet_side_file(folder / name)
         if name not in (INDEX, *JSON_FILES):
             continue
         content = read_json(folder / name)
         if not isinstance(content, dict):
-            raise OffsiteError(f"'{name}' of the offer is not a JSON object.")
+            raise OffsiteError(f"'{name}' of the offer is not a JSON object; ask for a fresh copy.")
         if name == INDEX:
             where = content.get("weight_map")
             if not isinstance(where, dict) or where.keys() != manifest.tensors.keys():
-                raise OffsiteError(f"'{name}' of the offer does not list the manifest's tensors.")
+                raise OffsiteError(
+                    f"'{name}' of the offer does not list the manifest's tensors; "
+                    "ask for a fresh copy."
+                )
             if sorted({str(file) for file in where.values()}) != weights:
-                raise OffsiteError(f"'{name}' of the offer names files that the offer does not.")
+                raise OffsiteError(
+                    f"'{name}' of the offer names files that the offer does not; "
+                    "ask for a fresh copy."
+                )
             continue
         for key, reason in faults(content, name):
             raise OffsiteError(f"'{name}' of the offer has the key '{shown(key)}', which {reason}.")
@@ -220,7 +230,9 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     blocks = skeleton.get_submodule(path)
     total = len(blocks)  # type: ignore[arg-type]
     if path != manifest.block_path:
-        raise OffsiteError("The offer's block list is not where its manifest says.")
+        raise OffsiteError(
+            "The offer's block list is not where its manifest says; ask for a fresh copy."
+        )
     if manifest.adapter[-1] >= total or manifest.shared.keys() & set(manifest.adapter):
         raise OffsiteError(
             f"The offer's adapter {shown(list(manifest.adapter))} is not among its {total} blocks."
@@ -228,7 +240,8 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     for index, first in manifest.shared.items():
         if not 0 <= first < index < total or first in manifest.shared:
             raise OffsiteError(
-                f"The offer shares block {index} with block {first}, which is impossible."
+                f"The offer shares block {index} with block {first}, which is impossible; "
+                "ask for a fresh copy."
             )
     state = skeleton.state_dict(keep_vars=True)
     away = tuple(f"{path}.{index}." for index in manifest.shared) or ("\0",)
@@ -241,7 +254,8 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     for name in sorted(declared.keys() & state.keys()):
         if not fits(declared[name], state[name]):
             raise OffsiteError(
-                f"The offer's tensor '{name}' is not of the shape or kind its model needs."
+                f"The offer's tensor '{name}' is not of the shape or kind its model needs; "
+                "ask for a fresh copy."
             )
     contract = {
         f"{path}.{index}.{name}": parameter
