@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import offsite as ot
 from offsite.model.layers import QuantisedLinear
+from offsite.training.compiling import compiled
 from tests.support.models import language_model
 
 
@@ -68,3 +71,33 @@ def test_a_frozen_middle_of_integers_keeps_no_unpacked_weight_for_the_backward_p
     frozen = sum(p.nbytes for block in model.model.layers[1:-1] for p in block.parameters())
     assert kept[0] > frozen > 0
     assert kept[1] < kept[0] - 0.9 * frozen
+
+
+class Pair(GradientCheckpointingLayer):  # type: ignore[misc]
+    """Two layers of integers as one block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (QuantisedLinear(i, o, 4, 16, False) for i, o in ((64, 96), (96, 64)))
+        for layer in (self.up, self.down):
+            layer.store(torch.randn(layer.out_features, layer.in_features))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + cast(torch.Tensor, self.down(torch.relu(self.up(inputs))))
+
+
+def test_compiled_blocks_of_integers_keep_no_unpacked_weight_either() -> None:
+    block, shapes = Pair(), []
+
+    def see(tensor: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    before = counters["frames"]["ok"]
+    with compiled(block, backend="aot_eager_decomp_partition"):
+        with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+            output = block(torch.randn(2, 5, 64, requires_grad=True))
+        output.sum().backward()
+    assert counters["frames"]["ok"] > before
+    assert not {(96, 64), (64, 96)} & set(shapes)
+    assert {(96, 32), (64, 48)} <= set(shapes)  # two codes in a byte

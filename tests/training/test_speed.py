@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from transformers import masking_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.deltas import DiffPruning, Full, LoRA
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias, get_blocks
+from offsite.model.replay import forward
 from offsite.tasks.text.causal import CausalText
 from offsite.training.compiling import compiled, worth_compiling
 from offsite.training.options import TrainOptions
@@ -179,3 +181,27 @@ def test_what_trains_keeps_its_names_and_the_mode_reaches_every_module() -> None
     assert {name for name, _ in tunable.named_parameters()} == plain
     assert all(module.training for module in model.modules())
     assert not tunable.eval().model.training and tunable.train().model.training
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
+def test_rows_of_one_example_are_not_searched_for_others(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search waits for the device in every step; rows that say where examples start need it."""
+    model, ids = language_model(family), torch.arange(5, 17)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        searched: list[torch.Tensor] = []
+        find = masking_utils.find_packed_sequence_indices
+
+        def see(position_ids: torch.Tensor) -> torch.Tensor | None:
+            searched.append(position_ids)
+            found: torch.Tensor | None = find(position_ids)
+            return found
+
+        monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", see)
+        assert torch.equal(forward(model, {"input_ids": ids}).logits, expected)
+        assert not searched
+        positions = torch.arange(6).repeat(2)[None]
+        packed = forward(model, {"input_ids": ids, "position_ids": positions}).logits
+    assert searched and not torch.allclose(packed, expected)

@@ -7,12 +7,13 @@ recorded once from the model's own forward and replayed, so no family is known h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import masking_utils
 
 from offsite.model.blocks import get_blocks
 
@@ -119,7 +120,23 @@ def forward(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     else:  # pictures come in float32, whatever the model computes in
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         inputs = {key: value.to(dtype) for key, value in inputs.items()}
-    return model(**inputs)
+    with nullcontext() if "position_ids" in inputs else one_example_a_row():
+        return model(**inputs)
+
+
+@contextmanager
+def one_example_a_row() -> Iterator[None]:
+    """Spare transformers the look for packed examples, where a batch has no positions of its own.
+
+    Many models count the positions themselves and then search them for restarts. On a GPU that
+    waits, in every step, until all that was asked of it before is done.
+    """
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 def replay(

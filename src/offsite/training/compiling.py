@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from offsite.model.layers import QuantisedLinear
+
 WORTH = 200  # batches; below, compiling takes longer than it saves
 GRAPHS = 64  # kinds of block, shapes and modes that may each have a graph
 
@@ -24,14 +26,22 @@ def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> It
 
     Blocks of one kind share a graph, which torch also keeps on disk for later runs. Hooks on a
     block run outside its graph. A block that cannot be compiled runs as it is.
+
+    Where weights are packed integers, equal parts of a graph are not merged: torch would then keep
+    a weight that the forward pass unpacked until the backward pass.
     """
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if on else []
     if not blocks:
         yield
         return
     import torch._dynamo
+    import torch._functorch.config
 
-    with torch._dynamo.config.patch(recompile_limit=GRAPHS, suppress_errors=True):
+    packed = any(isinstance(module, QuantisedLinear) for module in model.modules())
+    with (
+        torch._dynamo.config.patch(recompile_limit=GRAPHS, suppress_errors=True),
+        torch._functorch.config.patch(cse=not packed),
+    ):
         for block in blocks:
             block.forward = torch.compile(block.forward, backend=backend)
         try:
