@@ -15,7 +15,7 @@ from tests.support.context import world
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "drop": [
         {"keep": 1, "by": by}
-        for by in ("uniform", "random", "influence", "angular", "leave_one_out")
+        for by in ("uniform", "random", "influence", "angular", "leave_one_out", "greedy")
     ],
     "cluster": [{"keep": 1}],
     "layer_replace": [{"alpha": 0.5, "steps": 1}, {"alpha": 0.0}],

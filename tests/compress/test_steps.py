@@ -39,6 +39,7 @@ WHOLE = {
     "influence": [Drop(keep=4, by="influence")],
     "angular": [Drop(keep=4, by="angular")],
     "leave_one_out": [Drop(keep=4, by="leave_one_out")],
+    "greedy": [Drop(keep=4, by="greedy")],
 }
 REPLACE = LayerReplace(alpha=0.5, steps=2, rank=3, lr=0.05)
 LIGHTER: dict[str, list[Any]] = {

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 
 from offsite.codec import require
+from offsite.compress import greedy
 from offsite.compress.importance import BATCHES, ROWS, importance, weakest_run
 from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.split import Middle
 
-Strategy = Literal["uniform", "random", "influence", "angular", "leave_one_out"]
+Strategy = Literal["uniform", "random", "influence", "angular", "leave_one_out", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Drop:
     2302.04870, section 3.3); one alone is the middle one. ``random`` is that paper's baseline.
     ``influence`` and ``leave_one_out`` keep the blocks of highest importance, ``angular`` drops the
     one run of consecutive blocks that turns the hidden states least; see
-    :mod:`offsite.compress.importance`. These three need calibration data.
+    :mod:`offsite.compress.importance`. ``greedy`` drops one block after another, each time the one
+    that is missed least; see :mod:`offsite.compress.greedy`. These four need calibration data.
     """
 
     keep: int
@@ -50,21 +52,22 @@ class Drop:
     @property
     def needs(self) -> Needs:
         """Calibration data, unless blocks are chosen by position or at random."""
-        measured = self.by not in ("uniform", "random")
-        return Needs(
-            data=measured,
-            rows=BATCHES * ROWS if measured else 0,
-            every_block=self.by == "leave_one_out",
-            plan=self.plan,
-        )
+        if self.by in ("uniform", "random"):
+            return Needs(plan=self.plan)
+        rows = greedy.ROWS * greedy.BATCHES if self.by == "greedy" else BATCHES * ROWS
+        again = self.by in ("leave_one_out", "greedy")
+        return Needs(data=True, rows=rows, every_block=again, plan=self.plan)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)
         if kept is None:
-            kept = self._measured(middle.positions, context)
+            kept = self._measured(middle, context)
         return middle.at(kept)
 
-    def _measured(self, positions: tuple[int, ...], context: Context) -> tuple[int, ...]:
+    def _measured(self, middle: Middle, context: Context) -> tuple[int, ...]:
+        positions = middle.positions
+        if self.by == "greedy":
+            return greedy.greedy(middle, context, self.keep)
         if self.keep == len(positions):
             return positions
         if self.by == "angular":
