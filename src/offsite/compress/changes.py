@@ -1,7 +1,7 @@
 """Low-rank changes such as a tuner might make, carried by a model and its emulator at once.
 
 An emulator that agrees with the model only as both are may disagree once both are tuned alike.
-LLEOT (see ``docs/papers.md``) aligns at perturbed adapters; here the perturbations are not random:
+LLEOT aligns at perturbed adapters; here the perturbations are not random:
 each is tuned in the full model on a part of the owner's data.
 """
 

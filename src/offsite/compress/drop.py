@@ -54,9 +54,11 @@ class Drop:
         """Calibration data, unless blocks are chosen by position or at random."""
         if self.by in ("uniform", "random"):
             return Needs(plan=self.plan)
-        rows = greedy.ROWS * greedy.BATCHES if self.by == "greedy" else BATCHES * ROWS
-        again = self.by in ("leave_one_out", "greedy")
-        return Needs(data=True, rows=rows, every_block=again, plan=self.plan)
+        if self.by == "greedy":  # all standing blocks are tried again after each removal
+            rows = greedy.ROWS * greedy.BATCHES
+            return Needs(data=True, rows=rows, passes=8, every_block=True, plan=self.plan)
+        again = self.by == "leave_one_out"
+        return Needs(data=True, rows=BATCHES * ROWS, every_block=again, plan=self.plan)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)
