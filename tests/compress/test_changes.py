@@ -82,8 +82,7 @@ def test_alignment_at_changes_is_another_alignment() -> None:
         Align(steps=4, lr=3e-3, changes=count)(dropped, context) for count in (0, 1, 1)
     )
     weights = [
-        [p for block in made.blocks for p in block.parameters()]
-        for made in (plain, changed, again)
+        [p for block in made.blocks for p in block.parameters()] for made in (plain, changed, again)
     ]
     assert all(torch.equal(a, b) for a, b in zip(weights[1], weights[2], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))

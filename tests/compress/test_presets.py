@@ -25,7 +25,7 @@ def stored(middle: Any) -> int:
     return sum(t.numel() * t.itemsize for t in tensors.values())
 
 
-LONG = {"distil", "leave-one-out", "influence-align", "narrow-align"}
+LONG = {"distil", "leave-one-out", "influence-align", "narrow-align", "greedy-narrow-align"}
 
 
 @pytest.mark.parametrize("name", sorted({*PRESETS} - LONG - {"prune"}))

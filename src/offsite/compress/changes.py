@@ -31,8 +31,10 @@ Change = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # "position.layer" to 
 
 
 class LowRank(nn.Module):
-    """``SCALE * B A`` beside every linear layer of every block, A (rank, inputs) and B (outputs,
-    rank); B starts at zero."""
+    """``SCALE * B A`` beside every linear layer of every block.
+
+    A is (rank, inputs) and B (outputs, rank); B starts at zero.
+    """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__()

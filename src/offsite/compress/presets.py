@@ -28,6 +28,8 @@ from offsite.model.split import AdapterRule, Split, example_split
 
 BETA = 0.6
 SCALE = 0.4
+DEPTH = 0.4  # blocks kept are the budget to this power: 20 of 26 at half of the bytes
+CHANGES = 4
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,25 @@ def _align(by: Strategy) -> Make:
 
 
 def _narrow(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    return [_width(shape, budget, "narrow-align"), Align()]
+
+
+def _both(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    keep = shape.keep(budget**DEPTH)
+    width = _width(shape, min(1.0, budget * shape.blocks / keep), "greedy-narrow-align")
+    return [Drop(keep=keep, by="greedy"), width, Align(changes=CHANGES)]
+
+
+def _width(shape: Shape, budget: float, preset: str) -> Narrow:
+    """Narrow feed-forwards that leave each block a share of its bytes."""
     attention = sum(m * n for m, n in shape.attention) / shape.parameters
     share = (budget - attention) / (1 - attention)
     if share <= 0:
         raise OffsiteError(
-            f"A budget of {budget:g} leaves no feed-forward channels: attention alone takes "
-            f"{attention:.0%} of a block, and 'narrow-align' keeps it whole; use more than that."
+            f"A budget of {budget:.3g} of each block leaves no feed-forward channels: attention "
+            f"alone takes {attention:.0%}, and '{preset}' keeps it whole; use a larger budget."
         )
-    return [Narrow(feed_forward=share), Align()]
+    return Narrow(feed_forward=share)
 
 
 def _crash(shape: Shape, budget: float, learned: str | None) -> list[Step]:
@@ -175,6 +188,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "influence-align": Preset(
         "blocks of highest influence, then aligned (ours)", _align("influence")
+    ),
+    "greedy-narrow-align": Preset(
+        "fewer blocks and fewer channels, then aligned at changes (ours)", _both
     ),
     "narrow-align": Preset("fewer channels in every block, then aligned (LoRAM)", _narrow),
     "distil": Preset("evenly spaced blocks, then distilled (Offsite-Tuning)", _distil),
