@@ -40,6 +40,8 @@ def shorter(words: list[str]) -> list[str]:
         words[words.index("--steps") + 1] = "2"
     elif words[0] == "tune":
         words += ["--steps", "2"]
+    if "--try" in words:
+        return [*words, "--try-steps", "2", "--max-length", "32"]
     return words + (["--max-length", "32"] if words[0] in ("tune", "lab", "sweep") else [])
 
 

@@ -12,6 +12,7 @@ from offsite.cli.choice import RecipeOptions
 from offsite.cli.groups import grouped
 from offsite.cli.shared import GateOptions, Machine, RowOptions
 from offsite.cli.show import emit, note
+from offsite.cli.trial import TrialOptions
 
 Out = Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")]
 OwnData = Annotated[str | None, typer.Option(help="Your own data, where a step needs it.")]
@@ -38,6 +39,7 @@ def offer(
     json: o.Json = False,
     *,
     choice: RecipeOptions,
+    trial: TrialOptions,
     gate: GateOptions,
     rows: RowOptions,
     machine: Machine,
@@ -51,10 +53,11 @@ def offer(
     from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
+    if trial.show(model, out, data, eval_data, rows, machine, adapter, seed, json):
+        return
     place, dtype, kind = machine.pick(), machine.precision(), rows.load()
     record = record or out.with_name(f"{out.name}.record.json")
-    data_sets = offering.DataSets.read(kind, data, eval_data)
-    attack = gate.load(kind)
+    data_sets, attack = offering.DataSets.read(kind, data, eval_data), gate.load(kind)
     full = offering.open_model(model, kind, data_sets, attack)
     recipe, split = offering.decide(choice, full, adapter, data_sets.own, record)
     work = work_folder(out, resume)
