@@ -13,7 +13,7 @@ import torch
 
 import offsite as ot
 from offsite.deltas import parse_method
-from offsite.exchange.contract import OutOfBounds
+from offsite.exchange.bounds import OutOfBounds
 from offsite.exchange.delta import new_delta
 from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.lab.setting import Setting
@@ -54,6 +54,25 @@ def test_a_small_norm_cannot_hide_a_large_change(pair: Any) -> None:
         ot.plug(model, big, record)
     with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
         place(model, big, record)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_tuning_says_early_what_the_owner_would_refuse(
+    kind: str, pair: Any, capfd: Any, tokenizer: Any, text_file: Path
+) -> None:
+    _, offer, _ = pair
+    offer = ot.Offer(offer.model, offer.manifest, tokenizer)
+    for rate, refused in ((1e-4, 0), (50.0, 1)):
+        options = ot.TrainOptions(steps=20, lr=rate, batch_size=2, warmup=0)
+        weights = [p.clone() for p in offer.model.parameters()]
+        capfd.readouterr()
+        ot.tune(
+            offer, text_file, parse_method({"kind": kind}), options=options, device="cpu",
+            task=ot.load_task("text", max_length=16),
+        )  # fmt: skip
+        assert capfd.readouterr().err.count("would refuse this delta") == refused
+        pairs = zip(weights, offer.model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_lab_scores_no_delta_that_plug_refuses(

@@ -110,8 +110,8 @@ def test_untuned_delta_plugs_to_the_model_bit_for_bit(
     )
     from offsite.codec import to_json
     from offsite.exchange.delta import new_delta
-    from offsite.tuner.preparing import private_copy
-    from offsite.tuner.tuning import drop_unchanged, rounded
+    from offsite.tuner.preparing import private_copy, rounded
+    from offsite.tuner.tuning import drop_unchanged
 
     attached = method.attach(private_copy(offer), offer.manifest.adapter)
     tensors = drop_unchanged(rounded(attached.tensors(), offer), offer)

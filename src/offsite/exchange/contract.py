@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from offsite.errors import OffsiteError
+from offsite.exchange.bounds import OutOfBounds
 from offsite.exchange.delta import Delta
 from offsite.exchange.manifest import Contract, Reach
 from offsite.exchange.record import OfferRecord
@@ -15,12 +16,6 @@ from offsite.exchange.side import divide, sides_of, spoken
 from offsite.model.blocks import get_blocks
 from offsite.model.heads import check_head, head_entries
 from offsite.model.tensors import TensorEntry
-
-MAX_CHANGE = 10.0  # how far a tensor may move, in multiples of its own norm
-
-
-class OutOfBounds(OffsiteError):
-    """The values of a delta are larger than its offer allows, as after a run that diverged."""
 
 
 def make_contract(
@@ -111,41 +106,6 @@ def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
             f"The delta's values have norm {squares**0.5:.3g}; its offer allows "
             f"{contract.max_norm:.3g}, so tune again with a lower learning rate."
         )
-
-
-def check_change(before: nn.Module, after: nn.Module) -> None:
-    """Refuse what a delta made of a model, tensor by tensor, after merging and in the final dtype.
-
-    The norm of the delta's own tensors says little about that: a method may multiply them. A tensor
-    W may change by at most ``MAX_CHANGE`` times its L2 norm plus the square root of its size, so by
-    about 1 in each entry where W is zero.
-
-    Args:
-        before: the full model.
-        after: the model with the delta in it; what it shares with ``before`` is not looked at.
-
-    Raises:
-        OutOfBounds: a value that is not finite, or a tensor that changed by more than that.
-    """
-    old = dict(before.named_parameters())
-    for name, value in after.named_parameters():
-        known = old.get(name)
-        if known is value:
-            continue
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise OutOfBounds(
-                f"With this delta '{name}' has values that are not finite in {value.dtype}; tune "
-                "again with a lower learning rate."
-            )
-        if known is None or known.shape != value.shape:
-            continue
-        size = float(known.detach().float().norm())
-        change = float((value.detach().float() - known.detach().float()).norm())
-        if change > (limit := MAX_CHANGE * size + value.numel() ** 0.5):
-            raise OutOfBounds(
-                f"This delta changes '{name}' by {change:.3g} (L2 norm), but at most {limit:.3g}"
-                " is plugged; tune again with a lower learning rate or a smaller alpha."
-            )
 
 
 def check_range(model: nn.Module) -> None:

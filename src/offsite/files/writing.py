@@ -24,7 +24,10 @@ from offsite.errors import OffsiteError
 from offsite.files.swap import swap
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = ("os error 28", "os error 27", "os error 122", "PytorchStreamWriter failed")
+FULL_WORDS = (
+    "os error 28", "os error 27", "os error 122",  # safetensors and tokenizers
+    "PytorchStreamWriter failed", "unexpected pos", "iostream error",  # torch, after a short write
+)  # fmt: skip
 
 
 @contextmanager
@@ -201,13 +204,13 @@ def writing(target: Path) -> Iterator[None]:
     """Turn what the system says while writing ``target`` (disk full, no rights) into one error.
 
     Raises:
-        OffsiteError: the block raised ``OSError``, or what torch and safetensors raise for it.
+        OffsiteError: the block raised ``OSError``, or what a library raises in its place.
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except Exception as error:
         number, full = getattr(error, "errno", None), disk_full(error)
-        if isinstance(error, RuntimeError) and not full:
+        if not full and not isinstance(error, (OSError, SafetensorError)):
             raise
         reason = "the disk is full" if full else os.strerror(number) if number else "writing failed"
         raise OffsiteError(
@@ -217,9 +220,13 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an exception of the system, of safetensors or of torch says that the disk is full."""
-    number = getattr(error, "errno", None)
-    return number in FULL or any(words in str(error) for words in FULL_WORDS)
+    """Whether an exception, or the one it was raised for, says that the disk is full.
+
+    safetensors, tokenizers and torch raise exceptions of their own for it.
+    """
+    number, before = getattr(error, "errno", None), error.__cause__ or error.__context__
+    told = number in FULL or any(words in str(error) for words in FULL_WORDS)
+    return told or (before is not None and disk_full(before))
 
 
 def check_free(target: str | Path, *, overwrite: bool = False) -> None:

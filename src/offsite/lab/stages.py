@@ -11,7 +11,7 @@ from offsite.compress.scaleot.learning import learn
 from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
-from offsite.exchange.contract import OutOfBounds
+from offsite.exchange.bounds import OutOfBounds
 from offsite.exchange.delta import Delta
 from offsite.exchange.record import Record
 from offsite.lab.baselines import trainable, tune_all

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from offsite.exchange.contract import check_change
+from offsite.exchange.bounds import check_change
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
 from offsite.exchange.record import Record

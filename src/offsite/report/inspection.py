@@ -12,6 +12,7 @@ from rich.text import Text
 from offsite.codec import require, to_json
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
+from offsite.exchange.bounds import MAX_CHANGE
 from offsite.exchange.delta import Delta
 from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.ledger import APART, MERGED
@@ -88,6 +89,7 @@ def inspect_offer(path: Path) -> Shown:
         ("shared blocks", len(manifest.shared) or "none"),
         *side_facts(manifest),
         ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
+        ("a tensor changes by", f"at most {MAX_CHANGE:g} times its norm and 1 in each value"),
     ]
     prefix = tuple(f"{manifest.block_path}.{index}." for index in manifest.adapter)
     tuned = {name for name, _ in skeleton.named_parameters() if name.startswith(prefix)}

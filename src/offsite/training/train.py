@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.integrations import get_available_reporting_integrations
@@ -68,6 +69,7 @@ def train(
     resume: bool = False,
     text: str = "tuning",
     divisible: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> History:
     """Train the parameters of ``model`` that require gradients, in place.
 
@@ -81,6 +83,7 @@ def train(
             CPU the final weights are then bit-equal to those of an uninterrupted run.
         divisible: whether the loss of a batch is the sum of the losses of its parts, so that a
             batch that does not fit into memory may be computed in parts.
+        callbacks: told of every step, beside the progress bar.
 
     Raises:
         OffsiteError: nothing to train, or nothing to resume.
@@ -112,8 +115,8 @@ def train(
         for parameters, lr in rates:
             _own_rate(trainer, list(parameters), lr)
         watch = Watch(text, work is not None)
-        trainer.add_callback(watch)
-        trainer.add_callback(Sealing())
+        for callback in (watch, Sealing(), *callbacks):
+            trainer.add_callback(callback)
         level = logging.getLogger("transformers").level
         logging.getLogger("transformers").setLevel(logging.ERROR)
         try:

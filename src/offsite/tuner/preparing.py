@@ -20,7 +20,7 @@ from offsite.model.blocks import alias, assemble, get_blocks
 from offsite.model.checkpoint import DTYPES as COMPUTED
 from offsite.model.heads import give_head, head_tensors
 from offsite.model.kind import kind_of_task
-from offsite.model.tensors import describe
+from offsite.model.tensors import TORCH, describe
 from offsite.tasks.data import rows_of
 from offsite.tasks.task import Task
 from offsite.training.options import TrainOptions
@@ -166,3 +166,13 @@ def private_copy(offer: Offer, tuned: Sequence[int] = ()) -> nn.Module:
         blocks[index] = copy.deepcopy(blocks[index]).float() if own else alias(blocks[index])
     copied: nn.Module = assemble(offer.model, blocks, range(len(blocks)))
     return copied
+
+
+def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+    """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
+    contract = offer.manifest.contract
+    wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}
+    return {
+        name: (t.to(TORCH[wanted[name]]) if name in wanted else t).detach().cpu().clone()
+        for name, t in tensors.items()
+    }

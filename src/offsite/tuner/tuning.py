@@ -5,7 +5,6 @@ This path needs nothing but the offer: it never imports the compressors or the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import pick_device
 from offsite.model.heads import labels_of, set_head
-from offsite.model.tensors import TORCH
 from offsite.tasks.data import identity_of
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
@@ -34,7 +32,8 @@ from offsite.training.options import TrainOptions
 from offsite.training.precision import held
 from offsite.training.resume import same_run
 from offsite.training.train import History, train
-from offsite.tuner.preparing import Prepared, check_usable, prepare, settle
+from offsite.tuner.limits import Limits
+from offsite.tuner.preparing import Prepared, check_usable, prepare, rounded, settle
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,12 @@ def run_tune(
         )  # fmt: skip
 
     runner, home = ready.attached.model, next(offer.model.parameters())
-    trainable = ready.trainable
+    trainable, limits = ready.trainable, Limits(ready, offer, reach)
     try:
         with held(runner, frozen, device), same_run(None if budget else work, run, resume):
-            history, dp = fit(ready, task, options, budget, device, work, resume)
+            history, dp = fit(ready, task, options, budget, device, work, resume, limits)
             changed, head = what_travels(ready, offer)
+            limits.look()
         to_dtype(ready, offer, home.dtype)
         evaluation = None
         if ready.eval_rows is not None:
@@ -156,7 +156,7 @@ def run_tune(
 
 def fit(
     ready: Prepared, task: Task, options: TrainOptions, budget: PrivacyBudget | None,
-    device: torch.device, work: Path | None, resume: bool,
+    device: torch.device, work: Path | None, resume: bool, limits: Limits,
 ) -> tuple[History, Guarantee | None]:  # fmt: skip
     """Train what is prepared; with a budget, also say which guarantee the run has."""
     runner, rows = ready.attached.model, ready.rows
@@ -168,6 +168,7 @@ def fit(
     history = train(
         runner, rows, loss=task.loss, collate=task.collate, options=options, rates=ready.rates,
         device=device, eval_data=ready.eval_rows, work=work, resume=resume,
+        callbacks=[limits],
     )  # fmt: skip
     return history, None
 
@@ -190,16 +191,6 @@ def to_dtype(ready: Prepared, offer: Offer, dtype: torch.dtype) -> None:
     own = [p for i in offer.manifest.adapter for p in blocks[i].parameters()]
     for parameter in (*own, *ready.head.values()):
         parameter.data = parameter.data.to(dtype)
-
-
-def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
-    """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
-    contract = offer.manifest.contract
-    wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}
-    return {
-        name: (t.to(TORCH[wanted[name]]) if name in wanted else t).detach().cpu().clone()
-        for name, t in tensors.items()
-    }
 
 
 def drop_unchanged(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:

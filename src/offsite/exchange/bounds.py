@@ -1,0 +1,49 @@
+"""How far a delta may change each tensor: the owner refuses more, and the tuner is told early."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from offsite.errors import OffsiteError
+
+MAX_CHANGE = 10.0  # how far a tensor may move, in multiples of its own norm
+
+
+class OutOfBounds(OffsiteError):
+    """The values of a delta are larger than its offer allows, as after a run that diverged."""
+
+
+def check_change(before: nn.Module, after: nn.Module) -> None:
+    """Refuse what a delta made of a model, tensor by tensor, after merging and in the final dtype.
+
+    The norm of the delta's own tensors says little about that: a method may multiply them. A tensor
+    W may change by at most ``MAX_CHANGE`` times its L2 norm plus the square root of its size, so by
+    about 1 in each entry where W is zero.
+
+    Args:
+        before: the full model.
+        after: the model with the delta in it; what it shares with ``before`` is not looked at.
+
+    Raises:
+        OutOfBounds: a value that is not finite, or a tensor that changed by more than that.
+    """
+    old = dict(before.named_parameters())
+    for name, value in after.named_parameters():
+        known = old.get(name)
+        if known is value:
+            continue
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise OutOfBounds(
+                f"With this delta '{name}' has values that are not finite in {value.dtype}; tune "
+                "again with a lower learning rate."
+            )
+        if known is None or known.shape != value.shape:
+            continue
+        size = float(known.detach().float().norm())
+        change = float((value.detach().float() - known.detach().float()).norm())
+        if change > (limit := MAX_CHANGE * size + value.numel() ** 0.5):
+            raise OutOfBounds(
+                f"This delta changes '{name}' by {change:.3g} (L2 norm), but at most {limit:.3g}"
+                " is plugged; tune again with a lower learning rate or a smaller alpha."
+            )

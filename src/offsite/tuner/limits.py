@@ -1,0 +1,48 @@
+"""The bound on each tensor's change, looked at while tuning.
+
+The owner refuses a delta that breaks it, so a run that breaks it is told after a tenth of its steps
+and not after hours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from offsite.exchange.bounds import OutOfBounds, check_change
+from offsite.exchange.manifest import Reach
+from offsite.exchange.offer import Offer
+from offsite.training.progress import say
+from offsite.tuner.preparing import Prepared, private_copy, rounded
+
+
+class Limits(TrainerCallback):  # type: ignore[misc]
+    """Says once that the owner would refuse the delta as it is.
+
+    Methods that do not merge change no tensor of the model, and a delta of reach ``all`` is merged
+    by its owner alone; neither is looked at.
+    """
+
+    def __init__(self, ready: Prepared, offer: Offer, reach: Reach) -> None:
+        self.ready, self.offer = ready, offer
+        self.pending = ready.attached.method.merges and reach == "adapter"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in (state.max_steps // 10, state.max_steps // 2):
+            self.look()
+
+    def look(self) -> None:
+        """Merge what is tuned so far into a copy of the adapter blocks and judge the change."""
+        if not self.pending:
+            return
+        method, blocks = self.ready.attached.method, self.offer.manifest.adapter
+        with torch.random.fork_rng(devices=[]):  # attaching draws numbers that training needs
+            copy = method.attach(private_copy(self.offer), blocks)
+        copy.load(rounded(self.ready.attached.tensors(), self.offer))
+        try:
+            check_change(self.offer.model, copy.merge())
+        except OutOfBounds as error:
+            self.pending = False
+            say(f"The owner of the offer would refuse this delta. {error}")
