@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_lost_emulator_is_made_again_if_a_cell_needs_it(
 ) -> None:
     plan = make_plan(model_folder("llama"), text_file, recipes={"aligned": ALIGNED}, healed=False)
     lab = Lab(plan, tmp_path, "cpu")
-    assert [cell.stage for cell in lab.missing()] == ["offer", "zero_shot", "tuned", "tuned"]
+    assert [cell.stage for cell in lab.missing()] == ["zero_shot", "offer", "tuned", "tuned"]
     list(lab.run())
     assert not lab.missing()
     folder = lab.emulator_folder("aligned", 0)
@@ -140,6 +141,15 @@ def test_cells_come_after_what_they_need(model_folder: Any, text_file: Path) -> 
     stages = [cell.stage for cell in order]
     assert stages.count("tuned") == 8 and stages.count("offer") == 4
     assert stages.count("full_tuned") == 2 and stages.count("zero_shot") == 1
+
+
+def test_a_run_that_is_cut_off_leaves_whole_rows(model_folder: Any, text_file: Path) -> None:
+    plan = make_plan(model_folder("llama"), text_file, seeds=(0, 1), baseline=True)
+    rows = [c for c in plan_cells(plan) if c.stage in ("offer", "tuned", "healed")]
+    starts = [index for index, cell in enumerate(rows) if cell.stage == "offer"] + [len(rows)]
+    for begin, end in pairwise(starts):
+        assert len({(cell.recipe, cell.seed) for cell in rows[begin:end]}) == 1
+        assert end - begin > 1
 
 
 def test_no_gpu_is_chosen_where_there_is_none() -> None:

@@ -57,25 +57,26 @@ CellGraph = dict[Cell, tuple[Cell, ...]]  # each cell after those it needs, and 
 def plan_cells(plan: Plan) -> CellGraph:
     """The cells of a plan, each after those it needs.
 
-    What others wait for comes first, so that many processes soon have work.
+    The passes that many wait for come first, then what all rows share, then one row after another,
+    so that a run which is cut off leaves whole rows.
     """
     rates = plan.full_lr if plan.data else ()
-    found: CellGraph = {}
-    tuning: CellGraph = {}
+    passes: CellGraph = {}
+    rows: CellGraph = {}
     for seed in plan.seeds:
         for name, recipe in plan.recipes.items():
-            passes = tuple(Cell("learned", seed, training=one) for one in recipe.trainings)
+            own = tuple(Cell("learned", seed, training=one) for one in recipe.trainings)
             offer = Cell("offer", seed, name)
-            found |= {**dict.fromkeys(passes, ()), offer: passes}
-            if plan.healed:
-                tuning |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in rates}
+            passes |= dict.fromkeys(own, ())
+            rows[offer] = own
             if plan.data:
-                tuning |= {Cell("tuned", seed, name, delta): (offer,) for delta in plan.deltas}
+                rows |= {Cell("tuned", seed, name, delta): (offer,) for delta in plan.deltas}
+            if plan.healed:
+                rows |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in rates}
     shared = [Cell("zero_shot")]
     if plan.baseline:
         shared += [Cell("full_tuned", seed, lr=lr) for seed in plan.seeds for lr in rates]
-    passes_first = sorted(found, key=lambda cell: cell.stage != "learned")
-    return {cell: found[cell] for cell in passes_first} | dict.fromkeys(shared, ()) | tuning
+    return passes | dict.fromkeys(shared, ()) | rows
 
 
 def method_key(tuning: Tuning, model: nn.Module) -> dict[str, Any]:
