@@ -96,3 +96,22 @@ def test_parts_are_those_whose_size_follows_the_depth() -> None:
     assert parts(full, cut, 4, 2) == {"a": 1}
     held = torch.arange(12).reshape(1, 12)
     assert take(held, 1, 4, (0, 3)).tolist() == [[0, 1, 2, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("source", ["disk", "memory"])
+def test_a_scale_that_follows_the_depth_stays_what_it_was(source: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.MiniCPM3Config(
+        **{**SHAPE, "num_key_value_heads": 2}, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=8,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    given = tmp_path / "model" if source == "disk" else model
+    offer, record = make_offer(given, adapter=ends(2, 2), recipe=[Drop(keep=2)])
+    offer.save(tmp_path / "offer")
+    emulator, entry = Offer.load(tmp_path / "offer").model, record.offers[0]
+    with bypass(model, {*range(8)} - {*entry.adapter, *entry.middle}):
+        torch.testing.assert_close(
+            output_of(emulator, inputs_for(model)), output_of(model, inputs_for(model))
+        )

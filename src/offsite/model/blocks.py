@@ -8,6 +8,7 @@ This file is the only one that knows where blocks live and what must be renumber
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -118,6 +119,8 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
     if getattr(config, "num_kv_shared_layers", 0):
         config.num_kv_shared_layers = readers_left(config, layer_types, source, total)
     own = config.to_dict().get("per_layer_config")
+    if getattr(config, "scale_depth", None):  # MiniCPM3 divides it by the root of the depth
+        config.scale_depth *= math.sqrt(len(source) / total)
     config.num_hidden_layers = len(source)
     if getattr(config, "decoder_layers", None) == total:  # BART and its kin count the encoder's
         config.decoder_layers = len(source)
