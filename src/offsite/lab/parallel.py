@@ -168,9 +168,11 @@ def staff(
     finally:
         for worker in workers:
             worker.connection.close()
+            if worker.job:
+                worker.process.terminate()
+        for worker in workers:  # one without a job ends by itself, and cleans up behind it
+            worker.process.join(10)
             worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
 
 
 def gpus(device: str | None) -> list[str]:
