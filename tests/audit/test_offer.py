@@ -88,7 +88,7 @@ def test_training_recovers_and_the_control_is_no_attacker(trained: Any, tmp_path
 
 
 def test_an_offer_that_is_about_the_model_counts_as_recovered(trained: Any, tmp_path: Path) -> None:
-    """The share of a tiny distance says nothing, so an int8 copy must not pass for a safe one."""
+    """The share of a tiny distance says nothing, so an int8 copy must count as the model."""
     model, _, rows = trained
     whole, record = saved(model, tmp_path / "record.json", [Quantise(bits=8, group=16)])
     audit = audit_offer(model, whole, record, rows, TASK, device=CPU, effort=ONCE)
