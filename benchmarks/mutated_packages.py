@@ -159,6 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="The first case, to go on from there.")
     options = parser.parse_args()
     counts: collections.Counter[str] = collections.Counter()
     slowest, begin = 0.0, time.monotonic()
@@ -166,7 +167,9 @@ def main() -> int:
         good, bad = Path(scratch) / "good", Path(scratch) / "bad"
         good.mkdir()
         opened = packages(good)
-        for case in range(options.count):
+        for case in range(options.first, options.count):
+            if case % 1000 == 0:
+                print(f"{case} of {options.count}: {dict(counts)}", file=sys.stderr, flush=True)
             draw = random.Random(options.seed * 10**9 + case)
             name = draw.choice(sorted(opened))
             shutil.rmtree(bad, ignore_errors=True)
@@ -184,8 +187,8 @@ def main() -> int:
                 print(f"case {case} {name} {done}: {type(error).__name__} at {where.filename}:"
                       f"{where.lineno}", flush=True)  # fmt: skip
             slowest = max(slowest, time.monotonic() - start)
-    took = time.monotonic() - begin
-    print(f"{options.count} cases, seed {options.seed}: {dict(counts)}; slowest {slowest:.1f} s, "
+    cases, took = options.count - options.first, time.monotonic() - begin
+    print(f"{cases} cases, seed {options.seed}: {dict(counts)}; slowest {slowest:.1f} s, "
           f"{took:.0f} s in all")  # fmt: skip
     return 1 if counts["foreign"] else 0
 
