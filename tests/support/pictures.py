@@ -61,3 +61,14 @@ def image_processor(**options: Any) -> Any:
     """A ViT image processor for pictures of 16 x 16."""
     size = {"height": SIZE, "width": SIZE}
     return transformers.ViTImageProcessor(**{"size": size, **options})
+
+
+def picture_folders(root: Path, *splits: str) -> Path:
+    """Two classes of two pictures under each split."""
+    for split in splits:
+        for shade, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(2):
+                picture = Image.new("RGB", (20, 24), (90 * shade, 40 * index, len(split)))
+                picture.save(root / split / name / f"{index}.png")
+    return root

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from offsite.errors import OffsiteError
 from offsite.model.heads import give_head, labels_of
 from offsite.tasks.image.classification import ImageClassification
 from tests.support.models import classifier
-from tests.support.pictures import NAMES, image_processor, paint, write_arrays, write_folder
+from tests.support.pictures import (
+    NAMES,
+    image_processor,
+    paint,
+    picture_folders,
+    write_arrays,
+    write_folder,
+)
 
 TASK = ImageClassification()
 
@@ -100,17 +106,6 @@ def test_foreign_classes_never_reach_the_loss(tmp_path: Path, processor: Any) ->
     rows = TASK.load(write_arrays(tmp_path), processor, None)
     with pytest.raises(OffsiteError, match="head has only 2 classes"):
         TASK.loss(classifier("vit", labels=2), TASK.collate([rows[2]]))
-
-
-def picture_folders(root: Path, *splits: str) -> Path:
-    """Two classes of two pictures under each split."""
-    for split in splits:
-        for shade, name in enumerate(("cat", "dog")):
-            (root / split / name).mkdir(parents=True)
-            for index in range(2):
-                picture = Image.new("RGB", (20, 24), (90 * shade, 40 * index, len(split)))
-                picture.save(root / split / name / f"{index}.png")
-    return root
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])

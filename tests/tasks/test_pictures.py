@@ -14,7 +14,14 @@ from PIL import Image
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.tasks.image.classification import ImageClassification
 from offsite.tasks.image.pictures import read_pictures
-from tests.support.pictures import NAMES, image_processor, paint, write_arrays, write_folder
+from tests.support.pictures import (
+    NAMES,
+    image_processor,
+    paint,
+    picture_folders,
+    write_arrays,
+    write_folder,
+)
 
 TASK = ImageClassification()
 
@@ -105,17 +112,6 @@ def test_pictures_without_a_class_or_content_are_not_taken(tmp_path: Path, proce
     with pytest.raises(OffsiteError, match="Cannot read picture 5 in"):
         TASK.load(tmp_path / "gap", processor, None)
     assert len(ImageClassification(skip_bad=True).load(tmp_path / "gap", processor, None)) == 5
-
-
-def picture_folders(root: Path, *splits: str) -> Path:
-    """Two classes of two pictures under each split."""
-    for split in splits:
-        for shade, name in enumerate(("cat", "dog")):
-            (root / split / name).mkdir(parents=True)
-            for index in range(2):
-                picture = Image.new("RGB", (20, 24), (90 * shade, 40 * index, len(split)))
-                picture.save(root / split / name / f"{index}.png")
-    return root
 
 
 @pytest.mark.parametrize("splits", [("Train", "Test"), ("train", "dev"), ("TRAINING", "Valid")])

@@ -166,11 +166,6 @@ def plain(value: Any) -> bool:
     )
 
 
-def is_word(value: Any) -> bool:
-    """Whether a value is one short word, as the name of an activation function is."""
-    return isinstance(value, str) and bool(WORD.fullmatch(value))
-
-
 def allowed_generation(content: Mapping[str, Any]) -> dict[str, Any]:
     """How a model generates: the keys of transformers' own class."""
     return only(content, {*GenerationConfig().to_dict(), "transformers_version"})
