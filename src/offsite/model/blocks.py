@@ -225,6 +225,15 @@ def assemble(model: Module, blocks: Sequence[nn.Module], source: Sequence[int]) 
     return shell
 
 
+def apart(model: Module, own: Sequence[int]) -> Module:
+    """A model over the same tensors but for the blocks ``own``, which are copies in float32."""
+    blocks = [
+        copy.deepcopy(block).float() if index in own else block
+        for index, block in enumerate(get_blocks(model))
+    ]
+    return assemble(model, blocks, range(len(blocks)))
+
+
 def rename_blocks(
     tensors: Mapping[str, Value], path: str, mapping: Mapping[int, int]
 ) -> dict[str, Value]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from offsite.exchange.contract import check_contract, check_entries, check_norm,
 from offsite.exchange.delta import Delta
 from offsite.exchange.record import OfferRecord, Record
 from offsite.exchange.side import Given, divide, give_side, read_sides, sides_of
-from offsite.model.blocks import assemble, get_blocks, rename_blocks
+from offsite.model.blocks import apart, get_blocks, rename_blocks
 from offsite.model.checkpoint import build_skeleton, load_model
 from offsite.model.heads import give_head, head_tensors, set_head
 from offsite.model.stored import model_fingerprint
@@ -180,12 +179,3 @@ def attach(
         give_head(place, delta.manifest.labels)
         found = route.attach(method, place)
     return found
-
-
-def apart(model: nn.Module, own: Sequence[int]) -> nn.Module:
-    """A model over the same tensors but for the blocks ``own``, which are copies in float32."""
-    blocks = [
-        copy.deepcopy(block).float() if index in own else block
-        for index, block in enumerate(get_blocks(model))
-    ]
-    return assemble(model, blocks, range(len(blocks)))

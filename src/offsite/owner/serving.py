@@ -18,7 +18,7 @@ from offsite.exchange.contract import check_entries
 from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.offer import Offer
 from offsite.exchange.side import divide
-from offsite.model.blocks import block_path, get_blocks
+from offsite.model.blocks import apart, block_path, get_blocks
 from offsite.model.heads import (
     check_head,
     give_head,
@@ -31,7 +31,6 @@ from offsite.model.heads import (
 )
 from offsite.model.stored import model_fingerprint
 from offsite.model.tensors import describe
-from offsite.owner.placing import apart
 from offsite.owner.plugged import Plugged
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from offsite.errors import OffsiteError
 from offsite.exchange.delta import check_labels, check_options
 from offsite.exchange.manifest import Reach, now
 from offsite.exchange.offer import Offer
-from offsite.model.blocks import alias, assemble, get_blocks
+from offsite.model.blocks import apart, get_blocks
 from offsite.model.checkpoint import DTYPES as COMPUTED
 from offsite.model.heads import give_head, head_tensors
 from offsite.model.kind import kind_of_task
@@ -70,7 +69,7 @@ def prepare(
             offer or the method does not allow.
     """
     blocks = tuned_blocks(offer, method, reach)
-    model = private_copy(offer, blocks)
+    model = private_copy(offer)
     counted = task.one_by_one() if one_by_one else task
     rows = rows_of(counted, data, offer.processor, model, train=True)
     check_labels(labels := task.labels(rows))
@@ -155,16 +154,12 @@ def check_usable(offer: Offer, task: Task) -> None:
         )
 
 
-def private_copy(offer: Offer, tuned: Sequence[int] = ()) -> nn.Module:
+def private_copy(offer: Offer) -> nn.Module:
     """The offer's model with adapter blocks of its own in float32, so that tuning leaves it alone.
 
-    Other ``tuned`` blocks have modules of their own around the offer's tensors; all else is shared.
+    The other blocks are modules of their own around the offer's tensors.
     """
-    blocks = list(get_blocks(offer.model))
-    for index in {*tuned, *offer.manifest.adapter}:
-        own = index in offer.manifest.adapter
-        blocks[index] = copy.deepcopy(blocks[index]).float() if own else alias(blocks[index])
-    copied: nn.Module = assemble(offer.model, blocks, range(len(blocks)))
+    copied: nn.Module = apart(offer.model, offer.manifest.adapter)
     return copied
 
 
