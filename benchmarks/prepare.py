@@ -10,8 +10,8 @@ here.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from benchmarks import two_digits
@@ -57,4 +57,6 @@ def main(shared: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Lay out the inputs under build/bench.")
+    parser.add_argument("shared", type=Path, help="the folder with `models` and `data`")
+    main(parser.parse_args().shared)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,11 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         made = page.relative_to(DOCS).with_suffix("")
         place = made.parent if made.name == "index" else made
         assert (tmp_path / "site" / place / "index.html").is_file()
+
+
+def test_the_command_that_lays_out_the_benchmarks_runs() -> None:
+    """A library, opacus, has a package `benchmarks` too; in the checkout, ours runs."""
+    command = [sys.executable, "-m", "benchmarks.prepare", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "build/bench" in result.stdout
