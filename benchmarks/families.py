@@ -21,7 +21,6 @@ itself cannot build or write at this size with transformers' own. Run it in shar
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import signal
@@ -38,7 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from tiny_families import build, experts, first_line, logits  # type: ignore[import-not-found]
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import offsite as ot
@@ -47,11 +46,7 @@ from offsite.compress.importance import bypass
 from offsite.exchange.delta import Delta, new_delta
 from offsite.model.blocks import get_blocks
 
-BLOCKS, WIDTH, VOCABULARY, SECONDS = 8, 64, 512, 60
-DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
-WIDE = ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embed_dim")
-HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
-FIXED = ("vocab", "token", "position", "_id", "window", "max_", "chunk", "seq", "n_positions")
+SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -77,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--share", default="1/1", help="which part of the families, such as 2/4")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of one family")
     parser.add_argument("--table", type=Path, help="write a table of what --out holds instead")
     parser.add_argument("families", nargs="*")
     args = parser.parse_args()
@@ -91,25 +87,25 @@ def main() -> None:
         path = args.out / f"{family}.json"
         if path.exists() and not args.families:
             continue
-        found = watched(family)
+        found = watched(family, args.seconds)
         path.write_text(json.dumps(asdict(found)) + "\n")
         print(f"{found.kind:10} {family:24} {found.seconds:5.1f} s  {found.sentence}", flush=True)
 
 
-def watched(family: str) -> Outcome:
+def watched(family: str, seconds: int) -> Outcome:
     """:func:`judge` with a time limit."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    signal.alarm(seconds)
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
             found = judge(family, Path(folder))
     except TimeoutError:
-        found = Outcome(family, "not built", f"not done after {SECONDS} s at this size")
+        found = Outcome(family, "not built", f"not done after {seconds} s at this size")
     finally:
         signal.alarm(0)
     return Outcome(**{**asdict(found), "seconds": round(time.perf_counter() - start, 1)})
@@ -182,108 +178,6 @@ def untouched(offer: ot.Offer, folder: Path) -> Delta:
     delta = new_delta(offer.manifest, attached.tensors(), to_json(method))
     delta.save(folder / "delta")
     return Delta.load(folder / "delta")
-
-
-@torch.no_grad()
-def logits(model: Any, batch: Any) -> torch.Tensor:
-    """The logits of a batch; every call starts from the same random state."""
-    torch.manual_seed(0)
-    found: torch.Tensor = model(**batch, use_cache=False).logits
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError("its logits are not finite at this size")
-    return found
-
-
-def build(family: str) -> Any:
-    """A tiny model of a family: the first set of changes that transformers takes."""
-    config_class = CONFIG_MAPPING[family]
-    error: Exception | None = None
-    for changes in attempts(config_class):
-        try:
-            torch.manual_seed(0)
-            config = config_class(**changes)
-            with torch.device("meta"):
-                probe = transformers.AutoModelForCausalLM.from_config(config)
-            if sum(p.numel() for p in probe.parameters()) > 2e8:
-                raise ValueError("it has more than 200M parameters at this size")
-            model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
-            logits(model, {"input_ids": torch.arange(1, 13)[None]})
-            return model
-        except TimeoutError:
-            raise
-        except Exception as found:  # try the next set
-            error = error or found
-    assert error is not None
-    raise error
-
-
-def attempts(config_class: Any) -> list[dict[str, Any]]:
-    """Sets of changes to a default configuration, from true proportions to the plainest."""
-    own = shrunk(config_class)
-    plain = {k: v for k, v in own.items() if k in (*DEPTH, *WIDE, *HEADS, "vocab_size")}
-    with_experts = {k: v for k, v in own.items() if "expert" in k} | plain
-    heads = {"num_key_value_heads": 4, "head_dim": WIDTH // 4} | own
-    few = {k: v for k, v in own.items() if k in (*DEPTH, "vocab_size")}
-    return [own, heads, with_experts, plain, few]
-
-
-def shrunk(config_class: Any) -> dict[str, Any]:
-    """Changes that make a default configuration tiny: widths divided by one factor."""
-    default = config_class()
-    changes: dict[str, Any] = {}
-    for name, part in getattr(default, "sub_configs", {}).items():
-        if getattr(default, name, None) is not None and isinstance(part, type):
-            with suppress(Exception):
-                changes[name] = shrunk(type(getattr(default, name)))
-    known = {k: v for k, v in default.to_dict().items() if k in parameters(config_class)}
-    width = next((known[k] for k in WIDE if isinstance(known.get(k), int)), None)
-    if width is None:
-        return changes
-    factor = WIDTH / width
-    for key, value in known.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            continue
-        if key in DEPTH:
-            changes[key] = BLOCKS
-        elif key == "num_kv_shared_layers":
-            changes[key] = min(value, 2)
-        elif key in WIDE:
-            changes[key] = WIDTH
-        elif key in HEADS:
-            changes[key] = 4
-        elif key == "num_key_value_heads":
-            changes[key] = 4 if value == known.get("num_attention_heads") else 2
-        elif key == "head_dim":
-            changes[key] = WIDTH // 4
-        elif key == "vocab_size":
-            changes[key] = VOCABULARY
-        elif any(part in key for part in FIXED) or ("expert" in key and "size" not in key):
-            continue
-        elif value >= 48:
-            changes[key] = max(8, 8 * round(value * factor / 8))
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(known.get(key), int) and known[key] >= VOCABULARY:
-            changes[key] = 0
-    return changes
-
-
-def parameters(config_class: Any) -> set[str]:
-    """The names that a configuration class takes."""
-    return set(inspect.signature(config_class.__init__).parameters) | set(
-        getattr(config_class, "__dataclass_fields__", {})
-    )
-
-
-def experts(config: Any) -> int:
-    """How many experts a layer has, by whatever name."""
-    text = config.get_text_config().to_dict()
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return max((text[name] for name in names if isinstance(text.get(name), int)), default=0)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, cut to a table's width."""
-    return next(iter(str(error).strip().splitlines()), "")[:160]
 
 
 def table(folder: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from offsite.compress import Align, Drop, Prune
 from offsite.compress import forecast as module
-from offsite.compress.forecast import forecast, span
+from offsite.compress.forecast import forecast, passes_of, rows_of, span
 from tests.support.context import world
 
 
@@ -18,6 +18,8 @@ def test_each_step_that_reads_data_has_a_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "seconds_of", lambda model, batch: 2.0)
     context, state = world("llama"), torch.get_rng_state()
     length = len(next(iter(context.data or ()))["input_ids"])
+    count = len(context.data)  # type: ignore[arg-type]
+    assert count < 128  # a row is not looked at twice to choose blocks
     recipe: list[Any] = [
         Drop(keep=2, by="influence"),
         Prune(keep=0.5),
@@ -25,13 +27,22 @@ def test_each_step_that_reads_data_has_a_line(monkeypatch: pytest.MonkeyPatch) -
         Align(steps=10, batch_size=4),
     ]
     assert forecast(recipe, context) == [
-        f"drop: 128 rows of data, at most {128 * length:,} tokens, about 4 min on this machine",
-        f"drop: 128 rows of data, at most {128 * length:,} tokens, about 26 min on this machine",
+        f"drop: {count} rows of data, at most {count * length:,} tokens, about {span(2 * count)} "
+        "on this machine",
+        f"drop: {count} rows of data, at most {count * length:,} tokens, about {span(12 * count)} "
+        "on this machine",
         f"align: 40 rows of data, at most {40 * length:,} tokens, about 5 min on this machine",
     ]
     assert torch.equal(torch.get_rng_state(), state)
     assert forecast([Prune(keep=0.5)], context) == []
     assert forecast(recipe, replace(context, data=None)) == []
+
+
+def test_a_step_that_chooses_blocks_looks_at_small_data_once() -> None:
+    needs = Drop(keep=2, by="leave_one_out").needs
+    assert [rows_of(needs, range(count)) for count in (10, 128, 500)] == [10, 128, 128]
+    assert passes_of(needs, range(10), 6) == 60
+    assert rows_of(Align(steps=10, batch_size=4).needs, range(10)) == 40
 
 
 def test_a_length_of_time_in_words() -> None:

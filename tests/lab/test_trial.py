@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from offsite.errors import OffsiteError
-from offsite.lab.trial import Tried, advice, parts, recommend
+from offsite.lab.trial import LENGTH, SCORED, Tried, advice, parts, progress, recommend
 from tests.support import Run
 
 
@@ -45,6 +45,27 @@ def test_other_data_needs_examples_to_score_on(tmp_path: Path) -> None:
         parts(f"{tmp_path}/one.jsonl", None, tmp_path, 500)
 
 
+def test_a_trial_takes_no_more_of_the_data_than_it_uses(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("word " * 100_000)
+    (tmp_path / "test.txt").write_text("other " * 100_000)
+    (tmp_path / "a.jsonl").write_text('{"text": "a line of some words"}\n' * 10_000)
+    for name, given in (("a.txt", None), ("a.txt", f"{tmp_path}/test.txt"), ("a.jsonl", None)):
+        *tuned, scored = parts(f"{tmp_path}/{name}", given, tmp_path, 500)
+        assert all(2400 < Path(file).stat().st_size < 2600 for file in tuned), (name, given)
+        assert Path(scored).stat().st_size == pytest.approx(5 * SCORED * LENGTH, abs=50)
+        assert (given is not None) == Path(scored).read_text().startswith("other")
+
+
+def test_the_time_left_follows_the_speed_of_what_is_done() -> None:
+    seconds = {"a": 10.0, "b": 20.0, "c": 30.0}
+    done = [tried("a", 1.0, 0.1)]
+    assert progress(done, seconds, 4.0) == "done  1 of 3: a, about 20 s left"
+    done += [tried("b", 1.0, 0.1)]
+    assert progress(done, seconds, 60.0) == "done  2 of 3: b, about 60 s left"
+    done += [tried("c", 1.0, 0.1)]
+    assert progress(done, seconds, 90.0) == "done  3 of 3: c"
+
+
 def test_a_trial_writes_no_offer_and_goes_on_where_it_stopped(
     run: Run, model_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:
@@ -53,8 +74,10 @@ def test_a_trial_writes_no_offer_and_goes_on_where_it_stopped(
     words += ("--try", "--try-steps", 2, "--data", text_file, "--max-length", 16, "--json")
     status, out, err = run(*words)
     assert status == 0, err
-    assert "Trying 4 recipes: 12 runs of 2 steps, 1,536 tokens, about" in err
+    assert "Trying 4 recipes: 8 runs of 2 steps on 4 rows of 16 tokens, about" in err
+    assert "done  1 of 4: uniform@0.5, about" in err and "left" in err
     found = json.loads(out)
+    assert "take 2 steps each on 4 rows of at most 16 tokens" in found["limits"]
     assert len(found["recipes"]) == 4 and not (tmp_path / "o").exists()
     sizes = [one["size"] for one in found["recipes"]]
     assert sizes[3] < sizes[0] and all(one["margin"] is not None for one in found["recipes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class TrialOptions:
     ] = False
     try_steps: Annotated[
         int, typer.Option(help="Steps of each training run of --try.", min=1, max=100_000)
-    ] = 20
+    ] = 10
 
     def show(
         self,
@@ -66,12 +67,13 @@ class TrialOptions:
             max_length=rows.max_length, seed=seed, dtype=machine.dtype, skip_bad=rows.skip_bad,
         )  # fmt: skip
         lab, outcomes = trial.run(plan, work, machine.device)
-        if lab.missing():
-            note(trial.opening(plan, trial.estimate(lab)))
-        tried = []
+        left = trial.estimate(lab) if lab.missing() else {}
+        if left:
+            note(trial.opening(plan, sum(left.values())))
+        tried, start = [], time.perf_counter()
         for one in outcomes:
             tried.append(one)
-            note(f"done  {len(tried)} of {len(plan.recipes)}: {one.recipe}")
+            note(trial.progress(tried, left, time.perf_counter() - start))
         chosen = trial.recommend(tried)
         command = trial.next_command(plan, data, out, chosen) if chosen else None
         metric = lab.setting.task.metric
@@ -79,10 +81,11 @@ class TrialOptions:
             "recipes": [asdict(one) for one in tried],
             "metric": metric,
             "steps": self.try_steps,
+            "limits": trial.limits(lab),
             "recommended": chosen.recipe if chosen else None,
             "command": command,
         }
-        lines = [table(tried, metric), trial.advice(tried, chosen)]
+        lines = [table(tried, metric), trial.limits(lab), trial.advice(tried, chosen)]
         lines += [f"Next: {command}"] if command else []
         emit(result, json, lines)
         return True

@@ -100,6 +100,7 @@ class Align:
                 lr=self.lr,
                 batch_size=self.batch_size,
                 precision=self.precision,
+                eval_every=max(1, self.steps // 10, 2 * len(held_out) // self.batch_size),
                 seed=context.seed,
             ),
             device=context.device,

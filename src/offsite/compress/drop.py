@@ -58,7 +58,8 @@ class Drop:
             rows = greedy.ROWS * greedy.BATCHES
             return Needs(data=True, rows=rows, passes=8, every_block=True, plan=self.plan)
         again = self.by == "leave_one_out"
-        return Needs(data=True, rows=BATCHES * ROWS, every_block=again, plan=self.plan)
+        rows = BATCHES * ROWS
+        return Needs(data=True, rows=rows, bounded=True, every_block=again, plan=self.plan)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         kept = self.plan(middle.positions, context.seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from offsite.compress.step import Context, Step
+from offsite.compress.step import Context, Needs, Step
 from offsite.model.blocks import get_blocks
 from offsite.model.replay import forward
 
@@ -28,13 +28,27 @@ def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
     total = len(get_blocks(context.model))
     lines = []
     for step in steps:
-        needs = step.needs
-        passes = needs.passes * (total if needs.every_block else 1)
-        words = f"{step.kind}: {needs.rows:,} rows of data"
+        rows = rows_of(step.needs, context.data)
+        words = f"{step.kind}: {rows:,} rows of data"
         if "input_ids" in batch:
-            words += f", at most {needs.rows * batch['input_ids'].shape[1]:,} tokens"
-        lines.append(f"{words}, about {span(needs.rows * passes * each)} on this machine")
+            words += f", at most {rows * batch['input_ids'].shape[1]:,} tokens"
+        seconds = passes_of(step.needs, context.data, total) * each
+        lines.append(f"{words}, about {span(seconds)} on this machine")
     return lines
+
+
+def rows_of(needs: Needs, data: Any) -> int:
+    """How many rows of some data a step looks at."""
+    return min(needs.rows, len(data)) if needs.bounded else needs.rows
+
+
+def passes_of(needs: Needs, data: Any, total: int) -> float:
+    """How many forward passes over one row of some data a step takes.
+
+    Args:
+        total: how many blocks the model has.
+    """
+    return rows_of(needs, data) * needs.passes * (total if needs.every_block else 1)
 
 
 @torch.no_grad()

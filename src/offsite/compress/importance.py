@@ -54,21 +54,21 @@ def importance(
     for signal in signals:
         if signal not in SIGNALS:
             raise OffsiteError(f"'{signal}' is not a signal; choose one of: {', '.join(SIGNALS)}.")
-    total = len(get_blocks(context.model))
+    total, count = len(get_blocks(context.model)), batches(context.data)
     sums: dict[str, list[float]] = {signal: [0.0] * total for signal in signals}
-    for batch in track(context.batches(BATCHES, ROWS), "measuring blocks", BATCHES):
+    for batch in track(context.batches(count, ROWS), "measuring blocks", count):
         calls = observe(context.model, batch)
         for position, call in calls.items():
             if "influence" in sums:
-                sums["influence"][position] += influence(call) / BATCHES
+                sums["influence"][position] += influence(call) / count
             if "angular" in sums:
-                sums["angular"][position] += angle(call, call) / BATCHES
+                sums["angular"][position] += angle(call, call) / count
         if "leave_one_out" in sums:
             base = loss_of(context, batch)
             for position in range(total):
                 with bypass(context.model, [position]):
                     rise = loss_of(context, batch) - base
-                sums["leave_one_out"][position] += rise / BATCHES
+                sums["leave_one_out"][position] += rise / count
     table = {signal: tuple(values) for signal, values in sums.items()}
     for name, scores in (learned or {}).items():
         if len(scores) != total:
@@ -99,11 +99,17 @@ def weakest_run(context: Context, positions: Sequence[int], length: int) -> tupl
             "keep more blocks, or drop by influence."
         )
     angles = [0.0] * len(runs)
-    for batch in track(context.batches(BATCHES, ROWS), "measuring runs of blocks", BATCHES):
+    count = batches(context.data)
+    for batch in track(context.batches(count, ROWS), "measuring runs of blocks", count):
         calls = observe(context.model, batch)
         for index, run in enumerate(runs):
             angles[index] += angle(calls[run[0]], calls[run[-1]])
     return runs[angles.index(min(angles))]
+
+
+def batches(data: Any) -> int:
+    """How many batches to measure on: data of fewer rows is looked at once."""
+    return BATCHES if data is None else min(BATCHES, math.ceil(len(data) / ROWS))
 
 
 def candidate_runs(

@@ -101,6 +101,7 @@ class Needs:
     Attributes:
         data: it looks at calibration data.
         rows: how many rows of it, counting those it looks at again.
+        bounded: it looks at no more rows than the data has.
         passes: forward passes of the whole model for each of them; a backward pass counts two.
         every_block: as many passes again for every block of the model.
         work: it takes long, and keeps in a work folder what it needs to be resumed.
@@ -112,6 +113,7 @@ class Needs:
 
     data: bool = False
     rows: int = 0
+    bounded: bool = False
     passes: float = 1.0
     every_block: bool = False
     work: bool = False

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from offsite.codec import to_json
-from offsite.compress.forecast import seconds_of, span
+from offsite.compress.align import Align
+from offsite.compress.forecast import passes_of, seconds_of, span
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
@@ -20,6 +20,7 @@ from offsite.files import write_file
 from offsite.lab.checking import check_plan
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
+from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
 from offsite.tasks.rows import JSON_LINES, TABLES, read_text
@@ -27,9 +28,11 @@ from offsite.training.options import TrainOptions
 
 RECIPES = ("uniform@0.5", "influence@0.5", "influence-align@0.5", "influence-align@0.3")
 METHOD = "lora:rank=16"
-RATES = (3e-4, 1e-3)  # at which every weight of an offer is tuned; the better one counts
-LENGTH, ROWS = 128, 4  # tokens of a row, rows of a step
-SCORED = 64  # rows to score on
+RATE = 3e-4  # at which every weight of an offer is tuned
+ALIGNED = 1e-3  # rate of alignment; on SmolLM2-135M ten steps at 3e-4 end 0.3 nats higher
+STEPS, LENGTH, ROWS = 10, 64, 4  # of a run, tokens of a row, rows of a step
+SCORED = 16  # rows to score on
+TOKEN = 5  # characters of a token, about
 USEFUL = 0.5  # share of the best gain that a recommended recipe must bring
 
 
@@ -64,7 +67,7 @@ def make_plan(
     *,
     task: str = "text",
     adapter: str = "ends:2,2",
-    steps: int = 20,
+    steps: int = STEPS,
     max_length: int = LENGTH,
     seed: int = 0,
     dtype: str | None = None,
@@ -97,18 +100,20 @@ def make_plan(
         deltas={METHOD: method_json(METHOD)},
         seeds=(seed,),
         options=TrainOptions(steps=steps, batch_size=ROWS),
-        full_lr=RATES,
+        full_lr=(RATE,),
         baseline=False,
         dtype=dtype or "float32",
     )
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with so many steps wherever a step of it trains."""
+    """The recipe with so few steps of alignment, on small batches."""
     return replace(
         recipe,
         steps=tuple(
-            replace(step, steps=steps) if "steps" in to_json(step) else step  # type: ignore[type-var]
+            replace(step, steps=steps, batch_size=ROWS, lr=ALIGNED)
+            if isinstance(step, Align)
+            else step
             for step in recipe.steps
         ),
     )
@@ -118,56 +123,82 @@ def parts(data: str, eval_data: str | None, work: Path, tokens: int) -> tuple[st
     """Files to compress with, to play the tuner's data, and to score on.
 
     Args:
-        tokens: how many a part needs; a plain text is cut to about as much.
+        tokens: how many the first two need; a text or JSON lines are cut to about as much, and what
+            is scored to :data:`SCORED` rows.
 
     Raises:
         OffsiteError: data that is too short, or that cannot be divided.
     """
-    path = Path(data)
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix in (".json", ".npz", ".parquet", ".xlsx", *TABLES) or ":" in data:
+    path, scored = Path(data), SCORED * LENGTH
+    if not divisible(path):
         if eval_data is None:
             raise OffsiteError(
                 f"'{data}' cannot be divided into parts; give --eval-data with other examples to "
                 "score on."
             )
         return data, data, eval_data
-    content = read_text(path)
-    units = content.splitlines(keepends=True) if suffix in JSON_LINES else words(content)
+    units = units_of(path)
     shares = (0.5, 1.0) if eval_data is not None else (0.4, 0.8, 1.0)
-    limit = None if suffix in JSON_LINES else 8 * tokens  # characters
     found = []
     start = 0
     for index, share in enumerate(shares):
         end = round(share * len(units))
-        text = "".join(units[start:end])[:limit]
-        if not text.strip():
+        file = work / f"part-{index}{path.suffix.lower() or '.txt'}"
+        if not beginning(units[start:end], file, scored if index == 2 else tokens):
             raise OffsiteError(f"'{data}' is too short to be divided; give more of it.")
-        write_file(work / f"part-{index}{suffix or '.txt'}", text)
-        found.append(str(work / f"part-{index}{suffix or '.txt'}"))
+        found.append(str(file))
         start = end
-    return found[0], found[1], eval_data or found[2]
+    if eval_data is None:
+        return found[0], found[1], found[2]
+    if divisible(Path(eval_data)):
+        file = work / f"part-2{Path(eval_data).suffix.lower() or '.txt'}"
+        if beginning(units_of(Path(eval_data)), file, scored):
+            eval_data = str(file)
+    return found[0], found[1], eval_data
 
 
-def words(text: str) -> list[str]:
-    """The words of a text, each with the space after it."""
-    return [word + " " for word in text.split(" ")]
+def divisible(path: Path) -> bool:
+    """Whether data is a text or JSON lines, which can be cut anywhere between two units."""
+    others = (".json", ".npz", ".parquet", ".xlsx", *TABLES)
+    return not path.is_dir() and path.suffix.lower() not in others and ":" not in str(path)
 
 
-def estimate(lab: Lab) -> float:
-    """Seconds that a whole trial takes on this machine, from one forward pass."""
+def units_of(path: Path) -> list[str]:
+    """The lines of JSON lines, or the words of a text, each with what follows it."""
+    content = read_text(path)
+    if path.suffix.lower() in JSON_LINES:
+        return content.splitlines(keepends=True)
+    return [word + " " for word in content.split(" ")]
+
+
+def beginning(units: Sequence[str], file: Path, tokens: int) -> bool:
+    """Write the first units, of about so many tokens; False where they hold no text."""
+    count = length = 0
+    while count < len(units) and length < TOKEN * tokens:
+        length += len(units[count])
+        count += 1
+    text = "".join(units[:count])
+    if not text.strip():
+        return False
+    write_file(file, text)
+    return True
+
+
+def estimate(lab: Lab) -> dict[str, float]:
+    """Seconds that each recipe takes on this machine, from one forward pass."""
     plan, setting = lab.plan, lab.setting
     rows = setting.rows(setting.data.evaluation, setting.loaded)
     batch = setting.task.collate([rows[i % len(rows)] for i in range(ROWS)])
     each = seconds_of(setting.loaded, {k: v.to(setting.device) for k, v in batch.items()})
-    steps = plan.options.steps or 1
-    passes = len(rows) / ROWS  # the model untuned
-    for recipe in plan.recipes.values():
-        needs = [step.needs for step in recipe.steps]
-        passes += sum(need.rows * need.passes / ROWS for need in needs)
-        passes += 3 * steps * (1 + len(plan.full_lr))  # a step is a pass forward and one back
-        passes += len(rows) / ROWS * (3 + len(plan.full_lr))
-    return passes * each
+    runs, steps = 1 + len(plan.full_lr), plan.options.steps or 1
+    public, total = setting.public_rows(), len(get_blocks(setting.loaded))
+    found = {}
+    for name, recipe in plan.recipes.items():
+        passes = sum(passes_of(step.needs, public, total) / ROWS for step in recipe.steps)
+        passes += 3 * steps * runs  # a step is a pass forward and one back
+        passes += len(rows) / ROWS * (2 + runs)  # emulator, tuned, plug-in, healed
+        found[name] = passes * each
+    return found
 
 
 def run(plan: Plan, work: Path, device: str | None) -> tuple[Lab, Iterator[Tried]]:
@@ -235,10 +266,33 @@ def next_command(plan: Plan, data: str, out: Path, chosen: Tried) -> str:
 
 def opening(plan: Plan, seconds: float) -> str:
     """What is said before a trial begins."""
-    steps, rates = plan.options.steps or 1, len(plan.full_lr)
-    runs = len(plan.recipes) * (1 + rates)
-    tokens = runs * steps * ROWS * plan.max_length
+    steps, runs = plan.options.steps or 1, len(plan.recipes) * (1 + len(plan.full_lr))
     return (
-        f"Trying {len(plan.recipes)} recipes: {runs} runs of {steps} steps, {tokens:,} tokens, "
-        f"about {span(seconds)} on this machine. Press Ctrl-C to stop; the same command goes on."
+        f"Trying {len(plan.recipes)} recipes: {runs} runs of {steps} steps on {ROWS} rows of "
+        f"{plan.max_length} tokens, about {span(seconds)} on this machine. Press Ctrl-C to stop; "
+        "the same command goes on."
+    )
+
+
+def progress(tried: Sequence[Tried], seconds: Mapping[str, float], passed: float) -> str:
+    """What is said after a recipe: which, and how long the others take at this speed.
+
+    Args:
+        seconds: what each recipe was to take, by :func:`estimate`; empty where all were done.
+        passed: seconds that those done took.
+    """
+    text = f"done  {len(tried)} of {max(len(seconds), len(tried))}: {tried[-1].recipe}"
+    done = sum(seconds.get(one.recipe, 0.0) for one in tried)
+    left = sum(seconds.values()) - done
+    return f"{text}, about {span(left / done * passed)} left" if done and left > 0 else text
+
+
+def limits(lab: Lab) -> str:
+    """What a trial left out, in words."""
+    plan = lab.plan
+    count = len(lab.setting.rows(lab.setting.data.evaluation, lab.setting.loaded))
+    return (
+        f"A short trial: alignment, tuning and healing take {plan.options.steps} steps each on "
+        f"{ROWS} rows of at most {plan.max_length} tokens, healing has one learning rate, and "
+        f"{count} rows are scored. Longer runs change every figure, and may change the order."
     )
