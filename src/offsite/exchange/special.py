@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from accelerate import init_empty_weights
+from transformers.initialization import no_init_weights
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import OfferManifest
@@ -36,7 +37,7 @@ def build_special(
     Raises:
         OffsiteError: the tensors do not fill the model exactly.
     """
-    with quiet(), init_empty_weights(include_buffers=False):
+    with quiet(), no_init_weights(), init_empty_weights(include_buffers=False):
         model = getattr(transformers, auto_class).from_config(config)
     layers.rebuild(model, manifest.layers)
     try:
