@@ -19,6 +19,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from offsite.exchange.rollback import NOTES
+from offsite.signing.keys import home
 from tests.support import Run
 from tests.support.models import TEXT, VOCAB, language_model
 
@@ -32,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="offsite-keys-")
     os.environ["OFFSITE_HOME"] = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(autouse=True)
+def unknown_records() -> None:
+    """Forget what other tests plugged: fixtures of a session are copied and plugged by many."""
+    shutil.rmtree(home() / NOTES, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,41 @@ def test_the_lines_of_the_readme_take_a_delta_once(world: Path) -> None:
     assert len(accepted()) == 1
 
 
+def test_an_old_copy_of_the_record_is_refused(world: Path) -> None:
+    record = Path("offer.record.json")
+    old = record.read_bytes()
+    plug()
+    record.write_bytes(old)
+    with pytest.raises(ot.OffsiteError, match=r"'offer.record.json' is an old copy: the delta"):
+        plug()
+    with pytest.raises(ot.OffsiteError, match="old copy"):
+        ot.make_offer("model/", recipe=[ot.Drop(keep=1)])[0].save("more/", record)
+    assert not Path("more").exists() and record.read_bytes() == old
+    ot.Record.load(record)  # it can be looked at
+
+
+def test_a_record_without_its_last_offer_is_refused(world: Path) -> None:
+    record = Path("offer.record.json")
+    old = record.read_bytes()
+    ot.make_offer("model/", recipe=[ot.Drop(keep=2)])[0].save("more/", record)
+    record.with_name("copy.json").write_bytes(old)
+    with pytest.raises(ot.OffsiteError, match=r"the offer .* was entered in it later"):
+        ot.plug("model/", ot.Delta.load("delta/"), ot.Record.load("copy.json"))
+    plug()
+
+
+def test_a_lost_record_is_not_a_dead_end(world: Path) -> None:
+    record = Path("offer.record.json")
+    old = record.read_bytes()
+    ot.make_offer("model/", recipe=[ot.Drop(keep=2)])[0].save("more/", record)
+    record.write_bytes(old)
+    with pytest.raises(ot.OffsiteError, match=r"remove '(.*)' to go on") as refused:
+        plug()
+    Path(str(refused.value).split("remove '")[1].split("'")[0]).unlink()
+    plug()
+    assert len(accepted()) == 1
+
+
 def test_a_refused_delta_is_not_entered(world: Path) -> None:
     delta = ot.Delta.load("delta/")
     delta.values()[next(iter(delta.values()))] *= 1e9

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offsite.errors import OffsiteError
+from offsite.exchange.entry import OfferRecord, Pending
 from offsite.exchange.manifest import DeltaManifest, now
-from offsite.exchange.record import OfferRecord, Pending, Record
+from offsite.exchange.record import Record
 from offsite.files import locked, read_json
 
 MERGED, APART = "offsite.json", "plugged.json"  # files of a plugged model that name its delta
@@ -38,9 +39,11 @@ class Ledger:
         """Refuse a delta that the ledger would not take; returns the record as it is now.
 
         Raises:
-            OffsiteError: plugged before, a second one for its round, or of an expired offer.
+            OffsiteError: plugged before, a second one for its round, of an expired offer, or the
+                record is an old copy.
         """
         record = self.record if self.record.path is None else Record.load(self.record.path)
+        record.check_newest()
         record = settled(record)
         check_expiry(record.find(delta.parent), late=self.late)
         check_parent(record.find(delta.parent), delta)

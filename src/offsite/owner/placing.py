@@ -16,7 +16,8 @@ from offsite.deltas.reparameterisation.lora import cuts
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_contract, check_entries, check_norm, check_side
 from offsite.exchange.delta import Delta
-from offsite.exchange.record import OfferRecord, Record
+from offsite.exchange.entry import OfferRecord
+from offsite.exchange.record import Record
 from offsite.exchange.side import Given, divide, give_side, read_sides, sides_of
 from offsite.model.blocks import apart, get_blocks, rename_blocks
 from offsite.model.checkpoint import build_skeleton, load_model
