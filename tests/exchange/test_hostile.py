@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,13 @@ from torch import nn
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.exchange.hostile import backtracks, few_modules, vet_template, vet_tokenizer
+from offsite.exchange.hostile import backtracks, few_modules, vet_tokenizer
 from offsite.exchange.offer import Offer
+from offsite.exchange.template import vet_template
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from tests.support.forge import seal
+from tests.support.limited import limited
 from tests.support.models import language_model, vision_model
 
 Change = Callable[[dict[str, Any]], None]
@@ -37,13 +38,10 @@ def offer(tmp_path: Path, tokenizer: Any) -> Path:
 
 
 def refused(folder: Path, words: str) -> None:
-    """Sealed as a malicious sender would, the offer is refused within a second and 200 MB."""
+    """Sealed as a malicious sender would, the offer is refused in 4 s and 200 MB by the system."""
     seal(folder)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(OffsiteError, match=words):
-        Offer.load(folder)
-    assert time.process_time() - start < 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    told = limited(lambda: Offer.load(folder))
+    assert told.startswith("OffsiteError: ") and words in told, told
 
 
 def expanding(content: dict[str, Any]) -> None:
@@ -71,12 +69,30 @@ def padded(content: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def rounded(content: dict[str, Any]) -> None:
+    content["padding"] = {
+        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 10**9,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>",
+    }  # fmt: skip
+
+
+def wrapped(content: dict[str, Any]) -> None:
+    many = {"id": "<|end|>", "ids": [0] * 10**5, "tokens": ["<|end|>"] * 10**5}
+    special = {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [], "special_tokens": {"<|end|>": many},
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (expanding, "many times longer"),
         (chained, "many times longer"),
         (padded, "many times longer"),
+        (rounded, "many times longer"),
+        (wrapped, "many times longer"),
         (slow, "repetition inside a repetition"),
     ],
 )
@@ -98,6 +114,21 @@ def test_hostile_tokenizers(change: Change, words: str, offer: Path) -> None:
         "{{ 9 ** 9 ** 9 }}",
         "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
         "{% for a in x %}" * 5 + "{% endfor %}" * 5,
+        "{{ 'a' | center(1000000000) }}",
+        "{{ messages | tojson(indent=1000000000) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ lipsum(n=9999) }}",
+        "{{ 'a' | replace('a', 'aaaaaaaaaa')" + " | replace('a', 'aaaaaaaaaa')" * 9 + " }}",
+        "{% set a = 'x' %}" + "{% set a = [a, a] | join %}" * 40 + "{{ a }}",
+        "{% set a = 'x' %}" + "{% set a %}{{ a }}{{ a }}{% endset %}" * 40 + "{{ a }}",
+        "".join(
+            f"{{% macro f{i + 1}() %}}{{{{ f{i}() }}}}{{{{ f{i}() }}}}{{% endmacro %}}"
+            for i in range(40)
+        )
+        + "{% macro f0() %}x{% endmacro %}{{ f40() }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(40) }}",
     ],
 )
 def test_hostile_templates(template: str, offer: Path) -> None:
@@ -112,6 +143,8 @@ def test_templates_of_usual_models_pass() -> None:
         "{% generation %}{% for c in m.calls %}{% for k, v in c.items() %}{{ k ~ '=' ~ v }}"
         "{% endfor %}{% endfor %}{% endgeneration %}{% endif %}{% endfor %}"
         "{% set n = messages[::-1][0:1000] %}"
+        "{% macro kind(part) %}{% if part.type == 'array' %}{{ 'list[' + kind(part['items']) }}"
+        "{% else %}{% for t in part.anyOf %}{{ kind(t) }}{% endfor %}{% endif %}{% endmacro %}"
     )
     with pytest.raises(OffsiteError, match="not valid"):
         vet_template("{% for")
@@ -139,6 +172,7 @@ def test_patterns_of_usual_tokenizers_pass(tmp_path: Path, tokenizer: Any) -> No
         {"pad_size": {"height": 60_000, "width": 60_000}},
         {"image_std": [0.0, 1.0, 1.0]},
         {"image_mean": [1e308] * 3},
+        {"size_divisor": 10**9},
     ],
 )
 def test_hostile_image_processors(change: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from offsite.errors import OffsiteError
+from offsite.exchange.template import vet_template
 from offsite.files import parse_json, read_json
 
 GROWTH = 16.0  # characters that a normaliser may make of one, all of its steps together
 LONGEST_PADDING = 2**20
 LARGEST_SIDE = 4096
-LARGEST_COUNT = 10_000  # of a range, or of copies of a text, in a chat template
-DEEPEST_LOOP = 4
-SIDES = ("height", "width", "shortest_edge", "longest_edge", "size", "crop_size", "pad_size")
+MOST_ADDED = 64  # tokens that a post-processor may put around a text
+SIDES = (
+    "height", "width", "shortest_edge", "longest_edge", "size", "crop_size", "pad_size",
+    "patch_size", "size_divisor", "ensure_multiple_of", "max_height", "max_width",
+)  # fmt: skip
 
 
 def vet_side_file(path: Path) -> None:
@@ -76,14 +79,27 @@ def vet_tokenizer(path: Path) -> None:
                     f"The {name} of the offer's tokenizer has a pattern with a repetition inside a "
                     "repetition, which can take for ever; ask its owner for a plain tokenizer."
                 )
-    padding = content.get("padding")
-    fixed = padding.get("strategy") if isinstance(padding, Mapping) else None
-    fixed = fixed.get("Fixed", 0) if isinstance(fixed, Mapping) else 0
-    if growth > GROWTH or not isinstance(fixed, int) or fixed > LONGEST_PADDING:
+    if growth > GROWTH or padded(content.get("padding")) > LONGEST_PADDING or wrapped(content):
         raise OffsiteError(
             "The offer's tokenizer makes a text many times longer than it is, which would take all "
             "memory; ask its owner for a plain tokenizer."
         )
+
+
+def padded(padding: Any) -> float:
+    """The length to which a tokenizer pads a text at least; infinite where it is not a number."""
+    strategy = padding.get("strategy") if isinstance(padding, Mapping) else None
+    fixed = strategy.get("Fixed", 0) if isinstance(strategy, Mapping) else 0
+    multiple = padding.get("pad_to_multiple_of") if isinstance(padding, Mapping) else None
+    return max((n if isinstance(n, int) else math.inf for n in (fixed, multiple or 0)), default=0)
+
+
+def wrapped(content: Mapping[str, Any]) -> bool:
+    """Whether the post-processor puts more tokens around a text than any model needs."""
+    parts = list(mappings(content.get("post_processor")))
+    ids = (part["ids"] for part in parts if isinstance(part.get("ids"), list))
+    pieces = sum("SpecialToken" in part for part in parts)
+    return max(sum(map(len, ids)), pieces) > MOST_ADDED
 
 
 def mappings(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -116,54 +132,6 @@ def backtracks(pattern: str) -> bool:
             if follows and not possessive and unlimited.search(inside):
                 return True
     return False
-
-
-def vet_template(text: str) -> None:
-    """Refuse a chat template with loops or copies beyond what a conversation needs.
-
-    Raises:
-        OffsiteError: large counts, deep loops, powers, or names that double themselves.
-    """
-    from jinja2 import Environment, TemplateError, nodes
-
-    bare = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)  # a tag of transformers' own
-    try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(bare)
-    except (TemplateError, RecursionError) as error:
-        raise OffsiteError("The offer's chat template is not valid; ask for a new one.") from error
-    counts = 1.0
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Name) and call.node.name == "range":
-            counts *= largest(call.args)
-    for product in tree.find_all(nodes.Mul):
-        counts *= largest([product.left, product.right])
-    doubled = any(repeats(node) for node in tree.find_all((nodes.Add, nodes.Concat)))
-    endless = next(iter(tree.find_all(nodes.Pow)), None) is not None or doubled
-    endless |= any(loop.recursive for loop in tree.find_all(nodes.For))
-    if counts > LARGEST_COUNT or endless or depth(tree) > DEEPEST_LOOP:
-        raise OffsiteError(
-            "The offer's chat template repeats far more than a conversation needs and could run "
-            "for ever; ask its owner for a plain one."
-        )
-
-
-def largest(given: Iterable[Any]) -> float:
-    """The largest number among nodes of a template; 1 where there is none."""
-    values = [getattr(node, "value", None) for node in given]
-    return max((abs(value) for value in values if isinstance(value, (int, float))), default=1)
-
-
-def repeats(node: Any) -> bool:
-    """Whether a sum in a template has the same name twice, as what doubles itself does."""
-    parts = getattr(node, "nodes", None) or [node.left, node.right]
-    names = [part for part in parts if type(part).__name__ in ("Name", "NSRef", "Getattr")]
-    return any(a == b for i, a in enumerate(names) for b in names[:i])
-
-
-def depth(node: Any) -> int:
-    """How deep the loops of a template are nested."""
-    inner = max((depth(child) for child in node.iter_child_nodes()), default=0)
-    return inner + (type(node).__name__ == "For")
 
 
 def vet_pictures(content: Mapping[str, Any]) -> None:
