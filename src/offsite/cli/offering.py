@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from offsite.audit.gate import Gate
 from offsite.audit.recovered import OfferAudit
@@ -19,6 +20,7 @@ from offsite.compress.step import check_data
 from offsite.exchange.manifest import now
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
+from offsite.exchange.wording import Wording
 from offsite.lab.measure import folder_bytes, offer_bytes
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import Adapter, parse_adapter
@@ -119,7 +121,7 @@ def scored(made: Offer, data: TaskData | None, device: torch.device) -> Said:
 def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
     """What is said of an offer that was written."""
     everything, entry = Record.load(path), private.offers[0]
-    size = offer_bytes(made)
+    size, words = offer_bytes(made), Wording.of(made.processor, made.model.config)
     result: dict[str, Any] = {
         "offer": str(out),
         "record": str(path),
@@ -132,6 +134,7 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         "recipe": entry.recipe,
         "verbatim": private.verbatim,
         "verbatim_so_far": everything.verbatim,
+        "words": asdict(words),
     }
     lines = [
         f"[bold]{out}[/]  offer {made.manifest.id[:8]} of {made.manifest.model_name}",
@@ -145,5 +148,7 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         lines.append(
             f"  so far       {everything.verbatim:.1%} over {len(everything.offers)} offers"
         )
+    if said := ", ".join(words.lines()):
+        lines.append(f"  words sent   {escape(said)} (--leave-out)")
     lines.append(f"  record       {path} (private: keep it, never send it)")
     return result, lines

@@ -20,6 +20,10 @@ EvalData = Annotated[str | None, typer.Option(help="Data to score the emulator o
 RecordFile = Annotated[Path | None, typer.Option(help="Your private record.")]
 Name = Annotated[str | None, typer.Option(help="What the offer calls the model.")]
 Days = Annotated[int | None, typer.Option(help="Days the offer is good for.", min=1, max=36500)]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(help="Words not to send: added-tokens, chat-template or labels; repeatable."),
+]
 
 
 @grouped()
@@ -34,6 +38,7 @@ def offer(
     expires_days: Days = None,
     prompt_decoder: o.Decoder = None,
     reach: o.Reach = "adapter",
+    leave_out: LeaveOut = None,
     resume: o.Resume = False,
     seed: o.Seed = 0,
     json: o.Json = False,
@@ -65,7 +70,7 @@ def offer(
         full, adapter=split, recipe=recipe.steps, data=data_sets.own, task=kind, seed=seed,
         processor=full.processor, device=machine.device, dtype=dtype, name=name,
         expires=offering.expiry(expires_days), side={"prompt_decoder": prompt_decoder},
-        reach=parse_reach(reach), resume=resume,
+        reach=parse_reach(reach), leave_out=leave_out or (), resume=resume,
         work=work if any(step.needs.work for step in recipe.steps) else None,
     )  # fmt: skip
     audited = None
@@ -76,10 +81,8 @@ def offer(
     made.save(out, record)
     finish_work(work)
     result, lines = offering.summary(out, record, made, private)
-    for more, told in (
-        offering.attacked(audited),
-        offering.scored(made, data_sets.to_score(), place),
-    ):
+    scored = offering.scored(made, data_sets.to_score(), place)
+    for more, told in (offering.attacked(audited), scored):
         result |= more
         lines += told
     emit(result, json, lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from offsite.compress.step import Step, check_data
 from offsite.errors import OffsiteError
 from offsite.exchange.commitment import commit, new_salt
 from offsite.exchange.contract import make_contract
+from offsite.exchange.entry import OfferRecord
 from offsite.exchange.manifest import (
     OfferManifest,
     Reach,
@@ -25,8 +26,9 @@ from offsite.exchange.manifest import (
     tool_versions,
 )
 from offsite.exchange.offer import Offer
-from offsite.exchange.record import OfferRecord, Record
+from offsite.exchange.record import Record
 from offsite.exchange.side import Given, give_side, read_sides, sides_of
+from offsite.exchange.wording import parse_parts, without_words
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import Checkpoint, pick_device
 from offsite.model.split import Adapter, ends
@@ -51,6 +53,7 @@ def make_offer(
     expires: datetime | None = None,
     side: Given | None = None,
     reach: Reach = "adapter",
+    leave_out: Collection[str] = (),
     work: Path | None = None,
     resume: bool = False,
 ) -> tuple[Offer, Record]:
@@ -74,6 +77,7 @@ def make_offer(
         work, resume: folder of what a long step needs to be resumed, and whether to.
         side: groups of side tensors to ship, by name, each as tensors or as a file, such as
             ``{"prompt_decoder": offsite.learn_decoder(...)}``; those beside the model go along.
+        leave_out: words not to ship: ``added-tokens``, ``chat-template``, ``labels``.
 
     Returns:
         The offer, and the private record without which no delta can be plugged.
@@ -85,7 +89,7 @@ def make_offer(
     task = task or CausalText()
     check_name(name)
     check_data(recipe, data)
-    groups = read_sides(side or {})
+    groups, parts = read_sides(side or {}), parse_parts(leave_out)
     source = model if isinstance(model, nn.Module) else named(model, task)
     if isinstance(source, Checkpoint):
         processor = processor or source.processor
@@ -106,6 +110,7 @@ def make_offer(
         model_bytes=cut.model_bytes,
         offers=(entry,),
     )
+    processor = without_words(made.model, processor, parts)
     return Offer(made.model, manifest, processor, record=record, family=made.family), record
 
 
