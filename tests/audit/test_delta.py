@@ -14,15 +14,16 @@ import torch
 from offsite.audit.canaries import Canary, exposures, make_canaries, write_with_canaries
 from offsite.audit.delta import audit_delta
 from offsite.audit.membership import membership
-from offsite.audit.suspect import check_offer
+from offsite.audit.suspect import check_offer, not_judged
 from offsite.compress.drop import Drop
 from offsite.deltas import parse_method
 from offsite.errors import OffsiteError
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
+from offsite.tasks import load_task
 from offsite.training.options import TrainOptions
 from tests.support import Run
-from tests.support.models import LANGUAGE, language_model
+from tests.support.models import LANGUAGE, language_model, vision_model
 from tests.support.trap import WATCHED, area_under_curve, make_trap
 
 CPU = torch.device("cpu")
@@ -128,6 +129,19 @@ def test_usual_models_have_nothing_odd(family: str, tokenizer: Any) -> None:
     )  # fmt: skip
     findings = check_offer(offer)
     assert findings and not [finding for finding in findings if finding.count]
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"), [("opt", "those with ReLU are silent"), ("vit", "does not read tokens")]
+)
+def test_what_cannot_be_judged_is_said(family: str, reason: str, run: Run, tmp_path: Path) -> None:
+    task = load_task("text" if family == "opt" else "image-classification")
+    model = language_model("opt") if family == "opt" else vision_model("vit")
+    offer, _ = make_offer(model, adapter=ends(1, 1), task=task, device="cpu")
+    offer.save(tmp_path / "offer")
+    status, out, err = run("check", "offer", tmp_path / "offer")
+    assert status == 0 and "not judged" in out and reason in out, err
+    assert not_judged(make_trap().offer) is None
 
 
 def test_the_commands(run: Run, tmp_path: Path) -> None:

@@ -228,3 +228,18 @@ def test_an_offer_that_gives_too_much_away_is_not_written(
     assert status == 0, err
     assert json.loads(out)["recovered"] < 1000
     assert (tmp_path / "offer").is_dir() and (tmp_path / "offer.record.json").is_file()
+
+
+def test_the_gate_counts_earlier_offers(run: Run, model_folder: Any, text_file: Path) -> None:
+    folder = model_folder("llama")
+    first, second = folder.with_name("first"), folder.with_name("second")
+    words: tuple[object, ...] = ("offer", folder, "--keep", 2, "--device", "cpu")
+    record = folder.with_name("both.json")
+    assert run(*words, "--out", first, "--record", record)[0] == 0
+    words += ("--recipe", "random", "--max-length", 16, "--out", second, "--record", record)
+    status, _, err = run(*words, "--earlier", first)
+    assert status == 2 and "--earlier have no effect without --max-recovered" in err
+    words += ("--audit-tokens", "256", "--audit-data", text_file, "--max-recovered", 1000)
+    status, _, err = run(*words, "--earlier", first)
+    assert status == 0 and "2 offers combined, 0 tokens" in err, err
+    assert [len(Record.load(record).offers), second.is_dir()] == [2, True]

@@ -18,6 +18,7 @@ from offsite.exchange.delta import new_delta
 from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.lab.setting import Setting
 from offsite.lab.stages import plugged
+from offsite.model.blocks import get_blocks
 from offsite.owner.plugging import place
 from offsite.owner.writing import write_plugged
 from offsite.tuner.importing import import_peft
@@ -54,6 +55,34 @@ def test_a_small_norm_cannot_hide_a_large_change(pair: Any) -> None:
         ot.plug(model, big, record)
     with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
         place(model, big, record)
+
+
+def test_each_middle_tensor_is_bounded_too(pair: Any) -> None:
+    """With a reach of all blocks, a change may not hide in one tensor of the middle."""
+    model = pair[0]
+    offer, record = ot.make_offer(model, recipe=[ot.Drop(keep=1)], reach="all")
+    blocks = tuple(range(len(get_blocks(offer.model))))
+    method = parse_method({"kind": "lora", "rank": 1})
+    attached = method.attach(private_copy(offer), blocks)
+    middle = next(index for index in blocks if index not in offer.manifest.adapter)
+    for size, allowed in ((0.05, True), (8.0, False)):
+        draw = torch.Generator().manual_seed(0)
+        tensors = {
+            name: torch.randn(value.shape, generator=draw)
+            * (size if f".{middle}." in name else 0.0)
+            for name, value in sorted(attached.tensors().items())
+        }
+        delta = new_delta(
+            offer.manifest, tensors, {"kind": "lora", "rank": 1}, reach="all",
+            peft_config=attached.peft_config(),
+        )  # fmt: skip
+        norm = sum(float(value.square().sum()) for value in tensors.values()) ** 0.5
+        assert norm < offer.manifest.contract.max_norm  # the norm of all is no reason
+        if allowed:
+            assert ot.plug(model, delta, record) is not None
+        else:
+            with pytest.raises(OutOfBounds, match=r"but at most .* is plugged"):
+                ot.plug(model, delta, record)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

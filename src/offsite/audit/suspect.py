@@ -9,7 +9,8 @@ tuning.
 In a trained model a unit is never quite silent. Over tokens of bookling-31m, SmolLM2-135M,
 Gemma-3-270M and Qwen2.5-Coder-0.5B no unit was weaker than 8e-4 of its own peak on all but a few
 tokens, and none peaked below 3e-3 of its layer's median peak. The limits here stand below that.
-Units of a model with ReLU, such as OPT, are silent by nature, so they are not judged.
+Units of a model with ReLU, such as OPT, are silent on most tokens by nature (Voita et al., arXiv
+2309.04827), so a trap looks like any of them. They are not judged, and :func:`not_judged` says so.
 """
 
 from __future__ import annotations
@@ -59,6 +60,21 @@ def check_offer(offer: Offer) -> list[Finding]:
     return found
 
 
+def not_judged(offer: Offer) -> str | None:
+    """Why the units of an offer were not looked at; None where they were."""
+    if table_of(offer.model) is None:
+        return "the feed-forward units, because this model does not read tokens"
+    if rectified(offer.model):
+        return "the feed-forward units, because those with ReLU are silent on most tokens anyway"
+    return None
+
+
+def table_of(model: Any) -> nn.Embedding | None:
+    """The embeddings of a model's tokens; None for one that reads pictures."""
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return table if isinstance(table, nn.Embedding) else None
+
+
 def units(model: nn.Module, adapter: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
     """The layers of adapter blocks whose inputs are units: those that narrow states again."""
     for index in adapter:
@@ -73,8 +89,8 @@ def units(model: nn.Module, adapter: tuple[int, ...]) -> Iterator[tuple[str, nn.
 @torch.no_grad()
 def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
     """Dead units and units of single tokens, per layer."""
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    if not isinstance(table, nn.Embedding) or rectified(model):
+    table = table_of(model)
+    if table is None or rectified(model):
         return
     count = min(table.num_embeddings, MAX_TOKENS)
     tokens = torch.unique(torch.linspace(0, table.num_embeddings - 1, count).long())

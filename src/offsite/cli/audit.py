@@ -181,12 +181,17 @@ def check_offer(
     from dataclasses import asdict
 
     from offsite.audit.suspect import check_offer as check
+    from offsite.audit.suspect import not_judged
     from offsite.exchange.offer import Offer
 
-    found = check(Offer.load(offer))
+    given = Offer.load(offer)
+    found, skipped = check(given), not_judged(given)
     odd = [finding for finding in found if finding.count]
     lines = [f"[bold]{offer}[/]  {len(odd)} of {len(found)} checks found something odd"]
     lines += [f"  {f.count} {f.what} in {f.where} ({f.share:.1%}): {f.meaning}" for f in odd]
-    emit({"odd": bool(odd), "findings": [asdict(finding) for finding in found]}, json, lines)
+    if skipped is not None:
+        lines.append(f"  not judged   {skipped}; --dp-epsilon protects from traps all the same")
+    findings = [asdict(finding) for finding in found]
+    emit({"odd": bool(odd), "findings": findings, "not_judged": skipped}, json, lines)
     if odd:
         raise typer.Exit(1)

@@ -145,7 +145,7 @@ def _compare(folder: Path, manifest: OfferManifest | DeltaManifest, signed: Sign
     if sent is not None and sent.is_file() and sent.read_text("utf-8").strip() != signed.sender:
         raise OffsiteError(
             f"'{folder}' answers an offer that was signed for another peer than its sender; only "
-            "that peer may answer it."
+            "that peer may answer it, so ask that peer for the delta."
         )
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from offsite.errors import OffsiteError
 from offsite.exchange.bounds import OutOfBounds
 from offsite.exchange.delta import Delta
+from offsite.exchange.entry import OfferRecord
 from offsite.exchange.manifest import Contract, Reach
-from offsite.exchange.record import OfferRecord
 from offsite.exchange.side import divide, sides_of, spoken
 from offsite.model.blocks import get_blocks
 from offsite.model.heads import check_head, head_entries
@@ -61,7 +61,7 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     if delta.manifest.adapter != entry.emulator_adapter:
         raise OffsiteError(
             f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter "
-            f"is {list(entry.emulator_adapter)}."
+            f"is {list(entry.emulator_adapter)}; ask its sender to tune again on this offer."
         )
     if declared.reach == "all" and entry.contract.reach != "all":
         raise OffsiteError(
@@ -71,7 +71,8 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     size = delta.bytes - sum(e.bytes for e in head.values())
     if size > entry.contract.max_bytes:
         raise OffsiteError(
-            f"The delta has {size} bytes of tensors; its offer allows {entry.contract.max_bytes}."
+            f"The delta has {size} bytes of tensors, but its offer allows "
+            f"{entry.contract.max_bytes}; tune again with a smaller method, such as a lower rank."
         )
 
 
@@ -133,19 +134,20 @@ def check_entries(
         if name not in expected:
             raise OffsiteError(
                 f"The delta has a tensor '{name}' that its method does not produce here; "
-                "only the adapter blocks of the offer may change."
+                "only the adapter blocks of the offer may change, so ask its sender to make it "
+                "anew."
             )
         if given[name].shape != expected[name].shape:
             raise OffsiteError(
                 f"The tensor '{name}' of the delta has shape {list(given[name].shape)}, but the "
-                f"contract asks for {list(expected[name].shape)}."
+                f"contract asks for {list(expected[name].shape)}; ask its sender to make it anew."
             )
         floats = ("F32", "BF16", "F16")
         wanted = floats if expected[name].dtype in floats else (expected[name].dtype,)
         if given[name].dtype not in wanted:
             raise OffsiteError(
                 f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
-                f"for {' or '.join(wanted)}."
+                f"for {' or '.join(wanted)}; ask its sender to make it anew."
             )
     missing = sorted(set(expected) - set(given))
     if missing and not subset:

@@ -137,17 +137,21 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
         state = "lacks" if odd[0] in needed else "holds"
         raise OffsiteError(
             f"'{folder}' {state} '{odd[0]}'; a delta of this format has the files "
-            f"{', '.join(needed)} and nothing else but a {README}."
+            f"{', '.join(needed)} and nothing else but a {README}, so ask for a fresh copy."
         )
     side = [n for n in manifest.files if not n.endswith(".safetensors")]
     if any(manifest.files[n].size > MAX_SIDE_BYTES for n in side):
         raise OffsiteError(
-            f"'{folder}' has a file beside its tensors of more than {MAX_SIDE_BYTES} bytes."
+            f"'{folder}' has a file beside its tensors of more than {MAX_SIDE_BYTES} bytes; ask "
+            "for a fresh copy."
         )
     if manifest.format == "peft":
         config = read_json(folder / PEFT_CONFIG)
         if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-            raise OffsiteError(f"The {PEFT_CONFIG} of '{folder}' names no peft method.")
+            raise OffsiteError(
+                f"The {PEFT_CONFIG} of '{folder}' does not name a peft method; ask for a fresh "
+                "copy."
+            )
         for key in PEFT_REFUSED:
             if config.get(key):
                 raise OffsiteError(
@@ -179,7 +183,8 @@ def check_options(
         large = isinstance(value, (int, float)) and abs(value) > max(largest, 4096)
         if digits or (large and key != "seed"):
             raise OffsiteError(
-                f"The delta's {what} sets '{shown(key)}' to more than its tensors can hold."
+                f"The delta's {what} sets '{shown(key)}' to more than its tensors can hold; ask "
+                "its sender to make it anew."
             )
 
 
@@ -208,7 +213,8 @@ def check_labels(labels: Sequence[str]) -> None:
     """
     if len(labels) > MAX_LABELS:
         raise OffsiteError(
-            f"There are {len(labels)} classes, but a delta names {MAX_LABELS} at most."
+            f"There are {len(labels)} classes, but a delta names {MAX_LABELS} at most; join some "
+            "of them."
         )
     for number, label in enumerate(labels, start=1):
         if len(label) > MAX_LABEL or not label.isprintable():

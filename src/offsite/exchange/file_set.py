@@ -44,7 +44,7 @@ def check_names(folder: Path, files: Mapping[str, FileEntry]) -> None:
         if not FILE_NAME.fullmatch(name) or name in (MANIFEST, SIGNATURE):
             raise OffsiteError(
                 f"The manifest of '{folder}' names the file '{shown(name)}'; a name has letters, "
-                "digits, '.', '_' and '-' only, and no folder."
+                "digits, '.', '_' and '-' only, and no folder, so ask for a copy with other names."
             )
     if len({name.lower() for name in files}) < len(files):
         raise OffsiteError(
@@ -61,7 +61,8 @@ def copy_verified(folder: Path, files: Mapping[str, FileEntry], target: Path) ->
     """
     if sum(entry.size for entry in files.values()) > MAX_SIDE_BYTES:
         raise OffsiteError(
-            f"The files of '{folder}' beside the weights have more than {MAX_SIDE_BYTES} bytes."
+            f"The files of '{folder}' beside the weights have more than {MAX_SIDE_BYTES} bytes; "
+            "ask for a copy with smaller ones."
         )
     for name, entry in files.items():
         with open_regular(folder / name) as file:
@@ -80,13 +81,14 @@ def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, File
     if odd := sorted(present ^ set(files)):
         state = "is missing" if odd[0] in files else "is not in the manifest"
         raise OffsiteError(
-            f"The file '{shown(odd[0])}' of '{folder}' {state}; the folder was changed."
+            f"The file '{shown(odd[0])}' of '{folder}' {state}; the folder was changed, so ask for "
+            "a fresh copy."
         )
     for name, entry in files.items():
         if sizes[name] != entry.size:
             raise OffsiteError(
                 f"The file '{name}' of '{folder}' has {sizes[name]} bytes instead of {entry.size}; "
-                "it is truncated or was changed."
+                "it is truncated or was changed, so ask for a fresh copy."
             )
     for name in files:
         if is_hollow(folder / name):

@@ -205,7 +205,10 @@ def read_manifest(folder: str | Path, kind: type[Kind]) -> Kind:
     folder = Path(folder)
     sizes = folder_files(folder)
     if MANIFEST not in sizes:
-        raise OffsiteError(f"'{folder}' has no {MANIFEST}; it is not an offsite folder.")
+        raise OffsiteError(
+            f"'{folder}' has no {MANIFEST}, so it is not an offsite folder; name an offer or a "
+            "delta."
+        )
     data = read_json(folder / MANIFEST)
     check_kind(data, kind.model_fields["kind"].default, folder)
     manifest: Kind = parse(kind, data, folder / MANIFEST)
@@ -220,7 +223,8 @@ def check_kind(data: Any, kind: str, folder: Path) -> None:
     if found != kind:
         raise OffsiteError(
             f"'{folder}' is {f'a folder of kind {shown(found)!r}' if found else 'no manifest'}, "
-            f"but {'an offer' if kind == 'offer' else f'a {kind}'} is needed here."
+            f"but {'an offer' if kind == 'offer' else f'a {kind}'} is needed here; name another "
+            "folder."
         )
     version = data.get("schema_version")
     if version != SCHEMA_VERSION or type(version) is not int:

@@ -54,7 +54,11 @@ def check_decoder(entries: Mapping[str, TensorEntry], model: Any = None) -> None
     width = outer[1] if len(outer) == 3 else 0
     if model is not None:
         language = getattr(model, "main_input_name", None) == "input_ids"
-        require(language, f"A prompt decoder is for language models, not {type(model).__name__}.")
+        require(
+            language,
+            f"A prompt decoder works with a language model, and this is a {type(model).__name__}; "
+            "leave --prompt-decoder out.",
+        )
         width = model.get_input_embeddings().weight.shape[1]
     fits = (
         set(shapes) == set(TENSORS)
@@ -65,4 +69,8 @@ def check_decoder(entries: Mapping[str, TensorEntry], model: Any = None) -> None
         and shapes["outer_bias"] == outer[:2]
         and all(entry.dtype == "F32" for entry in entries.values())
     )
-    require(fits, f"These tensors do not make a prompt decoder for embeddings of width {width}.")
+    require(
+        fits,
+        f"These tensors do not make a prompt decoder for embeddings of width {width}; use one that "
+        "was learned with this model.",
+    )

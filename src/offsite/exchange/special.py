@@ -51,6 +51,7 @@ def build_special(
     empty = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_meta]
     if odd := [*empty, *extra]:
         raise OffsiteError(
-            f"The tensors of the offer do not fill its model; the first odd one is '{odd[0]}'."
+            f"The tensors of the offer do not fill its model; the first odd one is '{odd[0]}', so "
+            "ask for a fresh copy."
         )
     return model.eval()

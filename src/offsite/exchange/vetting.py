@@ -72,7 +72,7 @@ def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
             continue
         raise OffsiteError(
             f"'{folder}' holds '{name}'; an offer may hold only safetensors, the JSON files of a "
-            f"model and its tokenizer, and {', '.join(SUFFIXES)}."
+            f"model and its tokenizer, and {', '.join(SUFFIXES)}, so ask for a copy without it."
         )
     special = bool(manifest.layers or manifest.shared)
     sharded = INDEX in manifest.files and all(SHARD.fullmatch(name) for name in weights)
@@ -80,7 +80,8 @@ def vet_files(folder: Path, manifest: OfferManifest) -> list[str]:
     if not single and (special or not sharded or not weights):
         raise OffsiteError(
             f"The weights of '{folder}' are in files a loader would not all read; they belong in "
-            f"{SPECIAL if special else f'{PLAIN}, or in shards with an index'}."
+            f"{SPECIAL if special else f'{PLAIN}, or in shards with an index'}; ask for a fresh "
+            "copy."
         )
     return weights
 
@@ -116,7 +117,10 @@ def vet_contents(folder: Path, manifest: OfferManifest, weights: list[str]) -> N
                 )
             continue
         for key, reason in faults(content, name):
-            raise OffsiteError(f"'{name}' of the offer has the key '{shown(key)}', which {reason}.")
+            raise OffsiteError(
+                f"'{name}' of the offer has the key '{shown(key)}', which {reason}; ask for a "
+                "repaired copy."
+            )
 
 
 def faults(content: Any, name: str, key: str = "") -> Iterator[tuple[str, str]]:
@@ -172,8 +176,8 @@ def scrub(folder: Path) -> None:
         found = list(faults(content, name))
         if large := [key for key, reason in found if reason == TOO_LARGE]:
             raise OffsiteError(
-                f"The model's {name} has the key '{shown(large[0])}', which {TOO_LARGE}: no reader "
-                "would take such an offer."
+                f"The model's {name} has the key '{shown(large[0])}', which {TOO_LARGE}; no reader "
+                "would take such an offer, so correct the file."
             )
         if found:
             text = json.dumps(_clean(content, name), indent=2, sort_keys=True, ensure_ascii=False)
@@ -235,7 +239,8 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
         )
     if manifest.adapter[-1] >= total or manifest.shared.keys() & set(manifest.adapter):
         raise OffsiteError(
-            f"The offer's adapter {shown(list(manifest.adapter))} is not among its {total} blocks."
+            f"The offer's adapter {shown(list(manifest.adapter))} is not among its {total} blocks; "
+            "ask for a fresh copy."
         )
     for index, first in manifest.shared.items():
         if not 0 <= first < index < total or first in manifest.shared:
@@ -266,10 +271,14 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     if manifest.contract.head.keys() != head.keys() or any(
         manifest.contract.head[name].shape != entry.shape for name, entry in head.items()
     ):
-        raise OffsiteError("The offer's return contract does not name exactly its model's head.")
+        raise OffsiteError(
+            "The offer's return contract does not name exactly its model's head; ask for a fresh "
+            "copy."
+        )
     if given.keys() != contract.keys() or not all(fits(given[n], contract[n]) for n in given):
         raise OffsiteError(
-            "The offer's return contract does not name exactly the tensors of its adapter blocks."
+            "The offer's return contract does not name exactly the tensors of its adapter blocks; "
+            "ask for a fresh copy."
         )
 
 
