@@ -9,6 +9,7 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.choice import RecipeOptions
+from offsite.cli.decoding import DecodeOptions
 from offsite.cli.groups import grouped
 from offsite.cli.shared import GateOptions, Machine, RowOptions
 from offsite.cli.show import emit, note
@@ -88,6 +89,7 @@ def offer(
     emit(result, json, lines)
 
 
+@grouped()
 def plug(
     model: o.Model,
     delta: Annotated[Path, typer.Argument(help="Folder of the delta.")],
@@ -104,6 +106,8 @@ def plug(
     ] = False,
     json: o.Json = False,
     dtype: o.Dtype = None,
+    *,
+    decode: DecodeOptions,
 ) -> None:
     """Put a delta into the full model."""
     from offsite.deltas import method_text
@@ -127,6 +131,7 @@ def plug(
         dtype=parse_dtype(dtype),
         again=again,
         late=late,
+        decoding=decode.load(),
     )
     if isinstance(plugged, Plugged):
         form = "a peft adapter" if plugged.peft_config else "modules for offsite.load_plugged"

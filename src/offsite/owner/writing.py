@@ -18,6 +18,7 @@ from offsite.exchange.side import Given
 from offsite.files import check_free, new_folder, write_file
 from offsite.model.checkpoint import load_model, quiet
 from offsite.model.processor import load_processor
+from offsite.owner.decode import Decoding
 from offsite.owner.plugged import Plugged
 from offsite.owner.plugging import merge_delta, place
 
@@ -33,6 +34,7 @@ def write_plugged(
     dtype: torch.dtype | None = None,
     again: bool = False,
     late: bool = False,
+    decoding: Decoding | None = None,
 ) -> Plugged | nn.Module:
     """Plug a delta and write the result; the folder and the ledger's entry appear together.
 
@@ -48,6 +50,7 @@ def write_plugged(
         dtype: dtype of a merged model; None for that of its checkpoint.
         again: take a delta that was plugged before once more.
         late: take a delta although its offer has expired.
+        decoding: teach the merged model what the emulator learnt beyond it.
 
     Returns:
         What was written: the tuned model, or the delta in its place.
@@ -65,6 +68,8 @@ def write_plugged(
             f"A delta of '{method_text(manifest.method)}' cannot be merged into weights; add "
             "--as-adapter and run it with offsite.load_plugged."
         )
+    if decoding is not None:
+        decoding.check(delta, apart=as_adapter)
     full = load_model(model, record.auto_class)  # as the record knows it
     if as_adapter:
         plugged = place(full, delta, record, side=side)
@@ -72,10 +77,12 @@ def write_plugged(
             plugged.fill(partial)
         return plugged
     tuned = merge_delta(full, delta, record, side=side)
+    processor = load_processor(model, manifest.task)
+    if decoding is not None:
+        tuned = decoding.taught(full, tuned, delta, processor)
     if dtype is not None:
         tuned = tuned.to(dtype)
         check_range(tuned)
-    processor = load_processor(model, manifest.task)
     with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
         with quiet():
             tuned.save_pretrained(partial)

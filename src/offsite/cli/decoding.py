@@ -1,0 +1,66 @@
+"""Options of owner-side decoding, and what a command makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offsite.cli import options as o
+from offsite.errors import OffsiteError
+
+if TYPE_CHECKING:
+    from offsite.owner.decode import Decoding
+
+Text = Annotated[
+    str | None,
+    typer.Option(
+        help="Teach the tuned model what the emulator learnt beyond it, on a public text: FILE, "
+        "sample (drawn from the model), or sample:FILE (drawn after beginnings from it)."
+    ),
+]
+Given = Annotated[
+    Path | None, typer.Option(help="The offer that the delta was tuned on, for --decode.")
+]
+Steps = Annotated[int, typer.Option(help="Steps of 8 rows for --decode.", min=1)]
+Strength = Annotated[
+    float, typer.Option(help="Weight of the emulator for --decode: above 0, at most 1.")
+]
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Whether and how the owner decodes a delta."""
+
+    decode: Text = None
+    offer: Given = None
+    decode_steps: Steps = 300
+    decode_strength: Strength = 0.25
+    device: o.Device = None
+
+    def load(self) -> Decoding | None:
+        """The decoding, with its offer read; None where none is asked for.
+
+        Raises:
+            OffsiteError: a text without an offer, or an offer without a text; options that cannot
+                be used; a missing text, or no offer.
+        """
+        if self.decode is None and self.offer is not None:
+            raise OffsiteError("--offer has no effect without --decode; give it, or leave it out.")
+        if self.decode is None:
+            return None
+        if self.offer is None:
+            raise OffsiteError(
+                "--decode needs the offer that the delta was tuned on; give its folder with "
+                "--offer."
+            )
+        from offsite.exchange.offer import Offer
+        from offsite.model.checkpoint import pick_device
+        from offsite.owner.decode import Decode, Decoding
+
+        how = Decode(self.decode, strength=self.decode_strength, steps=self.decode_steps)
+        how.check()
+        device = pick_device(self.device)
+        return Decoding(how, Offer.load(self.offer, require_signature=False), device)

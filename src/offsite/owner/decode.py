@@ -1,0 +1,274 @@
+"""Owner-side decoding: what tuning did to the emulator, distilled into the plugged model.
+
+Plugging a delta does less to the full model than tuning did to the emulator. The owner, who holds
+both models with and without the delta, can predict better than the plugged model does, and can
+teach the plugged model these predictions. The data owner has no part in it.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from offsite.codec import check_seed, require
+from offsite.compress.align import divergence
+from offsite.deltas import method_text, parse_method
+from offsite.deltas.reparameterisation.lora import LoRA
+from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta
+from offsite.exchange.offer import Offer
+from offsite.model.blocks import apart, get_blocks
+from offsite.model.checkpoint import DTYPES
+from offsite.model.kind import TEXT, kind_of_task
+from offsite.model.replay import forward, real_tokens
+from offsite.owner.sampling import SAMPLE, sampled_rows
+from offsite.tasks.data import TaskData
+from offsite.tasks.source import Source
+from offsite.tasks.text.causal import CausalText
+from offsite.tasks.text.packing import window
+from offsite.training.options import TrainOptions
+from offsite.training.precision import held, native
+from offsite.training.progress import say
+from offsite.training.train import train
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Distil the predictions of :class:`Mixture` into the plugged model, on text of the owner.
+
+    A low-rank change of all blocks learns them by ``KL(teacher || student)``, in nats per token,
+    and is merged. POST (arXiv 2506.16196, section 4) teaches soft prompts so, with one more term;
+    here weights are taught.
+
+    Attributes:
+        text: a file of public text; ``"sample"`` for text drawn from the plugged model itself, each
+            row from a random first token (LLM-QAT, arXiv 2305.17888); or ``"sample:FILE"`` for text
+            that it draws after the first 16 tokens of rows of a file.
+        strength: the weight of what the emulator says, above 0 and at most 1.
+        steps, batch_size, lr: of AdamW, with a cosine schedule.
+        rank: of the change.
+        max_length: tokens of a row.
+        samples: rows to draw, where the text is drawn.
+        seed: of every random choice.
+
+    Raises:
+        OffsiteError: a value that cannot be used.
+    """
+
+    text: str
+    strength: float = 0.25
+    steps: int = 300
+    batch_size: int = 8
+    lr: float = 1e-3
+    rank: int = 32
+    max_length: int = 512
+    samples: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.strength <= 1,
+            f"A strength of {self.strength} cannot be decoded with; use more than 0 and at most 1.",
+        )
+        require(
+            self.samples >= 1 and self.max_length >= 2,
+            f"{self.samples} rows of {self.max_length} tokens are nothing to learn from; use at "
+            "least one row of two tokens.",
+        )
+        check_seed(self.seed)
+        LoRA(rank=self.rank)
+        TrainOptions(steps=self.steps, lr=self.lr, batch_size=self.batch_size)
+
+    @property
+    def file(self) -> str | None:
+        """The file that rows, or their beginnings, are read from; None where there is none."""
+        return None if self.text == SAMPLE else self.text.removeprefix(f"{SAMPLE}:")
+
+    @cached_property
+    def data(self) -> TaskData | None:
+        """What is read from :attr:`file`."""
+        task = CausalText(self.max_length)
+        return None if self.file is None else TaskData(task, Source.of(self.file), train=True)
+
+    def check(self) -> None:
+        """Read the file, before any model is loaded.
+
+        Raises:
+            OffsiteError: it is missing, or it cannot be read as text.
+        """
+        if self.data is not None:
+            self.data.check()
+
+    def rows(self, plugged: nn.Module, processor: Any) -> Any:
+        """Rows to learn from, for the plugged model where it is."""
+        given = None if self.data is None else self.data.rows(processor, plugged)
+        if self.text == self.file:
+            return given
+        length = window(self.max_length, plugged.config)
+        return sampled_rows(
+            plugged, processor, given, count=self.samples, length=length, seed=self.seed
+        )
+
+    def __call__(self, mixture: Mixture, processor: Any, device: torch.device) -> nn.Module:
+        """The plugged model of a mixture, taught; in its dtype and where it was.
+
+        The models of the mixture stay as they are, on the device that they were on.
+        """
+        plugged, home = mixture.plugged, next(mixture.plugged.parameters())
+        blocks = range(len(get_blocks(plugged)))
+        precision = native(device)
+        options = TrainOptions(
+            steps=self.steps, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
+            precision=precision, compile=False,
+        )  # fmt: skip
+        with held(plugged, DTYPES[precision], device):
+            rows = self.rows(plugged, processor)
+        torch.manual_seed(self.seed)
+        change = LoRA(rank=self.rank, alpha=2 * self.rank)
+        attached = change.attach(apart(plugged, blocks), blocks)
+        pair = _Pair(attached.model, mixture)
+        with ExitStack() as stack:
+            for model in (*pair.others, pair.student):
+                stack.enter_context(held(model, DTYPES[precision], device))
+            history = train(
+                pair, rows, loss=lambda model, batch, items: model(batch),
+                collate=CausalText(self.max_length).collate, options=options, device=device,
+                text="decoding", divisible=False,  # its mean is over the whole batch
+            )  # fmt: skip
+        losses = [point["loss"] for point in history.points if "loss" in point]
+        require(
+            bool(losses) and math.isfinite(losses[-1]),
+            "Decoding diverged; use a lower rate, or a smaller strength.",
+        )
+        say(f"decode: the divergence from the teacher fell from {losses[0]:.4f} to "
+            f"{losses[-1]:.4f} nats per token.")  # fmt: skip
+        attached.model.to(home.device)
+        taught = attached.merge().to(home.dtype)
+        return taught.requires_grad_(False).eval()
+
+
+class Mixture(nn.Module):
+    """The teacher: what the owner's models, each with and without the delta, predict together.
+
+    Its logits are ``plugged + strength * ((tuned - emulator) - (plugged - full))``, which is the
+    same in log-probabilities, since a constant for each token does not count. With strength 0 it is
+    the plugged model; with 1 it is the full model with the change of the emulator's predictions
+    (emulated fine-tuning, arXiv 2310.12962; proxy tuning, arXiv 2401.08565).
+
+    Args:
+        full, plugged: the owner's model, and the same with the delta.
+        emulator, tuned: the emulator, and the same with the delta.
+    """
+
+    def __init__(
+        self, full: nn.Module, plugged: nn.Module, emulator: nn.Module, tuned: nn.Module,
+        strength: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.full, self.plugged, self.emulator, self.tuned = full, plugged, emulator, tuned
+        self.strength = strength
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """An output with ``logits`` (batch, length, vocabulary), in float32."""
+        logits = [model(**inputs).logits.float() for model in self.models()]
+        return SimpleNamespace(logits=mixed(*logits, strength=self.strength))
+
+    def models(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """The models, in the order in which :func:`mixed` takes their logits."""
+        return self.full, self.plugged, self.emulator, self.tuned
+
+
+def mixed(
+    full: torch.Tensor,
+    plugged: torch.Tensor,
+    emulator: torch.Tensor,
+    tuned: torch.Tensor,
+    *,
+    strength: float,
+) -> torch.Tensor:
+    """The logits of a :class:`Mixture`, from those of its models."""
+    return plugged + strength * ((tuned - emulator) - (plugged - full))
+
+
+class _Pair(nn.Module):
+    """The student with its teacher; the plugged model is the student without its change."""
+
+    def __init__(self, student: Any, mixture: Mixture) -> None:
+        super().__init__()
+        self.student = student
+        self.others = (mixture.full, mixture.emulator, mixture.tuned)  # no sub-modules
+        self.strength = mixture.strength
+
+    def train(self, mode: bool = True) -> _Pair:
+        """Never: dropout would move a student that is its teacher already."""
+        return super().train(False)
+
+    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
+        """``KL(teacher || student)`` in nats per token."""
+        with torch.no_grad():
+            full, emulator, tuned = (forward(one, batch).logits.float() for one in self.others)
+            with self.student.disable_adapter():
+                plugged = forward(self.student, batch).logits.float()
+            wanted = mixed(full, plugged, emulator, tuned, strength=self.strength)
+        found = forward(self.student, batch).logits
+        return divergence(found, wanted, real_tokens(batch))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Owner-side decoding of one delta: how, by which offer, and where to compute."""
+
+    how: Decode
+    offer: Offer
+    device: torch.device
+
+    def check(self, delta: Delta, *, apart: bool = False) -> None:
+        """Refuse what cannot be decoded, before the full model is loaded.
+
+        Raises:
+            OffsiteError: another offer than the delta's, a model of pictures, a delta that does not
+                merge or is to be kept apart, or no such text.
+        """
+        manifest = delta.manifest
+        require(
+            manifest.parent == self.offer.manifest.id,
+            "The delta answers another offer than this one; give the offer that it was tuned on.",
+        )
+        require(
+            kind_of_task(self.offer.manifest.task) is TEXT,
+            "Decoding is for language models, and this one reads pictures; leave out --decode.",
+        )
+        if apart or not parse_method(manifest.method).merges:
+            raise OffsiteError(
+                f"Decoding changes weights, and the '{method_text(manifest.method)}' delta is kept "
+                "apart from them; leave out --decode."
+            )
+        self.how.check()
+
+    def taught(self, full: nn.Module, plugged: nn.Module, delta: Delta, processor: Any) -> Any:
+        """The plugged model with what was decoded, in its dtype.
+
+        The delta must have passed the checks of plugging.
+        """
+        tuned = with_delta(self.offer, delta)
+        mixture = Mixture(full, plugged, self.offer.model, tuned, self.how.strength)
+        return self.how(mixture, processor, self.device)
+
+
+def with_delta(offer: Offer, delta: Delta) -> nn.Module:
+    """The tuned emulator, which shares with the offer's all that the delta leaves alone.
+
+    The delta must have passed the checks of plugging.
+    """
+    total = len(get_blocks(offer.model))
+    blocks = range(total) if delta.manifest.reach == "all" else offer.manifest.adapter
+    attached = parse_method(delta.manifest.method).attach(apart(offer.model, blocks), blocks)
+    attached.load(delta.values())
+    return attached.model.requires_grad_(False).eval()
