@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,12 @@ from offsite.exchange.side import sides_of
 from offsite.lab.plan import Plan, Tuning
 from offsite.model.heads import head_path
 from offsite.model.stored import model_fingerprint
+from offsite.owner.decode import Decode
 from offsite.tasks.source import data_identity
 from offsite.training.identity import Identity, config_identity, processor_identity
 from offsite.training.options import TrainOptions
 
-Stage = Literal["zero_shot", "full_tuned", "learned", "offer", "tuned", "healed"]
+Stage = Literal["zero_shot", "full_tuned", "learned", "offer", "tuned", "decoded", "healed"]
 
 
 class NotCached(Exception):
@@ -29,12 +30,13 @@ class NotCached(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """One computation of a plan, with the plan's names for recipe and delta.
+    """One computation of a plan, with the plan's names for recipe, delta and decoding.
 
     Attributes:
         stage: ``zero_shot`` and ``full_tuned`` are of the full model, ``offer`` makes an emulator
-            and scores it, ``tuned`` tunes a delta through it and plugs it, ``healed`` tunes every
-            weight of it, and ``learned`` is the LayerReplace pass of a ScaleOT recipe.
+            and scores it, ``tuned`` tunes a delta through it and plugs it, ``decoded`` decodes that
+            delta, ``healed`` tunes every weight of the offer, and ``learned`` is the LayerReplace
+            pass of a ScaleOT recipe.
         lr: the rate of a stage that tunes every weight.
         training: how a LayerReplace pass runs.
     """
@@ -43,11 +45,12 @@ class Cell:
     seed: int = 0
     recipe: str = ""
     delta: str = ""
+    decode: str = ""
     lr: float | None = None
     training: Training | None = None
 
     def __str__(self) -> str:
-        named = (self.stage, self.recipe, self.delta, self.lr and f"lr {self.lr:g}")
+        named = (self.stage, self.recipe, self.delta, self.decode, self.lr and f"lr {self.lr:g}")
         return "  ".join([*(str(part) for part in named if part), f"seed {self.seed}"])
 
 
@@ -70,7 +73,10 @@ def plan_cells(plan: Plan) -> CellGraph:
             passes |= dict.fromkeys(own, ())
             rows[offer] = own
             if plan.data:
-                rows |= {Cell("tuned", seed, name, delta): (offer,) for delta in plan.deltas}
+                for delta in plan.deltas:
+                    rows[tuned := Cell("tuned", seed, name, delta)] = (offer,)
+                    for decode in plan.decodings(delta):
+                        rows[Cell("decoded", seed, name, delta, decode)] = (offer, tuned)
             if plan.healed:
                 rows |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in rates}
     shared = [Cell("zero_shot")]
@@ -86,6 +92,12 @@ def method_key(tuning: Tuning, model: nn.Module) -> dict[str, Any]:
     more: dict[str, Any] = {name: group.hash for name, group in sides if name == method.side}
     more |= {"reach": tuning.reach} if tuning.reach != "adapter" else {}
     return {"method": to_json(method), **more}
+
+
+def decode_key(how: Decode) -> dict[str, Any]:
+    """What decoding depends on beside the delta: the text counts by what it holds."""
+    kind = "sample" if how.text != how.file else "file"
+    return {"decode": {**asdict(how), "text": [kind, data_identity(how.file)]}}
 
 
 def options_key(options: TrainOptions, model: nn.Module) -> dict[str, Any]:

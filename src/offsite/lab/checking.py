@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan
 from offsite.model.checkpoint import Checkpoint
+from offsite.model.kind import TEXT
 from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source
@@ -41,6 +42,10 @@ def check_plan(plan: Plan) -> PlanData:
                 "--calibration, or leave the recipe out."
             )
     private, public = plan.tasks()
+    for how in plan.decode.values():
+        how.check()
+    if plan.decode and private.auto_class != TEXT.auto_class:
+        raise OffsiteError("Decoding is for language models; leave 'decode' out of the plan.")
     checkpoint = Checkpoint.of(plan.model, private.auto_class)
     data = PlanData(
         checkpoint,

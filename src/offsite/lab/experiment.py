@@ -18,6 +18,9 @@ Data paths are relative to the file. Whatever is given once holds for every task
     full = "full"
     lora = "lora:rank=8"
 
+    [decode]                      # ways to decode each delta: a text, or a table with one
+    public = {text = "public.txt", steps = 300}
+
     [[tasks]]
     task = "text"
     data = "train.txt"
@@ -35,12 +38,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from offsite.codec import from_json
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
 from offsite.lab.plan import FULL_LR, Plan
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
+from offsite.owner.decode import Decode
+from offsite.owner.sampling import SAMPLE
 from offsite.tasks import load_task
 from offsite.tasks.data import find_source, need_source
 from offsite.training.options import TrainOptions
@@ -88,6 +94,7 @@ class Experiment(BaseModel):
     healed: bool = True
     dtype: str = "float32"
     side: dict[str, str] = {}
+    decode: dict[str, Any] = {}
 
 
 def read_experiment(path: str | Path) -> list[Plan]:
@@ -146,6 +153,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         healed=found.healed,
         dtype=found.dtype,
         side={group: str(folder / file) for group, file in found.side.items()},
+        decode={label: decode_of(how, folder) for label, how in found.decode.items()},
     )
 
 
@@ -183,6 +191,20 @@ def options_of(values: Mapping[str, Any]) -> TrainOptions:
 def method_of(text: Any) -> dict[str, Any]:
     """A delta method from ``"lora:rank=8"`` or its JSON form."""
     return dict(text) if isinstance(text, Mapping) else method_json(str(text))
+
+
+def decode_of(how: Any, folder: Path) -> Decode:
+    """A way to decode from ``"sample"``, ``"public.txt"`` or a table with such a ``text``.
+
+    Raises:
+        OffsiteError: an unknown option, or a value that cannot be used.
+    """
+    values = {"text": how} if isinstance(how, str) else dict(how)
+    text = str(values.get("text", ""))
+    if text != SAMPLE:
+        drawn, file = text.startswith(f"{SAMPLE}:"), text.removeprefix(f"{SAMPLE}:")
+        values["text"] = f"{SAMPLE}:{folder / file}" if drawn else str(folder / file)
+    return from_json({"decode": Decode}, {"kind": "decode", **values}, "decoding")  # type: ignore[no-any-return]
 
 
 def make_recipes(

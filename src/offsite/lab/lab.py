@@ -7,6 +7,7 @@ the hash of everything it depends on, so a plan can be interrupted, extended and
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from offsite.codec import to_json
+from offsite.exchange.delta import Delta
 from offsite.files import read_json, write_file
 from offsite.lab import emulators, stages
 from offsite.lab.baselines import best_rate
@@ -24,6 +26,7 @@ from offsite.lab.cells import (
     CellGraph,
     NotCached,
     Stage,
+    decode_key,
     identity,
     known,
     method_key,
@@ -67,11 +70,12 @@ class Lab:
     def run(self) -> Iterator[Row]:
         """Every row of the plan, cached or computed now."""
         for seed, recipe, delta in product(self.plan.seeds, self.recipes, self.tunings):
-            with suppress(NotCached):
-                yield self.row(recipe, delta, seed)
+            for decode in ("", *self.plan.decodings(delta)):
+                with suppress(NotCached):
+                    yield self.row(recipe, delta, seed, decode)
 
-    def row(self, recipe: str, delta: str, seed: int) -> Row:
-        """The row of one recipe, delta and seed.
+    def row(self, recipe: str, delta: str, seed: int, decode: str = "") -> Row:
+        """The row of one recipe, delta and seed; with ``decode``, the plug-in is the decoded one.
 
         Raises:
             NotCached: a cell of it is missing, and nothing is to be computed.
@@ -82,6 +86,10 @@ class Lab:
         parts["full_tuned"] = self.best("full_tuned", seed) if plan.baseline and trains else {}
         parts["emulator_zero_shot"] = self.outcome(offer)
         tuned = self.outcome(Cell("tuned", seed, recipe, delta)) if trains else {}
+        if trains and decode:
+            found = self.outcome(Cell("decoded", seed, recipe, delta, decode))
+            tuned = {**tuned, "plug_in": found}
+            delta = f"{delta}, decoded: {decode}"
         if plan.healed and trains:
             parts["healed"] = self.best("healed", seed, recipe)
         extra = {"recipe_steps": [to_json(step) for step in self.recipes[recipe].steps]}
@@ -109,6 +117,8 @@ class Lab:
         """Whether what a finished cell leaves for others is on disk, if it leaves anything."""
         if cell.stage == "learned":
             return self.pass_folder(cell).is_dir()
+        if cell.stage == "tuned":
+            return True  # what needs its delta tunes it again
         folder = self.emulator_folder(cell.recipe, cell.seed)
         return folder is None or (folder / emulators.OFFER).is_dir()
 
@@ -147,6 +157,8 @@ class Lab:
         if cell.stage == "full_tuned":
             options = replace(options, lr=cell.lr)
             return stages.tune_every_weight(setting, setting.model, options, str(cell))
+        if cell.stage == "decoded":
+            return self.decoded(cell)
         made = self.emulator(cell.recipe, cell.seed)
         if cell.stage == "offer":
             passes = self.passes(cell.recipe, cell.seed).values()
@@ -160,7 +172,34 @@ class Lab:
         if self.exchange is not None:
             named = slug(self.recipes, self.recipes[cell.recipe]), slug(self.tunings, tuning)
             folder = self.exchange / f"delta-{'-'.join(named)}-{cell.seed}"
+        elif self.plan.decode:
+            folder = self.delta_folder(cell)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
         return stages.tune_and_plug(setting, made, tuning, options, folder)
+
+    def decoded(self, cell: Cell) -> Mapping[str, Any]:
+        """What decoding a delta finds out; the delta is tuned again if it is not on disk."""
+        tuned = replace(cell, stage="tuned", decode="")
+        delta = self.kept_delta(tuned)
+        if delta is None:
+            self.compute(tuned)
+            delta = self.kept_delta(tuned)
+        if delta is None:
+            return {"value": None}  # tuning diverged
+        made, how = self.emulator(cell.recipe, cell.seed), self.plan.decode[cell.decode]
+        return stages.decode_and_score(self.setting, made, delta, replace(how, seed=cell.seed))
+
+    def kept_delta(self, cell: Cell) -> Delta | None:
+        """The delta on disk of a cell that tunes; None where there is none for its emulator."""
+        if not (folder := self.delta_folder(cell)).is_dir():
+            return None
+        delta = Delta.load(folder, require_signature=False)
+        parent = self.emulator(cell.recipe, cell.seed).offer.manifest.id
+        return delta if delta.manifest.parent == parent else None
+
+    def delta_folder(self, cell: Cell) -> Path:
+        """Where a delta is kept that is to be decoded."""
+        return self.folder / "deltas" / self.path(cell).stem
 
     def emulator(self, recipe: str, seed: int) -> Emulator:
         """The emulator of one recipe and seed: the last one used, from disk, or made now."""
@@ -182,7 +221,8 @@ class Lab:
     def emulator_folder(self, recipe: str, seed: int) -> Path | None:
         """Where an emulator is kept; None for one that is not: it is quickly made again."""
         chosen = self.recipes[recipe]
-        if self.exchange is not None or not emulators.worth_keeping(chosen):
+        kept = emulators.worth_keeping(chosen) or self.plan.decode  # its deltas know it by its id
+        if self.exchange is not None or not kept:
             return None
         model = self.setting.loaded
         name = emulators.emulator_name(self.identity, self.plan, chosen, seed, model)
@@ -214,6 +254,8 @@ class Lab:
         if cell.delta:
             key |= method_key(self.tunings[cell.delta], self.setting.loaded)
             key["options"] = options_key(options(), self.setting.loaded)
+        if cell.decode:
+            key |= decode_key(replace(self.plan.decode[cell.decode], seed=cell.seed))
         if cell.lr is not None:
             key["options"] = options_key(options(lr=cell.lr), self.setting.loaded)
         return key

@@ -15,6 +15,7 @@ from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Reach, parse_reach
 from offsite.exchange.side import give_side, read_sides
+from offsite.owner.decode import Decode
 from offsite.scores.scores import Scores
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
@@ -42,6 +43,7 @@ class Plan:
         baseline: whether to tune every weight of the full model (None in ``full_tuned`` otherwise).
         healed: whether to tune every weight of each offer (None in ``healed`` otherwise).
         dtype: precision to hold the model in.
+        decode: ways for the owner to decode each delta that merges, by name; a row of its own each.
         side: files of the groups of side tensors that offers bring, by name.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     healed: bool = True
     dtype: str = "float32"
     side: Mapping[str, str] = field(default_factory=dict)
+    decode: Mapping[str, Decode] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for seed in self.seeds:
@@ -81,6 +84,10 @@ class Plan:
         """What the plan's offers allow: ``all`` where some delta tunes all blocks."""
         wide = any(delta.get("reach") == "all" for delta in self.deltas.values())
         return "all" if wide else "adapter"
+
+    def decodings(self, delta: str) -> tuple[str, ...]:
+        """The names of the ways to decode a delta; none where its method does not merge."""
+        return tuple(self.decode) if Tuning.of(self.deltas[delta]).method.merges else ()
 
     def tasks(self) -> tuple[Task, Task]:
         """The kind of the private data, and of the owner's own."""

@@ -20,7 +20,7 @@ def flatten(
     """
     keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
     more = ("bytes_delta", "trainable", "seconds_per_step", "history")
-    details = ("value", "stderr", "count", "extra", "items", "weights", "lr", "rates")
+    details = ("value", "stderr", "count", "extra", "items", "weights", "lr", "rates", "at_logits")
     diverged = [name for name, part in parts.items() if part and part["value"] is None]
     return {
         **{key: emulator[key] for key in keys},

@@ -22,6 +22,7 @@ from offsite.lab.plan import Tuning
 from offsite.lab.setting import Setting
 from offsite.model.blocks import get_blocks
 from offsite.model.split import Split
+from offsite.owner.decode import Decode, Mixture, with_delta
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
 from offsite.training.options import TrainOptions
@@ -86,6 +87,25 @@ def tune_and_plug(
         "seconds_per_step": tuned.history.seconds / max(tuned.history.steps, 1),
         "history": list(tuned.history.points), **cost,
     }  # fmt: skip
+
+
+def decode_and_score(setting: Setting, made: Emulator, delta: Delta, how: Decode) -> dict[str, Any]:
+    """The plugged model once the owner has decoded a delta into it.
+
+    ``at_logits`` is the score of the teacher itself, for tasks that are scored by their loss.
+    """
+    try:
+        plugged = merge_delta(setting.model, delta, made.record)
+    except OutOfBounds:
+        return {"value": None}
+    emulators = (made.offer.model, with_delta(made.offer, delta))
+    mixture = Mixture(setting.model, plugged, *emulators, how.strength)
+    at_logits = None
+    if setting.task.metric == "loss":
+        at_logits = setting.score(mixture)["value"]
+    with measured(setting.device) as cost:
+        student = how(mixture, setting.processor, setting.device)
+    return {**setting.score(student), "at_logits": at_logits, **cost}
 
 
 def plugged(setting: Setting, delta: Delta, record: Record) -> dict[str, Any]:

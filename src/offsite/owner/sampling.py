@@ -10,7 +10,7 @@ from offsite.training.progress import track
 
 SAMPLE = "sample"
 PROMPT = 16  # tokens that a row takes over from a row of a file
-AT_ONCE = 128  # rows drawn together
+AT_ONCE = 256  # rows drawn together
 
 
 def sampled_rows(
