@@ -3,7 +3,8 @@
 The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of WikiText-2's
 training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle,
 and for prompt_decoders.py samples of other books and articles; the pictures of numbers are drawn
-here.
+here. CIFAR-10, which is sorted by class, is shuffled, and 4,000 pictures of it are taken. Of large
+sets of questions the first 2,000 are taken beside the whole.
 
     python -m benchmarks.prepare ../shared
 """
@@ -14,9 +15,13 @@ import argparse
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import two_digits
 
 TARGET = Path("build/bench")
+CIFAR = {"train": 2_500, "public": 500, "test": 1_000}  # the second are the owner's own
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def part(source: Path, target: Path, begin: int, size: int) -> None:
@@ -36,6 +41,26 @@ def samples(source: Path, target: str, count: int, size: int, shift: float = 0.0
         (TARGET / f"public/{target}{index:02}.txt").write_bytes(lines)
 
 
+def beginning(source: Path, target: Path, lines: int) -> None:
+    """The first lines of a file."""
+    kept = source.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+    target.write_text("".join(kept), encoding="utf-8")
+
+
+def pictures(source: Path, target: Path) -> None:
+    """A part of CIFAR-10, shuffled, as an ``.npz`` with the parts that ``CIFAR`` names."""
+    given, arrays = np.load(source), {"label_names": np.array(CLASSES)}
+    order = {
+        p: np.random.default_rng(0).permutation(len(given[f"{p}_y"])) for p in ("train", "test")
+    }
+    for name, count in CIFAR.items():
+        part = "test" if name == "test" else "train"
+        chosen, order[part] = order[part][:count], order[part][count:]
+        arrays[f"{name}_x"] = given[f"{part}_x"][chosen]
+        arrays[f"{name}_y"] = given[f"{part}_y"][chosen].astype(np.int64)
+    np.savez_compressed(target, **arrays)  # type: ignore[arg-type]
+
+
 def main(shared: Path) -> None:
     """Copy and cut."""
     for folder in ("wikitext", "qa", "public"):
@@ -51,6 +76,9 @@ def main(shared: Path) -> None:
     sets = ("sst2", "piqa", "arc_easy", "openbookqa", "sciq", "csqa", "arc_challenge")
     for name in sets:
         shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)
+    for name in ("piqa", "csqa"):
+        beginning(TARGET / f"qa/{name}/train.jsonl", TARGET / f"qa/{name}/train_2000.jsonl", 2_000)
+    pictures(data / "vision/cifar10.npz", TARGET / "cifar10.npz")
     two_digits.write(data / "vision/mnist.npz", TARGET)
     model = "vit-two-digits"
     shutil.copytree(f"benchmarks/models/{model}", TARGET / model, dirs_exist_ok=True)

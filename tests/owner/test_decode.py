@@ -180,18 +180,10 @@ def test_what_cannot_be_decoded_is_refused(tokenizer: Any, text_file: Path, tmp_
 def test_the_command_writes_a_model_that_predicts_what_was_decoded(
     run: Run, model_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    model, offer, delta, record = model_folder(), tmp_path / "offer", tmp_path / "d", tmp_path / "r"
-    words: tuple[Any, ...] = (
-        "--adapter",
-        "ends:1,1",
-        "--keep",
-        2,
-        "--record",
-        record,
-        "--reach",
-        "all",
-    )
-    assert run("offer", model, "--out", offer, *words)[0] == 0
+    model, record = model_folder(), tmp_path / "record.json"
+    offer, delta = tmp_path / "offer", tmp_path / "delta"
+    words: tuple[Any, ...] = ("--adapter", "ends:1,1", "--keep", 2, "--record", record)
+    assert run("offer", model, "--out", offer, "--reach", "all", *words)[0] == 0
     tune = ("--delta", "lora:rank=2", "--reach", "all", "--steps", 8, "--lr", "1e-2")
     made = run("tune", offer, "--data", text_file, "--out", delta, "--max-length", 32, *tune)
     assert made[0] == 0, made[2]
@@ -205,7 +197,7 @@ def test_the_command_writes_a_model_that_predicts_what_was_decoded(
         ("kept apart", ("--decode", "sample", "--offer", offer, "--as-adapter")),
     ):
         status, _, error = run(*plug, "--out", tmp_path / "refused", *words)
-        assert status == 1 and wrong in error, error
+        assert status == 2 and wrong in error, error
         assert not (tmp_path / "refused").exists() and record.read_bytes() == before
     assert run(*plug, "--out", tmp_path / "plain")[0] == 0
     words = ("--decode", text_file, "--offer", offer, "--decode-strength", 1, "--decode-steps", 40)

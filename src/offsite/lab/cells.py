@@ -63,7 +63,7 @@ def plan_cells(plan: Plan) -> CellGraph:
     The passes that many wait for come first, then what all rows share, then one row after another,
     so that a run which is cut off leaves whole rows.
     """
-    rates = plan.full_lr if plan.data else ()
+    rates, healing = (plan.full_lr, plan.healing) if plan.data else ((), ())
     passes: CellGraph = {}
     rows: CellGraph = {}
     for seed in plan.seeds:
@@ -78,7 +78,7 @@ def plan_cells(plan: Plan) -> CellGraph:
                     for decode in plan.decodings(delta):
                         rows[Cell("decoded", seed, name, delta, decode)] = (offer, tuned)
             if plan.healed:
-                rows |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in rates}
+                rows |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in healing}
     shared = [Cell("zero_shot")]
     if plan.baseline:
         shared += [Cell("full_tuned", seed, lr=lr) for seed in plan.seeds for lr in rates]

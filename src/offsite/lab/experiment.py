@@ -90,6 +90,7 @@ class Experiment(BaseModel):
     skip_bad: bool = False
     options: dict[str, Any] = {}
     full_lr: Finite | Annotated[list[Finite], Field(min_length=1)] = list(FULL_LR)
+    healed_lr: list[Finite] = []
     baseline: bool = True
     healed: bool = True
     dtype: str = "float32"
@@ -149,6 +150,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         seeds=tuple(found.seeds),
         options=options_of({**found.options, **entry.options}),
         full_lr=tuple(found.full_lr) if isinstance(found.full_lr, list) else (found.full_lr,),
+        healed_lr=tuple(found.healed_lr),
         baseline=found.baseline,
         healed=found.healed,
         dtype=found.dtype,

@@ -98,7 +98,8 @@ class Lab:
 
     def best(self, stage: Stage, seed: int, recipe: str = "") -> dict[str, Any]:
         """The outcome of tuning every weight at the best rate of the plan."""
-        tried = {lr: self.outcome(Cell(stage, seed, recipe, lr=lr)) for lr in self.plan.full_lr}
+        rates = self.plan.healing if stage == "healed" else self.plan.full_lr
+        tried = {lr: self.outcome(Cell(stage, seed, recipe, lr=lr)) for lr in rates}
         return best_rate(tried, self.setting.task.higher_is_better)
 
     def missing(self) -> CellGraph:

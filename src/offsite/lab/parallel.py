@@ -46,11 +46,15 @@ def compute_all(
         OffsiteError: cells that failed, once all the others are done; the message has the first.
     """
     graph: dict[Job, tuple[Job, ...]] = {}
+    first: dict[Path, Job] = {}  # several plans may share a cell: it is computed once
     for index, (plan, data) in enumerate(zip(plans, checked, strict=True)):
-        missing: CellGraph = Lab(plan, out, device, data=data).missing()
+        lab = Lab(plan, out, device, data=data)
+        missing: CellGraph = lab.missing()
+        own = {cell: first.setdefault(lab.path(cell), (index, cell)) for cell in missing}
         graph |= {
-            (index, cell): tuple((index, need) for need in needs if need in missing)
+            (index, cell): tuple(own[need] for need in needs if need in missing)
             for cell, needs in missing.items()
+            if own[cell] == (index, cell)
         }
     if not graph:
         return

@@ -40,6 +40,7 @@ class Plan:
         options: how to tune; also how the full fine-tuning baseline is trained.
         full_lr: peak learning rates at which every weight is tuned, of the full model (the
             baseline) and of the offer (healed); the best of them counts.
+        healed_lr: those of the offer, where they are others.
         baseline: whether to tune every weight of the full model (None in ``full_tuned`` otherwise).
         healed: whether to tune every weight of each offer (None in ``healed`` otherwise).
         dtype: precision to hold the model in.
@@ -60,6 +61,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     options: TrainOptions = field(default_factory=TrainOptions)
     full_lr: tuple[float, ...] = FULL_LR
+    healed_lr: tuple[float, ...] = ()
     baseline: bool = True
     healed: bool = True
     dtype: str = "float32"
@@ -76,7 +78,7 @@ class Plan:
             )
         if not self.full_lr:
             raise OffsiteError("Tuning every weight needs a learning rate; give at least one.")
-        for lr in self.full_lr:
+        for lr in (*self.full_lr, *self.healed_lr):
             replace(self.options, lr=lr)  # raises for a rate that cannot be used
 
     @property
@@ -84,6 +86,11 @@ class Plan:
         """What the plan's offers allow: ``all`` where some delta tunes all blocks."""
         wide = any(delta.get("reach") == "all" for delta in self.deltas.values())
         return "all" if wide else "adapter"
+
+    @property
+    def healing(self) -> tuple[float, ...]:
+        """The rates at which every weight of an offer is tuned."""
+        return self.healed_lr or self.full_lr
 
     def decodings(self, delta: str) -> tuple[str, ...]:
         """The names of the ways to decode a delta; none where its method does not merge."""

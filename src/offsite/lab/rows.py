@@ -71,6 +71,7 @@ def make_row(
     shared = known_by | Identity.of(
         options=plan.options.identity(),
         full_lr=plan.full_lr,
+        **({"healed_lr": plan.healed_lr} if plan.healed_lr else {}),
         adapter=str(plan.recipes[recipe].adapter),
     )
     setup = {"setup": shared.digest[:12], "eval_data": known_by.parts["eval_data"]}
