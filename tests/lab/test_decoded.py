@@ -74,3 +74,22 @@ def test_a_text_to_decode_on_is_named_as_in_the_file(tmp_path: Path) -> None:
         decode_of({"text": "sample", "stpes": 5}, tmp_path)
     with pytest.raises(OffsiteError, match="text"):
         decode_of({"steps": 5}, tmp_path)
+
+
+def test_a_tuner_who_finds_public_text_is_a_second_trial(
+    model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(
+        model_folder("llama"), text_file, decode={}, deltas={"full": {"kind": "full"}},
+        calibration=str(text_file), baseline=False,
+    )  # fmt: skip
+    (before,) = (row.to_json() for row in Lab(plan, tmp_path, "cpu").run())
+    lab = Lab(replace(plan, healed_tokens=2560), tmp_path, "cpu")
+    (cell,) = lab.missing()
+    assert str(cell) == "healed  plain  lr 0.001  2,560 public tokens first  seed 0"
+    (row,) = (row.to_json() for row in lab.run())
+    assert row["scores"] == before["scores"]
+    assert row["healed_public"] < row["scores"]["healed"]  # ten more steps on the same text
+    assert row["margin_public"] == row["healed_public"] - row["scores"]["plug_in"]
+    with pytest.raises(OffsiteError, match="calibration data"):
+        replace(plan, healed_tokens=5, calibration=None)

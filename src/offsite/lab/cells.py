@@ -38,6 +38,7 @@ class Cell:
             delta, ``healed`` tunes every weight of the offer, and ``learned`` is the LayerReplace
             pass of a ScaleOT recipe.
         lr: the rate of a stage that tunes every weight.
+        tokens: how many of public text ``healed`` begins with.
         training: how a LayerReplace pass runs.
     """
 
@@ -47,11 +48,14 @@ class Cell:
     delta: str = ""
     decode: str = ""
     lr: float | None = None
+    tokens: int = 0
     training: Training | None = None
 
     def __str__(self) -> str:
-        named = (self.stage, self.recipe, self.delta, self.decode, self.lr and f"lr {self.lr:g}")
-        return "  ".join([*(str(part) for part in named if part), f"seed {self.seed}"])
+        named = [self.stage, self.recipe, self.delta, self.decode]
+        named += [f"lr {self.lr:g}"] if self.lr else []
+        named += [f"{self.tokens:,} public tokens first"] if self.tokens else []
+        return "  ".join([*(part for part in named if part), f"seed {self.seed}"])
 
 
 CellGraph = dict[Cell, tuple[Cell, ...]]  # each cell after those it needs, and which those are
@@ -78,7 +82,9 @@ def plan_cells(plan: Plan) -> CellGraph:
                     for decode in plan.decodings(delta):
                         rows[Cell("decoded", seed, name, delta, decode)] = (offer, tuned)
             if plan.healed:
-                rows |= {Cell("healed", seed, name, lr=lr): (offer,) for lr in healing}
+                for tokens in plan.budgets:
+                    healed = (Cell("healed", seed, name, lr=lr, tokens=tokens) for lr in healing)
+                    rows |= dict.fromkeys(healed, (offer,))
     shared = [Cell("zero_shot")]
     if plan.baseline:
         shared += [Cell("full_tuned", seed, lr=lr) for seed in plan.seeds for lr in rates]

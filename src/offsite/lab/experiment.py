@@ -93,6 +93,7 @@ class Experiment(BaseModel):
     healed_lr: list[Finite] = []
     baseline: bool = True
     healed: bool = True
+    healed_tokens: Annotated[int, Field(strict=True, ge=0, lt=2**40)] = 0
     dtype: str = "float32"
     side: dict[str, str] = {}
     decode: dict[str, Any] = {}
@@ -153,6 +154,7 @@ def make_plan(found: Experiment, model: str, entry: TaskEntry, folder: Path) -> 
         healed_lr=tuple(found.healed_lr),
         baseline=found.baseline,
         healed=found.healed,
+        healed_tokens=found.healed_tokens,
         dtype=found.dtype,
         side={group: str(folder / file) for group, file in found.side.items()},
         decode={label: decode_of(how, folder) for label, how in found.decode.items()},

@@ -92,14 +92,16 @@ class Lab:
             delta = f"{delta}, decoded: {decode}"
         if plan.healed and trains:
             parts["healed"] = self.best("healed", seed, recipe)
+        if plan.healed_tokens and trains:
+            parts["healed_public"] = self.best("healed", seed, recipe, plan.healed_tokens)
         extra = {"recipe_steps": [to_json(step) for step in self.recipes[recipe].steps]}
         metric = (self.setting.task.metric, self.setting.task.higher_is_better)
         return make_row(plan, self.identity, (recipe, delta, seed), metric, parts, tuned, extra)
 
-    def best(self, stage: Stage, seed: int, recipe: str = "") -> dict[str, Any]:
+    def best(self, stage: Stage, seed: int, recipe: str = "", tokens: int = 0) -> dict[str, Any]:
         """The outcome of tuning every weight at the best rate of the plan."""
         rates = self.plan.healing if stage == "healed" else self.plan.full_lr
-        tried = {lr: self.outcome(Cell(stage, seed, recipe, lr=lr)) for lr in rates}
+        tried = {lr: self.outcome(Cell(stage, seed, recipe, lr=lr, tokens=tokens)) for lr in rates}
         return best_rate(tried, self.setting.task.higher_is_better)
 
     def missing(self) -> CellGraph:
@@ -167,7 +169,9 @@ class Lab:
             return stages.score_offer(setting, made, scores)
         if cell.stage == "healed":
             options = replace(options, lr=cell.lr)
-            return stages.tune_every_weight(setting, made.offer.model, options, str(cell))
+            return stages.tune_every_weight(
+                setting, made.offer.model, options, str(cell), public_tokens=cell.tokens
+            )
         tuning = self.tunings[cell.delta]
         folder = None
         if self.exchange is not None:
@@ -255,6 +259,8 @@ class Lab:
         if cell.delta:
             key |= method_key(self.tunings[cell.delta], self.setting.loaded)
             key["options"] = options_key(options(), self.setting.loaded)
+        if cell.tokens:
+            key["tokens"] = cell.tokens
         if cell.decode:
             key |= decode_key(replace(self.plan.decode[cell.decode], seed=cell.seed))
         if cell.lr is not None:

@@ -43,6 +43,8 @@ class Plan:
         healed_lr: those of the offer, where they are others.
         baseline: whether to tune every weight of the full model (None in ``full_tuned`` otherwise).
         healed: whether to tune every weight of each offer (None in ``healed`` otherwise).
+        healed_tokens: how many tokens of the owner's own data are tuned on before that in a second
+            trial, by a tuner who finds public text; 0 for no such trial.
         dtype: precision to hold the model in.
         decode: ways for the owner to decode each delta that merges, by name; a row of its own each.
         side: files of the groups of side tensors that offers bring, by name.
@@ -64,6 +66,7 @@ class Plan:
     healed_lr: tuple[float, ...] = ()
     baseline: bool = True
     healed: bool = True
+    healed_tokens: int = 0
     dtype: str = "float32"
     side: Mapping[str, str] = field(default_factory=dict)
     decode: Mapping[str, Decode] = field(default_factory=dict)
@@ -78,6 +81,11 @@ class Plan:
             )
         if not self.full_lr:
             raise OffsiteError("Tuning every weight needs a learning rate; give at least one.")
+        if self.healed_tokens and not (self.healed and self.calibration):
+            raise OffsiteError(
+                "Healing on public text first needs 'healed' and calibration data; give both, or "
+                "leave out 'healed_tokens'."
+            )
         for lr in (*self.full_lr, *self.healed_lr):
             replace(self.options, lr=lr)  # raises for a rate that cannot be used
 
@@ -91,6 +99,11 @@ class Plan:
     def healing(self) -> tuple[float, ...]:
         """The rates at which every weight of an offer is tuned."""
         return self.healed_lr or self.full_lr
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Tokens of public text that every weight of an offer is tuned on first, by trial."""
+        return (0, self.healed_tokens) if self.healed_tokens else (0,)
 
     def decodings(self, delta: str) -> tuple[str, ...]:
         """The names of the ways to decode a delta; none where its method does not merge."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from offsite.lab.plan import Plan, Row
-from offsite.scores.scores import Scores
+from offsite.scores.scores import KEYS, Scores
 from offsite.training.identity import Identity
 
 
@@ -62,12 +63,16 @@ def make_row(
     """
     recipe, delta, seed = cell
     emulator = parts["emulator_zero_shot"]
+    again = parts.get("healed_public", {}).get("value")
     parts = {**parts, **{key: tuned[key] for key in ("emulator_tuned", "plug_in") if key in tuned}}
     scores = Scores(
         *metric,
-        **{key: part.get("value") for key, part in parts.items()},
+        **{key: part.get("value") for key, part in parts.items() if key in KEYS},
         verbatim=emulator.get("verbatim"),
     )
+    if again is not None:
+        margin = replace(scores, healed=again).margin
+        extra = {**extra, "healed_public": again, "margin_public": margin}
     shared = known_by | Identity.of(
         options=plan.options.identity(),
         full_lr=plan.full_lr,

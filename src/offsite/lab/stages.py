@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,20 @@ def plugged(setting: Setting, delta: Delta, record: Record) -> dict[str, Any]:
 
 
 def tune_every_weight(
-    setting: Setting, model: Any, options: TrainOptions, text: str
+    setting: Setting, model: Any, options: TrainOptions, text: str, public_tokens: int = 0
 ) -> dict[str, Any]:
-    """Tune every weight of a copy of a model on the private data, and score it."""
+    """Tune every weight of a copy of a model on the private data, and score it.
+
+    Args:
+        public_tokens: how many tokens of the owner's own data it is tuned on first, in full rows.
+    """
     copied = trainable(model)
     rows = setting.private_rows(copied)
     with measured(setting.device) as cost:
+        if public_tokens:
+            steps = max(1, public_tokens // (options.batch_size * setting.plan.max_length))
+            first = replace(options, steps=steps)
+            tune_all(copied, setting.public_rows(), setting.public, first, setting.device, text)
         history = tune_all(copied, rows, setting.task, options, setting.device, text)
     return {**setting.score(copied), "history": list(history.points), **cost}
 

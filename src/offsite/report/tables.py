@@ -79,6 +79,8 @@ SCORES: tuple[Column, ...] = (
     ("recovered", figure("recovered", percent, spread=True)),
     ("gap", figure("gap", lambda v: f"{v:.3f}", spread=True)),
     ("margin", figure("margin", lambda v: f"{v:.3f}", spread=True)),
+    ("healed on public text first", score("healed_public")),
+    ("margin over that", figure("margin_public", lambda v: f"{v:.3f}", spread=True)),
     ("verbatim", figure("verbatim", percent)),
     ("offer", size),
 )
