@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from offsite.codec import require, to_json
+from offsite.compress.align import Align
+from offsite.compress.distill import Distill
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.exchange.bounds import MAX_CHANGE
@@ -27,6 +29,11 @@ from offsite.model.kind import kind_of_config
 from offsite.owner.plugged import Plugged
 from offsite.report.structure import delta_tree, model_tree, spell
 
+ALIGNING = (Align.kind, Distill.kind)
+UNALIGNED = (
+    "Tuning through an emulator that is not aligned can end worse than no tuning, on a model that "
+    "was pretrained. Make the offer with --data, or measure it with 'offsite lab'."
+)
 Shown = tuple[dict[str, Any], list[Any]]
 
 
@@ -160,12 +167,17 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
 def inspect_record(path: Path) -> Shown:
     """A record: the offers of one model, and what leaves with them together."""
     record = Record.load(path)
-    table = Table("offer", "adapter", "middle", "recipe", "deltas accepted")
+    table = Table("offer", "adapter", "middle", "recipe", "aligned", "deltas accepted")
+    unaligned = False
     for offer in record.offers:
         steps = " > ".join(shown(step["kind"]) for step in offer.recipe) or "whole middle"
         places = ",".join(map(str, offer.middle))
         accepted = ", ".join(a.delta[:8] for a in offer.accepted) or "none"
-        cells = (offer.offer[:8], ",".join(map(str, offer.adapter)), places, steps, accepted)
+        aligned = any(step.get("kind") in ALIGNING for step in offer.recipe)
+        unaligned |= bool(offer.recipe) and not aligned
+        state = ("yes" if aligned else "no") if offer.recipe else "-"
+        blocks = ",".join(map(str, offer.adapter))
+        cells = (offer.offer[:8], blocks, places, steps, state, accepted)
         table.add_row(*map(Text, cells))
     rows: list[tuple[str, object]] = [
         ("model", record.model_name),
@@ -173,7 +185,8 @@ def inspect_record(path: Path) -> Shown:
         ("verbatim", f"{record.verbatim:.1%} of all parameters, all offers together"),
     ]
     data = record.model_dump(mode="json", exclude={"offers": {"__all__": {"contract"}}})
-    return {**data, "verbatim": record.verbatim}, [facts(f"record {path}", rows), table]
+    lines = [facts(f"record {path}", rows), table, *([UNALIGNED] if unaligned else [])]
+    return {**data, "verbatim": record.verbatim}, lines
 
 
 def inspect_model(path: Path) -> Shown:
