@@ -76,6 +76,7 @@ def test_round_trip_by_commands(run: Run, exchange: Path, text_file: Path) -> No
 def test_inspect_shows_each_kind(run: Run, exchange: Path, name: str) -> None:
     status, out, err = run("inspect", exchange / name)
     assert status == 0 and len(out.splitlines()) > 3, err
+    assert ("can end worse than no tuning" in out) == name.endswith(".record.json")
     status, out, err = run("inspect", exchange / name, "--json")
     assert status == 0 and isinstance(json.loads(out), dict)
 

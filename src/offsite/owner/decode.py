@@ -8,7 +8,8 @@ teach the plugged model these predictions. The data owner has no part in it.
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -121,22 +122,19 @@ class Decode:
 
         The models of the mixture stay as they are, on the device that they were on.
         """
-        plugged, home = mixture.plugged, next(mixture.plugged.parameters())
-        blocks = range(len(get_blocks(plugged)))
-        precision = native(device)
-        options = TrainOptions(
-            steps=self.steps, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
-            precision=precision, compile=False,
-        )  # fmt: skip
-        with held(plugged, DTYPES[precision], device):
+        plugged, dtype = mixture.plugged, next(mixture.plugged.parameters()).dtype
+        with at_work([plugged], device):
             rows = self.rows(plugged, processor)
+        blocks = range(len(get_blocks(plugged)))
         torch.manual_seed(self.seed)
         change = LoRA(rank=self.rank, alpha=2 * self.rank)
         attached = change.attach(apart(plugged, blocks), blocks)
         pair = _Pair(attached.model, mixture)
-        with ExitStack() as stack:
-            for model in (*pair.others, pair.student):
-                stack.enter_context(held(model, DTYPES[precision], device))
+        options = TrainOptions(
+            steps=self.steps, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
+            precision=native(device), compile=False,
+        )  # fmt: skip
+        with at_work([*pair.others, pair.student], device):
             history = train(
                 pair, rows, loss=lambda model, batch, items: model(batch),
                 collate=CausalText(self.max_length).collate, options=options, device=device,
@@ -147,11 +145,26 @@ class Decode:
             bool(losses) and math.isfinite(losses[-1]),
             "Decoding diverged; use a lower rate, or a smaller strength.",
         )
-        say(f"decode: the divergence from the teacher fell from {losses[0]:.4f} to "
-            f"{losses[-1]:.4f} nats per token.")  # fmt: skip
-        attached.model.to(home.device)
-        taught = attached.merge().to(home.dtype)
+        change_of = f"from {losses[0]:.4f} to {losses[-1]:.4f} nats per token"
+        say(f"decode: the divergence from the teacher went {change_of}.")
+        taught = attached.merge()
+        for block in get_blocks(taught):
+            block.to(dtype)
         return taught.requires_grad_(False).eval()
+
+
+@contextmanager
+def at_work(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Models on a device, in the precision that it trains in; at the end they are as they were."""
+    homes = [next(model.parameters()).device for model in models]
+    try:
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(held(model, DTYPES[native(device)], device))
+            yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            model.to(home)
 
 
 class Mixture(nn.Module):
