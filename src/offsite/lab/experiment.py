@@ -204,7 +204,7 @@ def decode_of(how: Any, folder: Path) -> Decode:
         OffsiteError: an unknown option, or a value that cannot be used.
     """
     values = {"text": how} if isinstance(how, str) else dict(how)
-    text = str(values.get("text", ""))
+    text = str(values.get("text", SAMPLE))
     if text != SAMPLE:
         drawn, file = text.startswith(f"{SAMPLE}:"), text.removeprefix(f"{SAMPLE}:")
         values["text"] = f"{SAMPLE}:{folder / file}" if drawn else str(folder / file)
