@@ -117,7 +117,10 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Group:
         title = (
             f"{task}: plug-in against ... ({unit}, + is better)\n{more}[95% interval over items]"
         )
-        shown.append(Fitting(tuple(pairs(title, found, metric, d) for d in (True, False))))
+        every = tuple(tables.DIFFERENCES)
+        fewer = tuple(name for name in every if "zero_shot" not in name)
+        forms = ((every, True), (every, False), (fewer, True), (fewer, False))
+        shown.append(Fitting(tuple(pairs(title, found, metric, chosen, d) for chosen, d in forms)))
     return Group(*shown)
 
 
@@ -137,10 +140,11 @@ def pairs(
     title: str,
     found: Sequence[tuple[Setting, Mapping[str, Difference]]],
     metric: str,
+    chosen: Sequence[str],
     deviation: bool,
 ) -> Table:
-    """One line per setting with its differences."""
-    names = [n for n in tables.DIFFERENCES if any(n in some for _, some in found)]
+    """One line per setting with the chosen ones of its differences."""
+    names = [n for n in chosen if any(n in some for _, some in found)]
     head = ["setting", "seeds", *(tables.DIFFERENCES[n].partition(" - ")[2] for n in names)]
     body = [
         [
