@@ -89,7 +89,7 @@ def test_every_form_of_the_results_has_the_intervals(tmp_path: Path) -> None:
         assert "+0.150" in (tmp_path / name).read_text()
     with (tmp_path / "intervals.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 12 and float(lines[1]["low"]) < -0.2 and lines[0]["items"] == "40"
+    assert len(lines) == 18 and float(lines[1]["low"]) < -0.2 and lines[0]["items"] == "40"
 
 
 def test_names_cannot_break_a_table() -> None:

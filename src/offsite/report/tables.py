@@ -98,8 +98,8 @@ COSTS: tuple[Column, ...] = (
 DIFFERENCES = {
     "plug_in - emulator_tuned": "plug-in - emulator fine-tuned",
     "plug_in - healed": "plug-in - emulator healed",
-    "plug_in - zero_shot": "plug-in - full zero-shot",
     "plug_in - full_tuned": "plug-in - full fine-tuned",
+    "plug_in - zero_shot": "plug-in - full zero-shot",
 }
 LATEX = str.maketrans(
     {

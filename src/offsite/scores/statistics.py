@@ -20,8 +20,8 @@ from offsite.errors import OffsiteError
 COMPARISONS = {
     "plug_in - emulator_tuned": ("plug_in", "emulator_tuned"),
     "plug_in - healed": ("plug_in", "healed"),
-    "plug_in - zero_shot": ("plug_in", "zero_shot"),
     "plug_in - full_tuned": ("plug_in", "full_tuned"),
+    "plug_in - zero_shot": ("plug_in", "zero_shot"),
 }
 
 
