@@ -115,8 +115,8 @@ def test_lines_that_stand_apart_look_apart() -> None:
 
 def test_without_items_or_pairs_there_is_no_second_table() -> None:
     bare = [{**found, "details": {}} for found in ROWS]
-    assert "[" not in intervals_csv(bare) and intervals_csv(bare).count(",,,,") == 12
-    alone = [{**row("r", 0), "scores": {"zero_shot": 5.0, "plug_in": 3.0}}]
+    assert "[" not in intervals_csv(bare) and intervals_csv(bare).count(",,,,") == 18
+    alone = [{**row("r", 0), "scores": {"zero_shot": 5.0, "full_tuned": 3.0}}]
     assert not text_at(80, compared(alone)).strip()
     assert "differences" not in markdown(alone).lower() and latex(alone).count("tabular") == 2
 
