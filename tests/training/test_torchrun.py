@@ -8,25 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support import Run
 
 
-def torchrun(*words: object) -> dict[str, object]:
-    """The one JSON object that two processes of a command print together."""
+def torchrun(*words: object, module: str = "offsite") -> dict[str, Any]:
+    """The one JSON object that two processes of a module print together."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, "-m", "offsite", *map(str, words), "--json"],
+        [*launch, "-m", module, *map(str, words)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -42,12 +44,44 @@ def test_both_sides(
 ) -> None:
     data = ("--data", text_file, "--max-length", 32, "--device", "cpu")
     make = ("offer", model_folder("llama"), "--adapter", "ends:1,1", "--keep", 2, *data)
-    torchrun(*make, "--distill-steps", 2, "--out", tmp_path / "two")
+    torchrun(*make, "--distill-steps", 2, "--out", tmp_path / "two", "--json")
     tune = ("tune", tmp_path / "two", "--delta", "lora:rank=2", "--steps", 4, *data)
-    found = torchrun(*tune, "--batch-size", 2, "--out", tmp_path / "delta2")
+    two = ("--json", "--batch-size", 2, "--out")
+    found = torchrun(*tune, *two, tmp_path / "delta2")
     assert found["steps"] == 4
-    status, _, err = run(*tune, "--batch-size", 4, "--out", tmp_path / "delta1")
+    spread = torchrun(*tune, *two, tmp_path / "delta3", "--shard", "--eval-data", text_file)
+    whole = ("--json", "--batch-size", 4, "--out", tmp_path / "delta1", "--eval-data", text_file)
+    status, out, err = run(*tune, *whole)
     assert status == 0, err
+    score = json.loads(out)["scores"]["emulator_tuned"]
+    assert spread["scores"]["emulator_tuned"] == pytest.approx(score, rel=1e-5)
     file = "adapter_model.safetensors"
-    assert_alike(tmp_path / "delta1" / file, tmp_path / "delta2" / file)
+    for name in ("delta2", "delta3"):
+        assert_alike(tmp_path / "delta1" / file, tmp_path / name / file)
     assert not list(tmp_path.glob("*.work"))
+
+
+def test_each_of_two_processes_holds_half_of_what_is_frozen() -> None:
+    found = torchrun(module="tests.support.spread")
+    assert found["same"] and found["back"]
+    assert found["held"] == found["all"] / 2
+
+
+def test_one_process_alone_cannot_spread(
+    run: Run, model_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    data = ("--data", text_file, "--max-length", 32, "--device", "cpu")
+    status, _, err = run(
+        "offer",
+        model_folder("llama"),
+        "--adapter",
+        "ends:1,1",
+        "--keep",
+        2,
+        "--out",
+        tmp_path / "o",
+    )
+    assert status == 0, err
+    status, _, err = run("tune", tmp_path / "o", "--shard", *data, "--out", tmp_path / "d")
+    assert status == 2 and "leave out --shard" in err
+    assert not (tmp_path / "d").exists()

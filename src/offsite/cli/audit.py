@@ -115,7 +115,7 @@ def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> list[s
 @audit_app.command(
     "delta", epilog="Example: offsite audit delta offer/ --data private.txt --delta lora:rank=8"
 )
-@grouped(leave_out=("patience", "save_every", "eval_every", "report_to", "head_lr"))
+@grouped(leave_out=("patience", "save_every", "eval_every", "report_to", "head_lr", "shard"))
 def audit_delta(
     offer: Offered,
     data: Annotated[str, typer.Option(help="The private text: paragraphs, or .jsonl lines.")],

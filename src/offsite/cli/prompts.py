@@ -13,7 +13,7 @@ from offsite.cli.show import emit
 from offsite.training.options import TrainOptions
 
 
-@grouped(leave_out=("head_lr", "patience", "eval_every"))
+@grouped(leave_out=("head_lr", "patience", "eval_every", "shard"))
 def prompt_decoder(
     model: o.Model,
     data: Annotated[

@@ -52,10 +52,15 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the accelerator if there is one, or the CPU.
 
+    Each of several processes that torchrun starts on one host takes an accelerator of its own.
+
     Raises:
         OffsiteError: the device does not exist here.
     """
     if name is None:
+        own = os.environ.get("LOCAL_RANK", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        if own.isdecimal() and int(own) < torch.accelerator.device_count():
+            torch.accelerator.set_device_index(int(own))
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         torch.empty(0, device=name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 
-IDLE = ("report_to", "save_every", "compile")  # options that have no part in the result
+IDLE = ("report_to", "save_every", "compile", "shard")  # options that have no part in the result
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class TrainOptions:
         compile: Compile the blocks, or do not; by default they are compiled on a GPU if there are
             enough steps to pay for it.
         gradient_checkpointing: Compute activations twice to save memory.
+        shard: Spread the frozen blocks over the processes of torchrun, or do not; by default they
+            are spread if they would take more than half of each GPU.
         patience: Stop after this many evaluations without a lower loss. Needs evaluation data.
         save_every: Steps between the checkpoints that ``resume`` continues from.
         eval_every: Steps between evaluations; by default there are ten in a run.
@@ -55,6 +57,7 @@ class TrainOptions:
     precision: str | None = None
     compile: bool | None = None
     gradient_checkpointing: bool = False
+    shard: bool | None = None
     patience: int | None = None
     save_every: int = 100
     eval_every: int | None = None

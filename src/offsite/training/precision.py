@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from offsite.errors import OffsiteError
 from offsite.model.checkpoint import DTYPES
 from offsite.training.options import TrainOptions
+from offsite.training.sharding import sharded
 
 RECOMPUTED = ".parametrizations."  # torch's place for a weight to which a difference is added
 
@@ -47,17 +49,27 @@ def choose(precision: str | None, dtype: torch.dtype | None, device: torch.devic
 
 
 @contextmanager
-def held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def held(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, shard: bool = False
+) -> Iterator[None]:
     """Move a model to a device: what is frozen in ``dtype``, what trains in float32.
 
     A weight to which a trained difference is added stays in float32 too, since the sum is what
     travels. At the end frozen parameters are again the very tensors they were; what trained stays.
+
+    Args:
+        shard: spread the frozen blocks over the processes of torchrun.
     """
+    with sharded(model, device, dtype) if shard else nullcontext():
+        yield from _held(model, dtype, device)
+
+
+def _held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     frozen: list[tuple[nn.Parameter, torch.Tensor]] = []
     casts: dict[tuple[int, torch.Size], torch.Tensor] = {}  # blocks may share a tensor's memory
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            continue
+        if not parameter.is_floating_point() or isinstance(parameter, DTensor):
+            continue  # what is spread is on its device
         before = parameter.data
         if parameter.requires_grad:
             parameter.data = before.to(device, torch.float32)

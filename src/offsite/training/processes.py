@@ -7,6 +7,12 @@ import os
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for the processes that it starts
 
 
+def process_count() -> int:
+    """How many processes torchrun started to compute one result together; 1 without it."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if TORCHRUN in os.environ and size.isdecimal() else 1
+
+
 def main_process() -> bool:
     """Whether this process writes and speaks: of several that compute together, the first.
 

@@ -35,6 +35,7 @@ from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
 from offsite.training.precision import fitted
 from offsite.training.resume import Interrupted
+from offsite.training.sharding import share_root
 from offsite.training.tunable import Loss, Tunable
 from offsite.training.watch import Watch
 
@@ -100,8 +101,9 @@ def train(
     if compiling is None:
         compiling = worth_compiling(total * options.accumulate, device)
     with tempfile.TemporaryDirectory() as scratch, accelerator(device), compiled(model, compiling):
+        share_root(tunable := Tunable(model.to(device), loss))
         trainer = FittingTrainer(
-            model=Tunable(model.to(device), loss),
+            model=tunable,
             args=_arguments(
                 options, str(work or scratch), total, device, eval_data, work is not None
             ),

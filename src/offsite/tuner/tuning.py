@@ -5,6 +5,7 @@ This path needs nothing but the offer: it never imports the compressors or the o
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
 from offsite.training.precision import held
 from offsite.training.resume import same_run
+from offsite.training.sharding import sharded, spreads
 from offsite.training.train import History, train
 from offsite.tuner.limits import Limits
 from offsite.tuner.preparing import Prepared, check_usable, prepare, rounded, settle
@@ -136,15 +138,17 @@ def run_tune(
 
     runner, home = ready.attached.model, next(offer.model.parameters())
     trainable, limits = ready.trainable, Limits(ready, offer, reach)
+    work, shard = None if budget else work, spreads(options, runner, frozen, device)
     try:
-        with held(runner, frozen, device), same_run(None if budget else work, run, resume):
+        with held(runner, frozen, device, shard), same_run(work, run, resume):
             history, dp = fit(ready, task, options, budget, device, work, resume, limits)
             changed, head = what_travels(ready, offer)
             limits.look()
         to_dtype(ready, offer, home.dtype)
         evaluation = None
         if ready.eval_rows is not None:
-            evaluation = task.evaluate(runner.to(device), ready.eval_rows)
+            with sharded(runner, device) if shard else nullcontext():
+                evaluation = task.evaluate(runner.to(device), ready.eval_rows)
     finally:
         runner.to(home.device)  # its frozen blocks are the offer's own
     delta = new_delta(

@@ -1,0 +1,53 @@
+"""Run by torchrun: print what a process holds of a model's frozen blocks, spread or whole.
+
+Prints one JSON object on the first process: ``held`` and ``all`` are parameters of frozen blocks,
+``same`` whether loss and gradients are those of the whole model.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from offsite.deltas import LoRA
+from offsite.model.blocks import get_blocks
+from offsite.tasks.text.causal import CausalText
+from offsite.training.precision import held
+from offsite.training.processes import main_process
+from offsite.training.sharding import share_root
+from offsite.training.tunable import Tunable
+from tests.support.models import language_model
+
+
+def main() -> None:
+    """Compare a spread model with a whole one."""
+    torch.manual_seed(0)
+    model = language_model("llama")
+    runner = LoRA(rank=2).attach(model, [0, 5]).model
+    before = list(get_blocks(model))
+    ids = torch.arange(5, 69).view(4, 16)
+    batch = {"input_ids": ids, "labels": ids}
+    task = CausalText(max_length=16)
+
+    def look() -> list[torch.Tensor]:
+        share_root(tunable := Tunable(runner, task.loss))
+        loss = tunable(**batch)["loss"]
+        return [loss.detach(), *torch.autograd.grad(loss, [p for _, p in tunable.trained])]
+
+    whole = look()
+    with held(runner, torch.float32, torch.device("cpu"), shard=True):
+        found = look()
+        frozen = [p for i in (1, 2, 3, 4) for p in get_blocks(model)[i].parameters()]
+        own = sum(p.to_local().numel() for p in frozen if isinstance(p, DTensor))
+    same = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, found, strict=True))
+    back = all(a is b for a, b in zip(before, get_blocks(model), strict=True))
+    result = {"held": own, "all": sum(p.numel() for p in frozen), "same": same, "back": back}
+    if main_process():
+        print(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
