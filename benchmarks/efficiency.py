@@ -9,12 +9,19 @@ folder tunes the checkpoint that is in it. Columns:
     plain   thirty lines of PyTorch: LoRA on the first and last two blocks of the emulator
     float32 offsite tune --precision float32 --no-compile, for its loss curve and its cost
     offsite offsite tune, no flags
+    int4    the same on an offer whose middle is in 4 bits
+    shard   offsite tune --shard, under torchrun
 
-    python benchmarks/efficiency.py OUT.csv --models gpt2-xl opt-1.3b
-    python benchmarks/efficiency.py OUT.csv --models FOLDER --batch 2 --length 256 --steps 10
+    python -m benchmarks.efficiency OUT.csv --models gpt2-xl opt-1.3b --picture OUT.png
+    python -m benchmarks.efficiency OUT.csv --models FOLDER --batch 2 --length 256 --steps 10
+    torchrun --nproc-per-node 2 -m benchmarks.efficiency OUT.csv --columns offsite shard
 
 Each column runs a few steps to warm up (``first_seconds``, compiling included), then is timed. On a
-GPU memory is the peak that torch allocated, weights included; on a CPU it is that of the process.
+GPU the columns of offsite take at least the steps from which ``tune`` compiles by itself. Memory is
+the peak that torch allocated there, weights included; on a CPU it is that of the process. ``curve``
+is the largest difference at one step between the losses of this column and of the first column of
+offsite's, as a share. Under torchrun each process takes ``--batch`` rows, and the tokens of all
+processes count.
 """
 
 from __future__ import annotations
@@ -23,10 +30,11 @@ import argparse
 import copy
 import csv
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +42,16 @@ import torch
 import transformers
 
 import offsite as ot
+from offsite.exchange.offer import Offer
 from offsite.lab.measure import measured
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import load_model, pick_device
+from offsite.training.compiling import WORTH
+from offsite.training.processes import main_process, process_count
 
-COLUMNS = ("full", "lora", "plain", "float32", "offsite")
+COLUMNS = ("offsite", "full", "plain", "lora", "int4", "float32", "shard")
 PLAIN = ("full", "lora", "plain")
+ALONE = COLUMNS[:-1]  # those of one process
 WARM = 4
 SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {  # configuration, blocks kept in the middle
     "gpt2-xl": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}, 16),
@@ -65,6 +77,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {  # configuration, blocks 
         },
         8,
     ),
+    "llama-7b": (
+        "LlamaConfig",
+        {
+            "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+            "intermediate_size": 11008, "num_attention_heads": 32, "dtype": "bfloat16",
+        },
+        28,
+    ),
 }  # fmt: skip
 
 
@@ -85,7 +105,7 @@ def full_model(name: str) -> tuple[Any, int]:
     torch.manual_seed(0)
     with pick_device():
         config = getattr(transformers, kind)(use_cache=False, **options)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype)
     return model.eval().cpu(), keep
 
 
@@ -135,50 +155,86 @@ def offsite_tune(offer: ot.Offer, rows: Sequence[Any], a: Any, **options: Any) -
 
 
 def columns(name: str, a: Any) -> Iterator[dict[str, Any]]:
-    """The cost of every column for one model, cheapest set-up first."""
+    """The cost of every column for one model."""
     model, keep = full_model(name)
-    rows = some_rows(model, a.steps * a.batch, a.length)
-    few, warm = rows[: a.plain_steps * a.batch], rows[: WARM * a.batch]
-    compiles = pick_device().type == "cuda"
-    offer, _ = ot.make_offer(model, adapter=ot.ends(2, 2), recipe=[ot.Drop(keep=keep)])
+    compiles, world = pick_device().type == "cuda", process_count()
+    steps = max(a.steps, WORTH) if compiles else a.steps
+    rows = some_rows(model, steps * a.batch * world, a.length)
+    few, warm = rows[: a.plain_steps * a.batch], rows[: WARM * a.batch * world]
+    curve: list[float] = []  # the losses of the first column of offsite's
 
-    def tune(given: Sequence[Any], **options: Any) -> Run:
-        return offsite_tune(offer, given, a, **options)
+    @cache
+    def offer(*recipe: Any) -> Offer:
+        steps = [ot.Drop(keep=keep), *recipe]
+        return ot.make_offer(model, adapter=ot.ends(2, 2), recipe=steps)[0]
+
+    def tune(offered: Offer, **options: Any) -> Callable[[Any], Run]:
+        return lambda given: offsite_tune(offered, given, a, **options)
 
     def plain(module: Any, blocks: Sequence[int] | None, lr: float) -> Callable[[Any], Run]:
         made = plainly(module, blocks, a.rank)
         return lambda given: plain_loop(made, given, a.batch, lr)
 
-    def offsite() -> tuple[Callable[[Any], Run], Callable[[Any], Run]]:
-        return (lambda given: tune(given, compile=compiles)), tune
+    def ours(offered: Offer, **options: Any) -> tuple[Callable[[Any], Run], Callable[[Any], Run]]:
+        return tune(offered, compile=compiles, **options), tune(offered, **options)
 
-    total = len(get_blocks(model))
-    makers: dict[str, Callable[[], Any]] = {
-        "offsite": offsite,
-        "plain": lambda: plain(offer.model, offer.manifest.adapter, 3e-3),
-        "lora": lambda: plain(model, range(total), 3e-3),
-        "full": lambda: plain(model, None, 1e-5),
-        "float32": lambda: partial(tune, precision="float32", compile=False),
+    total = range(len(get_blocks(model)))
+    uncut = {"precision": "float32", "compile": False}
+    makers: dict[str, Callable[[], tuple[Callable[[Any], Run], Callable[[Any], Run]]]] = {
+        "float32": lambda: (tune(offer(), **uncut),) * 2,
+        "offsite": lambda: ours(offer()),
+        "int4": lambda: ours(offer(ot.Quantise(bits=4))),
+        "plain": lambda: (plain((o := offer()).model, o.manifest.adapter, 3e-3),) * 2,
+        "lora": lambda: (plain(model, total, 3e-3),) * 2,
+        "full": lambda: (plain(model, None, 1e-5),) * 2,
+        "shard": lambda: ours(offer(), shard=True),
     }
-    for column in (name for name in makers if name in a.columns):
-        made = makers[column]()
-        first, run = made if isinstance(made, tuple) else (made, made)
+    for column in (name for name in a.columns if name in makers):
+        first, run = makers[column]()
         begun = first(warm)
         given = few if column in PLAIN else rows
         with measured(pick_device()) as cost:
             done = run(given)
+        curve = curve or ([] if column in PLAIN else done.losses)
         yield {
             "model": name,
             "column": column,
+            "processes": world,
             "tokens_per_second": round(len(given) * a.length / done.seconds),
             "peak_mib": round(cost["memory"] / 2**20),
             "first_seconds": round(begun.seconds, 1),
             "loss": round(sum(done.losses) / len(done.losses), 4),
+            "curve": "" if column in PLAIN else off(done.losses, curve),
             "device": device_name(),
         }
-        del made, first, run
+        del first, run
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def off(losses: Sequence[float], others: Sequence[float]) -> str:
+    """The largest difference between two loss curves at one step, as a share."""
+    pairs = zip(losses, others, strict=True)
+    return f"{max(abs(one / other - 1) for one, other in pairs):.4f}"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Bars of tokens per second beside bars of memory, one panel a model and measure."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(8, 0.6 + 2.2 * len(models)), layout="constrained")
+    panels = figure.subplots(len(models), 2, squeeze=False)
+    for line, model in zip(panels, models, strict=True):
+        own = [row for row in rows if row["model"] == model][::-1]
+        for panel, key, unit in zip(
+            line, ("tokens_per_second", "peak_mib"), ("tokens per second", "peak MiB"), strict=True
+        ):
+            bars = panel.barh([row["column"] for row in own], [row[key] for row in own])
+            panel.bar_label(bars, fmt="{:,.0f}", padding=3)
+            panel.margins(x=0.25)
+            panel.set_title(f"{model}: {unit}")
+    figure.savefig(path)
 
 
 def device_name() -> str:
@@ -191,23 +247,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", default=list(SHAPES))
-    parser.add_argument("--columns", nargs="+", default=COLUMNS, choices=COLUMNS)
+    parser.add_argument("--columns", nargs="+", default=ALONE, choices=COLUMNS)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=WORTH)
     parser.add_argument("--plain-steps", type=int, default=20)
+    parser.add_argument("--memory", type=float, help="GiB; let a GPU have no more than these")
+    parser.add_argument("--picture", type=Path, help="draw the table into this file")
     a = parser.parse_args()
-    with a.out.open("w", newline="") as file:
-        table = None
+    if a.memory:
+        whole = torch.cuda.get_device_properties(pick_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(a.memory * 2**30 / whole)
+    found: list[dict[str, Any]] = []
+    with a.out.open("w", newline="") if main_process() else open(os.devnull, "w") as file:
         for name in a.models:
             for row in columns(name, a):
-                table = table or csv.DictWriter(file, row)
-                if file.tell() == 0:
+                found.append(row)
+                table = csv.DictWriter(file, row)
+                if len(found) == 1:
                     table.writeheader()
                 table.writerow(row)
                 file.flush()
-                print(row, flush=True)
+                if main_process():
+                    print(row, flush=True)
+    if a.picture and main_process():
+        draw(found, a.picture)
 
 
 if __name__ == "__main__":

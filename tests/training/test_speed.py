@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import masking_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.deltas import DiffPruning, Full, LoRA
 from offsite.errors import OffsiteError
+from offsite.model import replay
 from offsite.model.blocks import alias, get_blocks
 from offsite.model.replay import forward
 from offsite.tasks.text.causal import CausalText
@@ -194,16 +195,20 @@ def test_rows_of_one_example_are_not_searched_for_others(
     with torch.no_grad():
         expected = model(input_ids=ids).logits
         searched: list[torch.Tensor] = []
-        find = masking_utils.find_packed_sequence_indices
+        find = replay.search
 
         def see(position_ids: torch.Tensor) -> torch.Tensor | None:
             searched.append(position_ids)
             found: torch.Tensor | None = find(position_ids)
             return found
 
-        monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", see)
+        monkeypatch.setattr(replay, "search", see)
         assert torch.equal(forward(model, {"input_ids": ids}).logits, expected)
         assert not searched
+        with ThreadPoolExecutor(1) as other, replay.one_example_a_row():
+            other.submit(torch.no_grad()(model), ids).result()
+        assert searched  # in another thread, at the same time
+        searched.clear()
         positions = torch.arange(6).repeat(2)[None]
         packed = forward(model, {"input_ids": ids, "position_ids": positions}).logits
     assert searched and not torch.allclose(packed, expected)

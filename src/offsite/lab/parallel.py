@@ -64,7 +64,7 @@ def compute_all(
         for job, reason in dispatch(graph, workers):
             bar.update()
             if reason is None:
-                say(f"done  {plans[job[0]].task}  {job[1]}")
+                say(f"computed  {plans[job[0]].task}  {job[1]}")
             else:
                 failed[job] = reason
                 say(f"failed  {plans[job[0]].task}  {job[1]}: {reason}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from offsite.model.blocks import get_blocks
 
 IGNORE = -100  # the label of what is no target
 CACHES = ("past_key_values", "layer_past", "past_key_value")
+PLAIN_ROWS: ContextVar[bool] = ContextVar("PLAIN_ROWS", default=False)  # of this thread's forward
+search = masking_utils.find_packed_sequence_indices
 
 
 @dataclass
@@ -129,14 +132,22 @@ def one_example_a_row() -> Iterator[None]:
     """Spare transformers the look for packed examples, where a batch has no positions of its own.
 
     Many models count the positions themselves and then search them for restarts. On a GPU that
-    waits, in every step, until all that was asked of it before is done.
+    waits, in every step, until all that was asked of it before is done. Forward passes of other
+    threads search as before.
     """
-    before = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    token = PLAIN_ROWS.set(True)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = before
+        PLAIN_ROWS.reset(token)
+
+
+def search_if_packed(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """Transformers' search for packed examples, but not in :func:`one_example_a_row`."""
+    return None if PLAIN_ROWS.get() else search(position_ids)
+
+
+masking_utils.find_packed_sequence_indices = search_if_packed
 
 
 def replay(

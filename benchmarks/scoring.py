@@ -1,0 +1,83 @@
+"""How long scoring takes beside lm-eval: the same questions, model and batch, in pairs.
+
+Each pair runs ``offsite``'s own likelihoods and lm-eval's (``score --harness``) one after the other
+in one process, from text to accuracy, so that what else the machine does meets both.
+
+    python -m benchmarks.scoring MODEL --task openbookqa --data test.jsonl --limit 100 --pairs 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from offsite.model.checkpoint import load_model, pick_device
+from offsite.scores.harness import harness_scores
+from offsite.tasks import load_task
+from offsite.tasks.data import TaskData, read_data, rows_of
+
+
+def timed(score: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a scoring, and the accuracy that it found."""
+    start = time.perf_counter()
+    value = float(score().value)
+    return time.perf_counter() - start, value
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--task", default="openbookqa")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=3)
+    a = parser.parse_args()
+    device, task = pick_device(), load_task(a.task)
+    model = load_model(a.model, dtype=torch.float32).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(a.model)
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.jsonl"
+        part.write_text("\n".join(a.data.read_text().splitlines()[: a.limit]) + "\n")
+
+        def data() -> TaskData:
+            found = read_data(task, str(part))
+            assert found is not None
+            return found
+
+        def ours() -> Any:
+            rows = rows_of(task, data(), tokenizer, model, train=False)
+            return task.evaluate(model, rows, batch_size=a.batch)
+
+        def theirs() -> Any:
+            given = {a.task: data()}
+            return harness_scores(model, tokenizer, given, batch_size=a.batch)[a.task]
+
+        pairs = [(timed(ours), timed(theirs)) for _ in range(a.pairs + 1)][1:]  # the first warms up
+    ratios = [harness[0] / own[0] for own, harness in pairs]
+    found = {
+        "questions": a.limit,
+        "batch": a.batch,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "offsite_seconds": [round(own[0], 2) for own, _ in pairs],
+        "lm_eval_seconds": [round(harness[0], 2) for _, harness in pairs],
+        "offsite_value": pairs[0][0][1],
+        "lm_eval_value": pairs[0][1][1],
+        "times_as_fast": round(statistics.median(ratios), 2),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
