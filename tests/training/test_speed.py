@@ -206,7 +206,7 @@ def test_rows_of_one_example_are_not_searched_for_others(
         assert torch.equal(forward(model, {"input_ids": ids}).logits, expected)
         assert not searched
         with ThreadPoolExecutor(1) as other, replay.one_example_a_row():
-            other.submit(torch.no_grad()(model), ids).result()
+            other.submit(model, input_ids=ids, use_cache=False).result()
         assert searched  # in another thread, at the same time
         searched.clear()
         positions = torch.arange(6).repeat(2)[None]
