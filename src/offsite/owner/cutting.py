@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import Adapter, Middle, Split, make_split, places, whole_middle
 from offsite.model.stored import model_fingerprint
+from offsite.training.progress import say
+
+ROOM = 0.7  # share of a machine's memory that a model in float32 may take
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def cut_checkpoint(
     model = checkpoint.load(keep=order if planned else None)
     native = next(model.parameters()).dtype
     if not planned:
-        model = model.to(dtype or torch.float32)
+        model = model.to(dtype or working_dtype(skeleton, native))
     blocks = get_blocks(model)
     middle = (
         Middle(tuple(blocks[order.index(p)] for p in kept), kept)
@@ -80,6 +85,31 @@ def cut_checkpoint(
         checkpoint.fingerprint,
         *sizes(skeleton, split, native),
     )  # fmt: skip
+
+
+def working_dtype(skeleton: nn.Module, native: torch.dtype) -> torch.dtype:
+    """float32, or the dtype the weights came in where float32 does not fit into memory.
+
+    Weights in their own dtype are mapped from the checkpoint: the system reads a block when it
+    computes and drops it when memory is short. Single layers are computed in float32 either way.
+    """
+    size, room = sum(p.numel() for p in skeleton.parameters()) * 4, memory()
+    if native == torch.float32 or size <= ROOM * room:
+        return torch.float32
+    say(
+        f"In float32 the model takes {size / 1e9:.0f} GB, too much for the {room / 1e9:.0f} GB of "
+        f"this machine; its weights stay in {str(native).removeprefix('torch.')} and on disk. Give "
+        "--dtype float32 to compute in float32 all the same."
+    )
+    return native
+
+
+def memory() -> float:
+    """Bytes of this machine's memory; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def cut_module(model: nn.Module, adapter: Adapter) -> Cut:

@@ -68,8 +68,9 @@ def make_offer(
         data: the owner's calibration data (a path, or rows the task made), where a step needs it.
         task: what kind of data; plain text by default.
         processor: tokenizer or image processor; read from ``model`` when that is a path.
-        dtype: dtype to compress a checkpoint in; None for float32. A model in memory is compressed
-            in its own. The offer keeps the dtype that the weights came in.
+        dtype: dtype to compress a checkpoint in; None for float32, or for that of the weights where
+            float32 does not fit into memory. A model in memory is compressed in its own. The offer
+            keeps the dtype that the weights came in.
         name: what the manifest calls the model; by default its family, such as ``llama``. The
             record, which stays, has the name of the folder.
         reach: ``all`` lets a low-rank delta tune the middle blocks too, each change going to the
