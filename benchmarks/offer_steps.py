@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -27,7 +28,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import offsite as ot
-from benchmarks.offer_memory import in_child, status
+from benchmarks.offer_memory import status
 from offsite.compress import parse_recipe
 
 GIB = 2**30
@@ -113,6 +114,18 @@ def attempt(folder: Path, out: Path, recipe: list[dict[str, Any]], length: int, 
     })  # fmt: skip
 
 
+def in_process(*arguments: Any) -> dict[str, Any]:
+    """What :func:`attempt` finds in a fresh process, whose memory is its own."""
+    spawn = multiprocessing.get_context("spawn")
+    receive, send = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=attempt, args=(*arguments, send))
+    process.start()
+    send.close()
+    found: dict[str, Any] = receive.recv()
+    process.join()
+    return found
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -131,7 +144,7 @@ def main() -> None:
         table = None
         for name in a.recipes:
             out = Path(scratch) / "offer"
-            found = in_child(attempt, folder, out, RECIPES[name], a.length)
+            found = in_process(folder, out, RECIPES[name], a.length)
             bytes_ = sum(path.stat().st_size for path in out.glob("*.safetensors"))
             shutil.rmtree(out, ignore_errors=True)
             row = {
