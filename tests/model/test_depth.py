@@ -14,7 +14,9 @@ from offsite.compress.importance import bypass
 from offsite.errors import OffsiteError
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.depth import parts, take
+from offsite.model.kind import TEXT
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
@@ -115,3 +117,13 @@ def test_a_scale_that_follows_the_depth_stays_what_it_was(source: str, tmp_path:
         torch.testing.assert_close(
             output_of(emulator, inputs_for(model)), output_of(model, inputs_for(model))
         )
+
+
+def test_a_language_model_without_its_vision_tower_loads_by_its_own_names(tmp_path: Path) -> None:
+    text = build("Gemma4TextConfig").config
+    config = transformers.Gemma4Config(text_config=text.to_dict(), vision_config=None)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded, batch = Checkpoint.of(tmp_path / "model", TEXT.auto_class).load(), inputs_for(model)
+    assert type(loaded) is type(model) is transformers.Gemma4ForConditionalGeneration
+    assert torch.equal(output_of(loaded, batch), output_of(model, batch))

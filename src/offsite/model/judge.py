@@ -47,7 +47,9 @@ def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
             another shape or left over.
     """
     check_unquantised(name, config)
-    stored = inside_tower(read_headers(weight_files(name, config)), config)
+    stored = read_headers(weight_files(name, config))
+    if build.main_input_name == "pixel_values":
+        stored = inside_tower(stored, config)
     floats = [FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS]
     dtype = getattr(config, "dtype", None) or next(iter(floats), torch.float32)
     stubs = {
