@@ -19,7 +19,7 @@ LEFT_OUT: dict[str, set[str]] = {
     "tune": set(),
     "lab": set(o.NO_EFFECT_IN_LAB),
     "sweep": set(o.NO_EFFECT_IN_LAB),
-    "prompt-decoder": {"head_lr", "patience", "eval_every"},
+    "prompt-decoder": {"head_lr", "patience", "eval_every", "shard"},
 }
 
 

@@ -116,7 +116,7 @@ def test_an_offer_without_a_decoder_says_so(exchange: tuple[Path, Any], tokenize
     )
     with pytest.raises(OffsiteError, match="shipped no prompt decoder"):
         plug(language_model("llama"), delta, record.model_copy(update={"offers": (entry,)}))
-    with pytest.raises(OffsiteError, match="is for language models"):
+    with pytest.raises(OffsiteError, match="works with a language model"):
         make_offer(vision_model("vit"), side={NAME: TENSORS})
 
 
