@@ -179,7 +179,8 @@ def test_influence_angle_and_leaving_out_by_hand() -> None:
     assert table["scaleot"] == tuple(range(6))
     task: Any = context.task
     sums = {"influence": 0.0, "angular": 0.0, "leave_one_out": 0.0}
-    count = math.ceil(len(context.data) / 8)  # data of few rows is looked at once
+    rows: Any = context.data
+    count = math.ceil(len(rows) / 8)  # data of few rows is looked at once
     assert count < 16
     for batch in context.batches(count, 8):
         out = context.model(input_ids=batch["input_ids"], output_hidden_states=True)

@@ -26,6 +26,7 @@ def test_the_largest_margin_among_recipes_that_gain_enough() -> None:
     assert "No recipe made the plugged-in model better" in advice([weak], None)
     assert "margin is not above 0" in advice([strong], tried("b", 1.0, -0.1))
     assert "margin is not above 0" not in advice([safe], safe)
+    assert "measure the margin with 'offsite lab'" in advice([safe], safe)
 
 
 def test_parts_of_a_text_do_not_overlap(tmp_path: Path) -> None:

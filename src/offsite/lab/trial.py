@@ -252,6 +252,8 @@ def advice(tried: Sequence[Tried], chosen: Tried | None) -> str:
             " Its margin is not above 0: whoever keeps the offer and tunes all of it does as well "
             "without you. Ship fewer blocks, or try more steps."
         )
+    else:
+        words += " So few steps barely heal it; measure the margin with 'offsite lab' first."
     return words
 
 
