@@ -54,7 +54,8 @@ def check_offer(offer: Offer) -> list[Finding]:
 
     Every token of the vocabulary (2048 of them at most, evenly chosen) is put into the model alone.
     """
-    found = list(unit_findings(offer.model, offer.manifest.adapter))
+    judged = not_judged(offer) is None
+    found = list(unit_findings(offer.model, offer.manifest.adapter)) if judged else []
     if hasattr(offer.processor, "get_vocab"):
         found += tokenizer_findings(offer.processor)
     return found
@@ -88,10 +89,8 @@ def units(model: nn.Module, adapter: tuple[int, ...]) -> Iterator[tuple[str, nn.
 
 @torch.no_grad()
 def unit_findings(model: Any, adapter: tuple[int, ...]) -> Iterator[Finding]:
-    """Dead units and units of single tokens, per layer."""
-    table = table_of(model)
-    if table is None or rectified(model):
-        return
+    """Dead units and units of single tokens, per layer, where :func:`not_judged` has no reason."""
+    table = model.get_input_embeddings()
     count = min(table.num_embeddings, MAX_TOKENS)
     tokens = torch.unique(torch.linspace(0, table.num_embeddings - 1, count).long())
     device = table.weight.device

@@ -33,6 +33,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,6 @@ from offsite.lab.plan import FULL_LR, Plan
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
 from offsite.owner.decode import Decode
-from offsite.owner.sampling import SAMPLE
 from offsite.tasks import load_task
 from offsite.tasks.data import find_source, need_source
 from offsite.training.options import TrainOptions
@@ -204,11 +204,11 @@ def decode_of(how: Any, folder: Path) -> Decode:
         OffsiteError: an unknown option, or a value that cannot be used.
     """
     values = {"text": how} if isinstance(how, str) else dict(how)
-    text = str(values.get("text", SAMPLE))
-    if text != SAMPLE:
-        drawn, file = text.startswith(f"{SAMPLE}:"), text.removeprefix(f"{SAMPLE}:")
-        values["text"] = f"{SAMPLE}:{folder / file}" if drawn else str(folder / file)
-    return from_json({"decode": Decode}, {"kind": "decode", **values}, "decoding")  # type: ignore[no-any-return]
+    given: Decode = from_json({"decode": Decode}, {"kind": "decode", **values}, "decoding")
+    if given.file is None:
+        return given
+    drawn = given.text.removesuffix(given.file)
+    return replace(given, text=f"{drawn}{folder / given.file}")
 
 
 def make_recipes(
