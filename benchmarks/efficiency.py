@@ -45,8 +45,9 @@ import offsite as ot
 from offsite.exchange.offer import Offer
 from offsite.lab.measure import measured
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import load_model, pick_device
+from offsite.model.checkpoint import load_model
 from offsite.training.compiling import WORTH
+from offsite.training.devices import pick_device
 from offsite.training.processes import main_process, process_count
 
 COLUMNS = ("offsite", "full", "plain", "lora", "int4", "float32", "shard")

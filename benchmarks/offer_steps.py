@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,21 @@ def write_checkpoint(folder: Path, hidden: int, blocks: int, shard: int = 2 * GI
 
 
 def weights(like: torch.Tensor) -> torch.Tensor:
-    """Ones for a norm, else normal values of deviation 0.02."""
+    """Ones for a norm, else normal values of deviation 0.02: a few million, again and again.
+
+    A matrix starts anywhere in them, so that no two are alike.
+    """
     if like.dim() == 1:
         return torch.ones(like.shape, dtype=torch.bfloat16)
-    return torch.empty(like.shape, dtype=torch.bfloat16).normal_(0, 0.02)
+    start = int(torch.randint(len(values := drawn()), ()))
+    times = like.numel() // len(values) + 1
+    return torch.cat([values[start:], *[values] * times])[: like.numel()].view(like.shape)
+
+
+@cache
+def drawn(count: int = 4_000_037) -> torch.Tensor:
+    """Normal values of deviation 0.02; a prime number of them, so that rows of a matrix differ."""
+    return torch.empty(count, dtype=torch.bfloat16).normal_(0, 0.02)
 
 
 def attempt(folder: Path, out: Path, recipe: list[dict[str, Any]], length: int, send: Any) -> None:

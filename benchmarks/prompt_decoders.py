@@ -23,13 +23,14 @@ from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
 from offsite.deltas.addition.learn_decoder import learn_decoder
 from offsite.exchange.side import SideTensors, give_side
-from offsite.model.checkpoint import load_model, pick_device
+from offsite.model.checkpoint import load_model
 from offsite.model.processor import load_processor
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks import load_task
 from offsite.tasks.task import Task
+from offsite.training.devices import pick_device
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 

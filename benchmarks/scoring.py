@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from offsite.model.checkpoint import load_model, pick_device
+from offsite.model.checkpoint import load_model
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
 from offsite.tasks.data import TaskData, read_data, rows_of
+from offsite.training.devices import pick_device
 
 
 def timed(score: Callable[[], Any]) -> tuple[float, float]:

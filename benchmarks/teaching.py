@@ -29,10 +29,10 @@ from offsite.compress.step import Context, Step
 from offsite.compress.student import make_student
 from offsite.lab.measure import measured
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import pick_device
 from offsite.model.replay import observe, watch
 from offsite.model.split import Middle, ends, whole_middle
 from offsite.tasks.text.causal import CausalText
+from offsite.training.devices import pick_device
 
 Teach = Callable[[int], None]
 

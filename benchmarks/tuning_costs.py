@@ -27,8 +27,8 @@ from offsite.compress.drop import uniform_indices
 from offsite.deltas import METHODS, method_json, parse_method
 from offsite.lab.measure import measured
 from offsite.model.blocks import assemble, get_blocks
-from offsite.model.checkpoint import pick_device
 from offsite.tasks.text.causal import CausalText
+from offsite.training.devices import pick_device
 from offsite.training.options import TrainOptions
 from offsite.training.train import train
 

@@ -19,10 +19,10 @@ from offsite.errors import OffsiteError
 from offsite.exchange.delta import check_labels
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
-from offsite.model.checkpoint import accelerator
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
+from offsite.training.devices import accelerator
 from offsite.training.options import TrainOptions
 from offsite.training.train import _own_rate
 from offsite.tuner.tuning import run_tune, tune

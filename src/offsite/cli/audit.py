@@ -65,8 +65,9 @@ def audit_offer(
     from offsite.audit.offer import audit_offer as audit
     from offsite.exchange.offer import Offer
     from offsite.exchange.record import Record
-    from offsite.model.checkpoint import load_model, pick_device
+    from offsite.model.checkpoint import load_model
     from offsite.tasks import load_task
+    from offsite.training.devices import pick_device
 
     if (private_data is None) != (private_eval is None):
         raise OffsiteError("The margin needs both --private-data and --private-eval.")
@@ -138,8 +139,9 @@ def audit_delta(
     from offsite.deltas import method_json, parse_method
     from offsite.exchange.offer import Offer
     from offsite.exchange.record import Record
-    from offsite.model.checkpoint import load_model, pick_device
+    from offsite.model.checkpoint import load_model
     from offsite.owner.plugging import merge_delta
+    from offsite.training.devices import pick_device
 
     if (model is None) != (record is None):
         raise OffsiteError("To look through the plug-in, give both --model and --record.")

@@ -57,8 +57,8 @@ class DecodeOptions:
                 "--offer."
             )
         from offsite.exchange.offer import Offer
-        from offsite.model.checkpoint import pick_device
         from offsite.owner.decode import Decode, Decoding
+        from offsite.training.devices import pick_device
 
         how = Decode(self.decode, strength=self.decode_strength, steps=self.decode_steps)
         how.check()

@@ -50,7 +50,7 @@ class Machine:
         Raises:
             OffsiteError: one that is not there.
         """
-        from offsite.model.checkpoint import pick_device
+        from offsite.training.devices import pick_device
 
         return pick_device(self.device)
 

@@ -11,6 +11,7 @@ import torch
 from offsite.compress.step import Context, Needs, Step
 from offsite.model.blocks import get_blocks
 from offsite.model.replay import forward
+from offsite.training.devices import own_generators
 
 
 def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
@@ -22,7 +23,7 @@ def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
     steps = [step for step in recipe if step.needs.rows]
     if not steps or context.data is None or context.task is None:
         return []
-    with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+    with own_generators():  # a loader draws a seed
         batch = next(context.batches(1, 1))
     each = seconds_of(context.model, batch)
     total = len(get_blocks(context.model))

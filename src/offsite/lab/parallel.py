@@ -26,7 +26,7 @@ from offsite.lab.cells import Cell, CellGraph
 from offsite.lab.checking import PlanData
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
-from offsite.model.checkpoint import pick_device
+from offsite.training.devices import pick_device
 from offsite.training.progress import counter, say
 
 Job = tuple[int, Cell]  # which of the plans, and what of it

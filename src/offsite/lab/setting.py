@@ -12,10 +12,11 @@ from offsite.lab.cells import finite
 from offsite.lab.checking import PlanData, check_plan
 from offsite.lab.plan import Plan, Tuning
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import parse_dtype, pick_device
+from offsite.model.checkpoint import parse_dtype
 from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.tasks.data import TaskData
 from offsite.tasks.task import Evaluation
+from offsite.training.devices import pick_device
 from offsite.training.precision import fitted
 
 

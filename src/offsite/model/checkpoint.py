@@ -7,9 +7,7 @@ exactly is refused: transformers would fill what is missing with random numbers.
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +26,6 @@ from offsite.model.processor import read_processor
 from offsite.model.quiet import quiet as quiet
 from offsite.model.stored import StoredModel
 
-ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -47,40 +44,6 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     raise OffsiteError(
         f"'{name}' is not a dtype that offsite computes in; use {', '.join(DTYPES)}."
     )
-
-
-def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or the accelerator if there is one, or the CPU.
-
-    Each of several processes that torchrun starts on one host takes an accelerator of its own.
-
-    Raises:
-        OffsiteError: the device does not exist here.
-    """
-    if name is None:
-        own = os.environ.get("LOCAL_RANK", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
-        if own.isdecimal() and int(own) < torch.accelerator.device_count():
-            torch.accelerator.set_device_index(int(own))
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise OffsiteError(f"There is no device '{name}' here; try --device cpu.") from error
-
-
-@contextmanager
-def accelerator(device: torch.device) -> Iterator[None]:
-    """Let accelerate take this device and not the first, for now."""
-    before = os.environ.get(ACCELERATE)
-    if device.index is not None:
-        os.environ[ACCELERATE] = str(device)
-    try:
-        yield
-    finally:
-        os.environ.pop(ACCELERATE, None)
-        if before is not None:
-            os.environ[ACCELERATE] = before
 
 
 @dataclass(frozen=True)

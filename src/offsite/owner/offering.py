@@ -30,12 +30,13 @@ from offsite.exchange.record import Record
 from offsite.exchange.side import Given, give_side, read_sides, sides_of
 from offsite.exchange.wording import parse_parts, without_words
 from offsite.model.blocks import block_path
-from offsite.model.checkpoint import Checkpoint, pick_device
+from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import Adapter, ends
 from offsite.owner.cutting import Cut, cut_checkpoint, cut_module
 from offsite.owner.emulating import Emulated, Request, emulate
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
+from offsite.training.devices import pick_device
 
 
 def make_offer(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from offsite.training.devices import own_generators
 from offsite.training.progress import track
 
 SAMPLE = "sample"
@@ -37,9 +38,7 @@ def sampled_rows(
         short = min(PROMPT, *(len(row) for row in rows), length - 1)
         starts = torch.stack([rows[i % len(rows)][:short] for i in range(count)])
     device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with own_generators(seed, device):
         parts = [
             drawn(model, part.to(device), length).cpu()
             for part in track(torch.split(starts, AT_ONCE), "sampling")

@@ -13,6 +13,12 @@ def process_count() -> int:
     return int(size) if TORCHRUN in os.environ and size.isdecimal() else 1
 
 
+def local_rank() -> int | None:
+    """Which of torchrun's processes on this host this one is, from 0; None without torchrun."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    return int(rank) if TORCHRUN in os.environ and rank.isdecimal() else None
+
+
 def main_process() -> bool:
     """Whether this process writes and speaks: of several that compute together, the first.
 

@@ -28,9 +28,9 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from offsite.errors import OffsiteError
-from offsite.model.checkpoint import accelerator
 from offsite.training.checkpoints import Sealing, newest_checkpoint, saving
 from offsite.training.compiling import compiled, worth_compiling
+from offsite.training.devices import accelerator
 from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
 from offsite.training.precision import fitted

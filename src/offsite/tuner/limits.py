@@ -6,27 +6,16 @@ and not after hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from offsite.exchange.bounds import OutOfBounds, check_change
 from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
+from offsite.training.devices import own_generators
 from offsite.training.progress import say
 from offsite.tuner.preparing import Prepared, private_copy, rounded
-
-
-@contextmanager
-def untouched_generators() -> Iterator[None]:
-    """Put the random generators of the CPU and of the accelerator back at the end."""
-    used = torch.accelerator.current_accelerator()
-    devices = [] if used is None else [torch.accelerator.current_device_index()]
-    with torch.random.fork_rng(devices, device_type="cuda" if used is None else used.type):
-        yield
 
 
 class Limits(TrainerCallback):  # type: ignore[misc]
@@ -49,7 +38,7 @@ class Limits(TrainerCallback):  # type: ignore[misc]
         if not self.pending:
             return
         method, blocks = self.ready.attached.method, self.offer.manifest.adapter
-        with untouched_generators():  # attaching draws numbers that training needs
+        with own_generators():  # attaching draws numbers that training needs
             copy = method.attach(private_copy(self.offer), blocks)
         copy.load(rounded(self.ready.attached.tensors(), self.offer))
         try:

@@ -21,11 +21,11 @@ from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import pick_device
 from offsite.model.heads import labels_of, set_head
 from offsite.tasks.data import identity_of
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
+from offsite.training.devices import pick_device
 from offsite.training.dp import PrivacyBudget, train_dp
 from offsite.training.guarantee import Guarantee
 from offsite.training.identity import Identity

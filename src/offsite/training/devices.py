@@ -1,0 +1,67 @@
+"""Which device computes, and the random generators of the devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from offsite.errors import OffsiteError
+from offsite.training.processes import local_rank
+
+ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the accelerator if there is one, or the CPU.
+
+    Each of several processes that torchrun starts on one host takes an accelerator of its own.
+
+    Raises:
+        OffsiteError: the device does not exist here.
+    """
+    if name is None:
+        own = local_rank()
+        if own is not None and own < torch.accelerator.device_count():
+            torch.accelerator.set_device_index(own)
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise OffsiteError(f"There is no device '{name}' here; try --device cpu.") from error
+
+
+@contextmanager
+def accelerator(device: torch.device) -> Iterator[None]:
+    """Let accelerate take this device and not the first, for now."""
+    before = os.environ.get(ACCELERATE)
+    if device.index is not None:
+        os.environ[ACCELERATE] = str(device)
+    try:
+        yield
+    finally:
+        os.environ.pop(ACCELERATE, None)
+        if before is not None:
+            os.environ[ACCELERATE] = before
+
+
+@contextmanager
+def own_generators(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
+    """Put the random generators of the CPU and of the accelerator back at the end.
+
+    Args:
+        seed: to begin with inside the ``with``; None goes on from where the generators are.
+        device: an accelerator that is used inside; None for the current one.
+    """
+    used = torch.accelerator.current_accelerator()
+    devices: list[int] = []
+    if used is not None:
+        own = device.index if device is not None and device.type == used.type else None
+        devices = [torch.accelerator.current_device_index() if own is None else own]
+    with torch.random.fork_rng(devices, device_type="cuda" if used is None else used.type):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
