@@ -95,9 +95,11 @@ def drawn(count: int = 4_000_037) -> torch.Tensor:
     return torch.empty(count, dtype=torch.bfloat16).normal_(0, 0.02)
 
 
-def attempt(folder: Path, out: Path, recipe: list[dict[str, Any]], length: int, send: Any) -> None:
+def attempt(
+    folder: Path, out: Path, recipe: list[dict[str, Any]], count: int, length: int, send: Any
+) -> None:
     """Make and save one offer; send its seconds, peaks and bytes, or what went wrong."""
-    draw = torch.randint(32000, (256, length), generator=torch.Generator().manual_seed(0))
+    draw = torch.randint(32000, (count, length), generator=torch.Generator().manual_seed(0))
     rows: Any = [{"input_ids": row, "labels": row} for row in draw]
     peak, stop = {"RssAnon": 0, "VmRSS": 0}, threading.Event()
 
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the checkpoint; kept, and used again")
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=256, help="of data")
     parser.add_argument("--length", type=int, default=8, help="tokens of a row of data")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     a = parser.parse_args()
@@ -156,7 +159,7 @@ def main() -> None:
         table = None
         for name in a.recipes:
             out = Path(scratch) / "offer"
-            found = in_process(folder, out, RECIPES[name], a.length)
+            found = in_process(folder, out, RECIPES[name], a.rows, a.length)
             bytes_ = sum(path.stat().st_size for path in out.glob("*.safetensors"))
             shutil.rmtree(out, ignore_errors=True)
             row = {
@@ -164,7 +167,7 @@ def main() -> None:
                 "model_gib": round(size / GIB, 2),
                 "offer_gib": round(bytes_ / GIB, 2),
                 **found,
-                "rows": 256,
+                "rows": a.rows,
                 "length": a.length,
                 "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             }

@@ -29,7 +29,7 @@ from offsite.cli import (
 )
 from offsite.cli.failure import debugging, fail, unexpected
 from offsite.errors import OffsiteError
-from offsite.training.processes import main_process
+from offsite.training.processes import leave_group, main_process
 
 # Threads that wait sleep. By default they spin, and torch is ten times slower beside other work.
 # The variable is read once, when torch loads, so it stands before any command.
@@ -136,6 +136,10 @@ def main() -> None:
     try:
         try:
             app()
+        except SystemExit as end:
+            if not end.code:
+                leave_group()
+            raise
         except Exception:
             if debug:
                 traceback.print_exc()

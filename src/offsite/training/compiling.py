@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +22,16 @@ def worth_compiling(batches: int, device: torch.device) -> bool:
 
 
 @contextmanager
-def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> Iterator[None]:
+def compiled(model: nn.Module, on: bool = True, backend: Any = "inductor") -> Iterator[None]:
     """Run the blocks of a model through ``torch.compile`` inside the ``with``.
 
     Blocks of one kind share a graph, which torch also keeps on disk for later runs. Hooks on a
     block run outside its graph. A block that cannot be compiled runs as it is.
 
-    Where weights are packed integers, equal parts of a graph are not merged: torch would then keep
-    a weight that the forward pass unpacked until the backward pass.
+    Each block stays one graph under torchrun too, where torch would cut it into parts of 25 MB of
+    gradients to send: blocks are small, and what a backward pass has made of one is sent while it
+    computes the next. Where weights are packed integers, equal parts of a graph are not merged:
+    torch would then keep a weight that the forward pass unpacked until the backward pass.
     """
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if on else []
     if not blocks:
@@ -39,7 +42,9 @@ def compiled(model: nn.Module, on: bool = True, backend: str = "inductor") -> It
 
     packed = any(isinstance(module, QuantisedLinear) for module in model.modules())
     with (
-        torch._dynamo.config.patch(recompile_limit=GRAPHS, suppress_errors=True),
+        torch._dynamo.config.patch(
+            recompile_limit=GRAPHS, suppress_errors=True, optimize_ddp=False
+        ),
         torch._functorch.config.patch(cse=not packed),
     ):
         for block in blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for the processes that it starts
 
@@ -33,3 +34,16 @@ def main_process() -> bool:
     if group.is_available() and group.is_initialized():
         return group.get_rank() == 0
     return TORCHRUN not in os.environ or rank == "0"
+
+
+def leave_group() -> None:
+    """Leave the group of processes that compute together, where this process is in one.
+
+    The library of GPUs (NCCL) may otherwise wait for the others when the process ends.
+    """
+    if "torch" not in sys.modules:
+        return  # and it takes a second to load
+    import torch.distributed as group
+
+    if group.is_available() and group.is_initialized():
+        group.destroy_process_group()

@@ -225,6 +225,7 @@ def _arguments(
         label_names=[],
         prediction_loss_only=True,
         use_cpu=device.type == "cpu",
+        ddp_broadcast_buffers=False,  # they do not train; packed weights of a frozen block are some
         dataloader_pin_memory=device.type != "cpu",
         accelerator_config={"non_blocking": device.type != "cpu"},
     )
