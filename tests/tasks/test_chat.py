@@ -92,3 +92,29 @@ def test_templates_that_cannot_serve_are_refused(chatty: Any, tokenizer: Any) ->
     chatty.chat_template = "{{ messages | length }}" + TEMPLATE
     with pytest.raises(OffsiteError, match="changes earlier turns"):
         encode_chat(TALK, chatty, 128, "Line 1")
+
+
+def test_a_template_that_leaves_out_what_was_said_is_refused(chatty: Any) -> None:
+    chatty.chat_template = TEMPLATE.replace(
+        "in messages %}", "in messages if m.role != 'system' %}"
+    )
+    with pytest.raises(OffsiteError, match=r"a message of the system that .* leaves out") as caught:
+        encode_chat(TALK, chatty, 128, "Line 1")
+    assert "bird" not in str(caught.value)
+    assert encode_chat(TALK[1:], chatty, 128, "Line 1")
+    chatty.chat_template = TEMPLATE.replace("m.content", "m.content | trim")
+    padded = [{**TALK[1], "content": " the cat\n"}, {**TALK[2], "content": "\nsat "}]
+    labels = encode_chat(padded, chatty, 128, "Line 1")[1]
+    assert chatty.decode([label for label in labels if label != IGNORE]) == "sat<|end|>\n"
+
+
+def test_a_template_that_begins_every_answer_is_said_to(chatty: Any) -> None:
+    """Models that reason begin an answer with a tag, which plain answers do not have."""
+    chatty.chat_template = TEMPLATE.replace("[assistant]\n", "[assistant]\n<think>\n")
+    with pytest.raises(OffsiteError, match=r"every answer to begin \('<think>'\)") as caught:
+        encode_chat(TALK[1:3], chatty, 128, "Line 1")
+    assert "cat" not in str(caught.value)
+    thought = [TALK[1], {"role": "assistant", "content": "<think>\nmat?</think>on the mat"}]
+    labels = encode_chat(thought, chatty, 128, "Line 1")[1]
+    learnt = chatty.decode([label for label in labels if label != IGNORE])
+    assert learnt == "<think>\nmat?</think>on the mat<|end|>\n"

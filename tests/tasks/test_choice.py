@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
@@ -223,3 +225,22 @@ def test_every_builtin_task_reads_its_public_data(shared: Path) -> None:
         assert task.name == name and task.default_source("train") is None
     dev = Source.of(shared / "data" / "qa" / "sst2" / "dev.tsv")
     TaskData(load_task("sst2"), dev).prepare(tokenizer, None)
+
+
+def test_choices_that_one_tokenizer_cannot_tell_apart_are_refused(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """A score of two equal choices would measure their order."""
+    words = copy.deepcopy(tokenizer)
+    words._tokenizer.normalizer = normalizers.Lowercase()
+    (tmp_path / "t.toml").write_text(
+        'name="t"\nkind="multiple-choice"\nprompt="{q}"\nchoices="c"\nanswer="a"\n'
+    )
+    rows: list[Any] = [{"q": "who sat", "c": ["the DOG", "the dog", "a cat"], "a": 0}]
+    task = load_task(tmp_path / "t.toml")
+    source = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(OffsiteError, match=r"Line 1 .* gives the same tokens") as caught:
+        task.prepare(task.read(source), words, None)
+    assert "dog" not in str(caught.value)
+    rows[0]["a"] = 2  # two equal wrong choices leave the right one to be told
+    assert task.prepare(task.read(write(tmp_path / "a.jsonl", rows)), words, None)

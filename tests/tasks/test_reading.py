@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
@@ -52,7 +53,45 @@ LINES = {
     '{"prompt": "x", "completion": "secret", "weight": 1}': 'has the key "weight"',
     '{"messages": [{"role": "user", "content": "secret"}]}': "use the task 'chat'",
     '{"completion": "secret"}': 'needs a "text", or a "prompt"',
+    '{"instruction": "secret", "output": "y"}': "it has the keys 'instruction', 'output'",
+    '{"prompt": "x", "completion": "secret", "rejected": "z"}': 'has the key "rejected"',
+    '{"prompt": "x", "completion": "secret", "label": false}': "a task file that names it",
+    '{"prompt": "x", "completion": "secret", "suffix": "z"}': 'has the key "suffix"',
+    '{"prompt": "secret", "completion": " \\n"}': "as non-empty strings",
+    '{"prompt": "x", "completion": "secret"},': "goes on after its JSON value",
+    '{"prompt": "x", "completion": "secret"}{"prompt": "x"}': "goes on after its JSON value",
+    '{"prompt": "secret", "completion": "nan"}': "has 'nan' in its column 'completion'",
+    '{"prompt": "secret",': "begins a JSON value that does not end there",
+    '{"prompt": "x", "completion": "secret': "begins a JSON value that does not end there",
+    '{"prompt": "x", "completion": secret}': "is not valid JSON",
+    '{"prompt": "secret", "id": ' + "9" * 5000 + "}": "a number with too many digits",
+    '{"prompt": "secret", "id": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested too deeply",
 }
+
+FILES = {
+    "a.pdf": (b"%PDF-1.4 secret", "is a PDF document"),
+    "a.docx": (b"PK\x03\x04secret", r"is a zip archive \(.docx"),
+    "a.jsonl.gz": (gzip.compress(b"secret"), "is a gzip archive"),
+    "a.arrow": (b"ARROW1\0\0secret", "is an Arrow table"),
+    "a.jsonl": ('{"text": "secret"}'.encode("utf-16"), "is text in UTF-16"),
+    "a.txt": (b"one\ntwo \0secret", r"Line 2 of .* holds a NUL character"),
+    "b.txt": ("secret é".encode("latin-1"), "is not UTF-8 text"),
+    "c.txt": (b'{"instruction": "secret", "output": "x"}', "holds JSON"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_not_text_is_called_what_it_is(name: str, tmp_path: Path) -> None:
+    content, message = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OffsiteError, match=message) as caught:
+        read_documents(tmp_path / name)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_of_texts_is_not_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(OffsiteError, match=r"is a folder; .* read from one file"):
+        read_documents(tmp_path)
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -62,6 +101,30 @@ def test_lines_that_would_be_read_as_something_else(line: str, tmp_path: Path) -
     with pytest.raises(OffsiteError, match=r"^Line 2 of ") as caught:
         read_documents(path)
     assert LINES[line] in str(caught.value) and "secret" not in str(caught.value)
+
+
+TABLES = {
+    "r;y\nsecret;yes\n": "separated by ';', it seems",
+    "r\ty\nsecret\tyes\n": "separated by tabs, it seems",
+    "r, y\nsecret,yes\n": r"Line 2 .* has no column 'y' \(one differs from it by spaces",
+    "R,y\nsecret,yes\n": r"Line 2 .* has no column 'r' \(one differs from it by .* capitals",
+    "secret,yes\nother,no\n": "Line 2 .* has no column 'y'; add it",
+    "r,y\nnan,yes\n": "Line 2 .* has 'nan' in its column 'r'",
+    "r,y\nsecret,NaN\n": "Line 2 .* has 'NaN' in its column 'y'",
+    "r,y\nsecret,A\n": "or the text of a choice; the task file may name others with 'labels'",
+    "r,y\n": "is empty: it holds no example",
+}
+
+
+@pytest.mark.parametrize("content", TABLES)
+def test_tables_as_other_tools_write_them(content: str, tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(
+        'name="t"\nkind="multiple-choice"\nprompt="{r}"\nchoices=["no","yes"]\nanswer="y"\n'
+    )
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(OffsiteError, match=TABLES[content]) as caught:
+        load_task(tmp_path / "t.toml").read(tmp_path / "a.csv")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
@@ -131,7 +194,11 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"messages": talk(name="x")}, "'name' in a message; that key is not used here"),
     "half": ({"messages": talk(weight=0.5)}, '"weight" that is not 0 or 1'),
     "none": ({"messages": talk(weight=0)}, "no message of the assistant to learn from"),
-    "parts": ({"messages": talk(content=["x"])}, 'needs text under "content"'),
+    "parts": ({"messages": talk(content=["x"])}, "a list of parts, so join their texts"),
+    "names": ({"messages": [{"role": "gpt", "content": "secret"}]}, "write 'assistant' for 'gpt'"),
+    "preference": ({"messages": talk(), "rejected": talk()}, "'rejected' beside its messages"),
+    "option": ({"messages": talk(), "enable_thinking": False}, "'enable_thinking' beside"),
+    "choice": ({"messages": talk(), "tool_choice": "auto"}, "calls of tools are not learnt"),
     "sharegpt": ({"conversations": []}, 'has no "messages" (it has "conversations"'),
 }
 

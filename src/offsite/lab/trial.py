@@ -23,7 +23,8 @@ from offsite.lab.plan import Plan
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
-from offsite.tasks.rows import JSON_LINES, TABLES, read_text
+from offsite.tasks.content import read_text
+from offsite.tasks.rows import JSON_LINES, TABLES
 from offsite.training.options import TrainOptions
 
 RECIPES = ("uniform@0.5", "influence@0.5", "influence-align@0.5", "influence-align@0.3")

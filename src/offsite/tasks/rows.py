@@ -13,10 +13,12 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.files import shown
+from offsite.tasks.content import read_text
 
 JSON_LINES = (".jsonl", ".jsonlines", ".ndjson", ".jl")
 TABLES = (".tsv", ".csv")
 SPACE = " \t\r\n"
+MISSING = ("nan", "NaN", "<NA>")  # what tools write for a missing value
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,19 @@ class Row:
 
     def __getitem__(self, column: str) -> Any:
         if column not in self.values:
+            like = any(str(k).strip().lower() == column.lower() for k in self.values)
             raise OffsiteError(
-                f"{self.where} has no column '{column}'; add it, or name another in the task file."
+                f"{self.where} has no column '{column}'"
+                + (" (one differs from it by spaces or capitals alone)" if like else "")
+                + "; add it, or name another in the task file."
             )
-        return self.values[column]
+        value = self.values[column]
+        if isinstance(value, str) and value.strip() in MISSING:
+            raise OffsiteError(
+                f"{self.where} has '{value.strip()}' in its column '{column}', as tools write a "
+                "missing value; fill it in or remove the line."
+            )
+        return value
 
 
 def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
@@ -50,27 +61,13 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
     suffix = path.suffix.lower()
     if suffix not in (*JSON_LINES, ".json", *TABLES) and path.is_file():
         raise OffsiteError(
-            f"'{path}' is not a table of examples; use a file ending in "
+            f"Examples are not read from a file such as '{path}'; write them to one ending in "
             f"{', '.join((*JSON_LINES, '.json', *TABLES))}."
         )
     content = read_text(path)
     if suffix not in TABLES:
         return json_rows(content, path, lines=suffix != ".json")
     return _filled(_table(content, path, columns), path)
-
-
-def read_text(path: Path) -> str:
-    """The text of a data file.
-
-    Raises:
-        OffsiteError: missing, or not UTF-8.
-    """
-    if not path.is_file():
-        raise OffsiteError(f"There is no data file '{path}'.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise OffsiteError(f"'{path}' is not UTF-8 text; convert it first.") from None
 
 
 def json_rows(content: str, path: Path, *, lines: bool | None = None) -> list[Row]:
@@ -87,7 +84,7 @@ def json_rows(content: str, path: Path, *, lines: bool | None = None) -> list[Ro
 def _filled(found: Iterator[Row], path: Path) -> list[Row]:
     rows = list(found)
     if not rows:
-        raise OffsiteError(f"The data file '{path}' is empty.")
+        raise OffsiteError(f"The data file '{path}' is empty: it holds no example.")
     return rows
 
 
@@ -108,7 +105,10 @@ def parse_line(line: str, where: str) -> Any:
     line = line.strip(SPACE)
     value, end = _value(line, 0, where)
     if end < len(line):
-        raise OffsiteError(f"{where} is not valid JSON.")
+        raise OffsiteError(
+            f"{where} goes on after its JSON value; write one example on each line, with nothing "
+            "between them."
+        )
     return value
 
 
@@ -139,9 +139,23 @@ def _value(content: str, place: int, where: str) -> tuple[Any, int]:
             f"{where} has one half of a surrogate pair (\\ud800 to \\udfff), which is not a "
             "character; remove it."
         ) from None
-    except (ValueError, RecursionError):  # the cause would quote the line
-        raise OffsiteError(f"{where} is not valid JSON.") from None
+    except (ValueError, RecursionError) as error:  # the cause would quote the line
+        raise OffsiteError(f"{where} {_malformed(error, content)}.") from None
     return value, end
+
+
+def _malformed(error: Exception, content: str) -> str:
+    """Why a JSON value cannot be read, without quoting it."""
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return "has a number with too many digits"
+    if error.pos >= len(content) or error.msg.startswith("Unterminated string"):
+        return (
+            "begins a JSON value that does not end there; write each example on one line, or ask "
+            "for the file again if it was cut off"
+        )
+    return "is not valid JSON"
 
 
 def _parts(value: Any) -> list[Any]:
@@ -206,6 +220,12 @@ def _table(content: str, path: Path, columns: Sequence[str]) -> Iterator[Row]:
             continue
         if not header:
             header = values
+            if len(header) == 1 and (other := next((s for s in ";\t|" if s in header[0]), None)):
+                name = "tabs" if other == "\t" else f"'{other}'"
+                raise OffsiteError(
+                    f"The columns of '{path}' are separated by {name}, it seems; save it with "
+                    "commas, or with tabs as .tsv."
+                )
             if twice := [name for name in header if header.count(name) > 1]:
                 raise OffsiteError(
                     f"{where} names the column '{shown(twice[0])}' twice; rename one of them."

@@ -11,8 +11,16 @@ from offsite.tasks.rows import Row
 
 ROLES = ("system", "user", "assistant")
 KEYS = ("role", "content", "weight")
-TOOLS = ("tools", "tool_calls", "tool_call_id", "functions", "function_call")
-OTHER = ("documents", "chat_template", "chat_template_kwargs", "system", "weight")
+TOOLS = (
+    "tools", "tool_calls", "tool_call_id", "tool_choice", "parallel_tool_calls",
+    "functions", "function_call",
+)  # fmt: skip
+OTHER = (
+    "documents", "chat_template", "chat_template_kwargs", "system", "weight", "weights",
+    "enable_thinking", "add_generation_prompt", "continue_final_message",
+    "text", "prompt", "completion", "chosen", "rejected", "label", "images", "audio",
+)  # fmt: skip
+ALIASES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
 def read_messages(row: Row) -> list[dict[str, Any]]:
@@ -55,10 +63,15 @@ def read_message(message: Any, where: str) -> dict[str, Any]:
             raise unused(where, key, "in a message")
     if message.get("role") in ("tool", "function"):
         raise unused(where, "tool", "as the role of a message")
-    if message.get("role") not in ROLES:
-        raise OffsiteError(f'{where} needs a "role" of {", ".join(ROLES)} in each message.')
+    if (role := message.get("role")) not in ROLES:
+        known = role.lower() if isinstance(role, str) else ""
+        known = ALIASES.get(known, known)
+        hint = f"; write '{known}' for '{role}'" if known in ROLES else ""
+        raise OffsiteError(f'{where} needs a "role" of {", ".join(ROLES)} in each message{hint}.')
     if not isinstance(message.get("content"), str):
-        raise OffsiteError(f'{where} needs text under "content" in each message.')
+        parts = isinstance(message.get("content"), list)
+        hint = "; it has a list of parts, so join their texts" if parts else ""
+        raise OffsiteError(f'{where} needs text under "content" in each message{hint}.')
     weight = message.get("weight")
     if weight not in (None, 0, 1) or isinstance(weight, bool):
         raise OffsiteError(f'{where} has a "weight" that is not 0 or 1; use 0 to leave a turn out.')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from offsite.errors import OffsiteError
@@ -20,10 +21,11 @@ def learnt_spans(messages: Messages, processor: Any, where: str) -> tuple[str, l
     and what follows it are learnt.
 
     Raises:
-        OffsiteError: no chat template, one that refuses these messages, rewrites earlier turns or
-            leaves out a part of an answer.
+        OffsiteError: no chat template, one that refuses these messages, rewrites earlier turns,
+            begins an answer otherwise than this one, or leaves out a part of a message.
     """
     text = render(messages, processor, where)
+    check_whole(messages, text, where)
     spans = []
     for index, message in enumerate(messages):
         if not is_learnt(message):
@@ -31,6 +33,8 @@ def learnt_spans(messages: Messages, processor: Any, where: str) -> tuple[str, l
         after = render(messages[: index + 1], processor, where)
         before = render(messages[:index], processor, where, answering=True) if index else ""
         if not text.startswith(before) or not text.startswith(after):
+            if text.startswith(after):
+                raise other_beginning(before, text, where)
             raise OffsiteError(
                 f"{where} cannot be marked up: the tokenizer's chat template changes earlier "
                 "turns when later ones follow; split the conversation after its first answer."
@@ -38,12 +42,35 @@ def learnt_spans(messages: Messages, processor: Any, where: str) -> tuple[str, l
         content = message["content"].strip()
         start = len(before) if index else max(after.find(content), 0)
         if content not in after[start:]:
-            raise OffsiteError(
-                f"{where} would not be learnt whole: the tokenizer's chat template leaves out or "
-                "changes a part of what the assistant says."
-            )
+            start = after.rfind(content)  # it holds what the template begins every answer with
+            if start < len(render(messages[:index], processor, where) if index else ""):
+                raise OffsiteError(
+                    f"{where} would not be learnt whole: the tokenizer's chat template leaves out "
+                    "or changes a part of what the assistant says."
+                )
         spans.append(range(start, len(after)))
     return text, spans
+
+
+def check_whole(messages: Messages, text: str, where: str) -> None:
+    """Refuse a template that leaves out what the system or the user says."""
+    for message in messages:
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            raise OffsiteError(
+                f"{where} has a message of the {message['role']} that the tokenizer's chat "
+                "template leaves out or changes; put its text into another message, or remove it."
+            )
+
+
+def other_beginning(before: str, text: str, where: str) -> OffsiteError:
+    """The refusal of an answer that lacks what the template puts before every answer."""
+    same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(before, text, strict=False)))
+    begun = before[same:]
+    return OffsiteError(
+        f"{where} has an answer that begins otherwise than the tokenizer's chat template asks "
+        f"every answer to begin ('{shown(begun.strip())}'); begin the assistant's messages so, or "
+        "use a model whose template does not."
+    )
 
 
 def render(messages: Messages, processor: Any, where: str, *, answering: bool = False) -> str:

@@ -26,6 +26,7 @@ from offsite.tasks.questions.template import render
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, HarnessForm, mean_of
 
+OTHER_LABELS = ", or the text of a choice; the task file may name others with 'labels'"
 NUMBER = re.compile(r"[0-9]{1,9}(\.0+)?")
 
 
@@ -63,10 +64,17 @@ class MultipleChoice(Questions):
         """Token ids of prompt and choices, cut where lm-eval cuts them.
 
         Raises:
-            OffsiteError: a prompt with a choice over ``length`` tokens, or a choice without tokens.
+            OffsiteError: a prompt with a choice over ``length`` tokens, a choice without tokens, or
+                one with those of the right choice.
         """
         endings = [self.file.separator + choice for choice in question.choices]
         prompt, tails = encode_question(question.prompt, endings, processor, length, question.where)
+        if tails.count(tails[question.answer]) > 1:
+            raise OffsiteError(
+                f"{question.where} has a right choice and a wrong one that the tokenizer gives the "
+                "same tokens, so none of them can be told to be right; change them or remove the "
+                "line."
+            )
         lengths = tuple(len(choice) for choice in question.choices)
         encoded = Question(prompt, tails, question.answer, lengths)
         return encoded, prompt, tails[question.answer]
@@ -148,7 +156,7 @@ def find_answer(file: TaskFile, choices: Sequence[str], row: Row) -> int:
     known = f"one of {', '.join(names)}" if file.labels else f"0 to {len(choices) - 1}"
     raise OffsiteError(
         f"{row.where} has an unknown label in its column '{file.answer}'; it must be {known}"
-        f"{'' if file.labels else ', or the text of a choice'}."
+        f"{'' if file.labels else OTHER_LABELS}."
     )
 
 

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from offsite.errors import OffsiteError
-from offsite.tasks.rows import JSON_LINES, Row, json_rows, parse_start, read_text
+from offsite.files import shown
+from offsite.tasks.content import read_text
+from offsite.tasks.rows import JSON_LINES, Row, json_rows, parse_start
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
-EXAMPLES = ("text", "prompt", "completion", "messages", "conversations")
-UNUSED = ("messages", "conversations", "system", "tools", "functions", "weight")
+FORM = ("text", "prompt", "completion")
+CHATS = ("messages", "conversations", "system", "tools", "functions", "weight")
+ANSWERS = ("label", "labels")
+OTHERS = ("chosen", "rejected", "suffix", "images", "image", "audio")
+EXAMPLES = (*FORM, *CHATS[:2], "instruction", "question", "answer", "response", "chosen")
 
 
 @dataclass(frozen=True)
@@ -82,21 +87,26 @@ def read_document(row: Row) -> Document:
     def filled(key: str) -> Any:
         return row.values.get(key) not in (None, "")
 
-    if unused := [key for key in UNUSED if filled(key)]:
+    if unused := [key for key in (*CHATS, *ANSWERS, *OTHERS) if filled(key)]:
+        way = ", or use the task 'chat' for conversations" if unused[0] in CHATS else ""
+        if unused[0] in ANSWERS:
+            way = ", or write a task file that names it as the answer"
         raise OffsiteError(
             f"{row.where} has the key \"{unused[0]}\", which the task 'text' does not use; remove "
-            "it, or use the task 'chat' for conversations."
+            f"it{way}."
         )
-    text, prompt, completion = (row.values.get(key) for key in EXAMPLES[:3])
+    text, prompt, completion = (row[key] if key in row.values else None for key in FORM)
     if filled("text") and (filled("prompt") or filled("completion")):
         raise OffsiteError(
             f'{row.where} has a "text" and also a "prompt" or a "completion"; keep the "text" to '
             "learn all of it, or the other two to learn the completion alone."
         )
-    if isinstance(text, str) and text:
+    if isinstance(text, str) and text.strip():
         return Document(text, row.where)
-    if isinstance(prompt, str) and isinstance(completion, str) and completion:
+    if isinstance(prompt, str) and isinstance(completion, str) and completion.strip():
         return Document(completion, row.where, prompt)
+    keys = ", ".join(f"'{shown(key)}'" for key in list(row.values)[:6])
     raise OffsiteError(
-        f'{row.where} needs a "text", or a "prompt" and a "completion", as non-empty strings.'
+        f'{row.where} needs a "text", or a "prompt" and a "completion", as non-empty strings; '
+        f"it has {f'the keys {keys}' if keys else 'no key'}."
     )
