@@ -10,23 +10,41 @@ from typing import Any
 import pytest
 
 from offsite.errors import OffsiteError
-from offsite.lab.trial import LENGTH, SCORED, Tried, advice, parts, progress, recommend
+from offsite.lab.dividing import LENGTH, SCORED, parts
+from offsite.lab.trial import Tried, advice, progress, recommend
 from tests.support import Run
 
 
-def tried(name: str, gain: float | None, margin: float | None) -> Tried:
-    return Tried(name, 0.5, 0.5, 5.0, 4.0, 4.0, gain, margin)
+def tried(name: str, size: float, gain: float | None, margin: float | None = 0.5) -> Tried:
+    return Tried(name, size, 0.5, 5.0, 4.0, 4.0, gain, margin)
 
 
-def test_the_largest_margin_among_recipes_that_gain_enough() -> None:
-    weak, strong, safe = tried("a", 0.1, 0.9), tried("b", 1.0, 0.1), tried("c", 0.6, 0.3)
-    lost = tried("d", None, None)
-    assert recommend([weak, strong, safe, lost]) is safe
-    assert recommend([tried("a", -0.1, 0.9), lost]) is None
-    assert "No recipe made the plugged-in model better" in advice([weak], None)
-    assert "margin is not above 0" in advice([strong], tried("b", 1.0, -0.1))
-    assert "margin is not above 0" not in advice([safe], safe)
-    assert "measure the margin with 'offsite lab'" in advice([safe], safe)
+def test_the_best_gain_of_the_smallest_size_that_is_worth_it() -> None:
+    """The rows of SmolLM2-135M in the owner's tutorial; margins of a short trial do not rank."""
+    rows = [
+        tried("uniform@0.5", 0.66, 0.046, 1.721),
+        tried("influence@0.5", 0.66, 0.064, 0.715),
+        tried("influence-align@0.5", 0.66, 0.105, 0.621),
+        tried("influence-align@0.3", 0.53, 0.088, 1.095),
+        tried("lost", 0.1, None, None),
+    ]
+    assert recommend(rows) is rows[3]
+    said = advice(rows, rows[3])
+    assert "Of the recipes that ship about 53% of the model's bytes it gains the most" in said
+    assert "Larger offers gain up to 0.105" in said
+    assert "measure the margin with 'offsite lab'" in said and "not above 0" not in said
+    assert recommend(rows[:3]) is rows[2]
+    poor = [*rows[:3], tried("small", 0.3, 0.01)]
+    assert recommend(poor) is rows[2]
+    assert "Smaller offers gain less than 75% of that" in advice(poor, rows[2])
+
+
+def test_a_trial_that_gains_nothing_recommends_nothing() -> None:
+    rows = [tried("a", 0.5, -0.1), tried("lost", 0.3, None, None)]
+    assert recommend(rows) is None
+    assert "No recipe made the plugged-in model better" in advice(rows, None)
+    lost = tried("b", 0.5, 1.0, -0.1)
+    assert "margin is not above 0" in advice([lost], lost)
 
 
 def test_parts_of_a_text_do_not_overlap(tmp_path: Path) -> None:

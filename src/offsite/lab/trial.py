@@ -15,26 +15,22 @@ from offsite.compress.align import Align
 from offsite.compress.forecast import passes_of, seconds_of, span
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
-from offsite.errors import OffsiteError
-from offsite.files import write_file
 from offsite.lab.checking import check_plan
+from offsite.lab.dividing import LENGTH, parts
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
-from offsite.tasks.content import read_text
-from offsite.tasks.rows import JSON_LINES, TABLES
 from offsite.training.options import TrainOptions
 
 RECIPES = ("uniform@0.5", "influence@0.5", "influence-align@0.5", "influence-align@0.3")
 METHOD = "lora:rank=16"
 RATE = 3e-4  # at which every weight of an offer is tuned
 ALIGNED = 1e-3  # rate of alignment; on SmolLM2-135M ten steps at 3e-4 end 0.3 nats higher
-STEPS, LENGTH, ROWS = 10, 64, 4  # of a run, tokens of a row, rows of a step
-SCORED = 16  # rows to score on
-TOKEN = 5  # characters of a token, about
-USEFUL = 0.5  # share of the best gain that a recommended recipe must bring
+STEPS, ROWS = 10, 4  # of a run, rows of a step
+USEFUL = 0.75  # share of the best gain that a recommended recipe must bring
+SIZE = 0.05  # offers whose sizes differ by no more, as shares of the model, are of one size class
 
 
 @dataclass(frozen=True)
@@ -120,71 +116,6 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     )
 
 
-def parts(data: str, eval_data: str | None, work: Path, tokens: int) -> tuple[str, str, str]:
-    """Files to compress with, to play the tuner's data, and to score on.
-
-    Args:
-        tokens: how many the first two need; a text or JSON lines are cut to about as much, and what
-            is scored to :data:`SCORED` rows.
-
-    Raises:
-        OffsiteError: data that is too short, or that cannot be divided.
-    """
-    path, scored = Path(data), SCORED * LENGTH
-    if not divisible(path):
-        if eval_data is None:
-            raise OffsiteError(
-                f"'{data}' cannot be divided into parts; give --eval-data with other examples to "
-                "score on."
-            )
-        return data, data, eval_data
-    units = units_of(path)
-    shares = (0.5, 1.0) if eval_data is not None else (0.4, 0.8, 1.0)
-    found = []
-    start = 0
-    for index, share in enumerate(shares):
-        end = round(share * len(units))
-        file = work / f"part-{index}{path.suffix.lower() or '.txt'}"
-        if not beginning(units[start:end], file, scored if index == 2 else tokens):
-            raise OffsiteError(f"'{data}' is too short to be divided; give more of it.")
-        found.append(str(file))
-        start = end
-    if eval_data is None:
-        return found[0], found[1], found[2]
-    if divisible(Path(eval_data)):
-        file = work / f"part-2{Path(eval_data).suffix.lower() or '.txt'}"
-        if beginning(units_of(Path(eval_data)), file, scored):
-            eval_data = str(file)
-    return found[0], found[1], eval_data
-
-
-def divisible(path: Path) -> bool:
-    """Whether data is a text or JSON lines, which can be cut anywhere between two units."""
-    others = (".json", ".npz", ".parquet", ".xlsx", *TABLES)
-    return not path.is_dir() and path.suffix.lower() not in others and ":" not in str(path)
-
-
-def units_of(path: Path) -> list[str]:
-    """The lines of JSON lines, or the words of a text, each with what follows it."""
-    content = read_text(path)
-    if path.suffix.lower() in JSON_LINES:
-        return content.splitlines(keepends=True)
-    return [word + " " for word in content.split(" ")]
-
-
-def beginning(units: Sequence[str], file: Path, tokens: int) -> bool:
-    """Write the first units, of about so many tokens; False where they hold no text."""
-    count = length = 0
-    while count < len(units) and length < TOKEN * tokens:
-        length += len(units[count])
-        count += 1
-    text = "".join(units[:count])
-    if not text.strip():
-        return False
-    write_file(file, text)
-    return True
-
-
 def estimate(lab: Lab) -> dict[str, float]:
     """Seconds that each recipe takes on this machine, from one forward pass."""
     plan, setting = lab.plan, lab.setting
@@ -227,27 +158,49 @@ def outcome(row: Mapping[str, Any]) -> Tried:
     )
 
 
-def recommend(tried: Sequence[Tried]) -> Tried | None:
-    """The recipe of largest margin among those that gain at least half as much as the best.
+def winners(tried: Sequence[Tried]) -> list[Tried]:
+    """The recipe of largest gain in each size class, smallest first; those without one are out."""
+    found: list[list[Tried]] = []
+    for one in sorted(tried, key=lambda one: one.size):
+        if one.gain is None:
+            continue
+        if found and one.size - found[-1][0].size <= SIZE:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return [max(group, key=lambda one: one.gain or 0.0) for group in found]
 
+
+def recommend(tried: Sequence[Tried]) -> Tried | None:
+    """The smallest offer that keeps three quarters of the best gain, best of its size class.
+
+    Margins do not rank: after so few steps they are far larger than an attacker would leave.
     None where no plug-in is better than the model untuned.
     """
-    gains = [one.gain for one in tried if one.gain is not None and one.margin is not None]
-    if not gains or max(gains) <= 0:
+    best = winners(tried)
+    most = max((one.gain or 0.0 for one in best), default=0.0)
+    if most <= 0:
         return None
-    least = USEFUL * max(gains)
-    useful = [one for one in tried if one.gain is not None and one.gain >= least]
-    return max((one for one in useful if one.margin is not None), key=lambda one: one.margin or 0)
+    return next(one for one in best if (one.gain or 0.0) >= USEFUL * most)
 
 
 def advice(tried: Sequence[Tried], chosen: Tried | None) -> str:
-    """In one or two sentences, what the trial says."""
-    if chosen is None:
+    """In a few sentences, what the trial says and why."""
+    if chosen is None or chosen.gain is None:
         return (
             "No recipe made the plugged-in model better than the untuned one; try more steps "
             "(--try-steps), or data that is further from what the model knows."
         )
-    words = f"Recommended: {chosen.recipe}, the largest margin among recipes that gain enough."
+    words = (
+        f"Recommended: {chosen.recipe}. Of the recipes that ship about {chosen.size:.0%} of the "
+        f"model's bytes it gains the most ({chosen.gain:.3f})."
+    )
+    best = winners(tried)
+    most = max(one.gain or 0.0 for one in best)
+    if most > chosen.gain:
+        words += f" Larger offers gain up to {most:.3f}, not enough to be worth what they add."
+    elif any(one.size < chosen.size for one in best):
+        words += f" Smaller offers gain less than {USEFUL:.0%} of that."
     if (chosen.margin or 0) <= 0:
         words += (
             " Its margin is not above 0: whoever keeps the offer and tunes all of it does as well "
