@@ -152,8 +152,8 @@ def _malformed(error: Exception, content: str) -> str:
         return "has a number with too many digits"
     if error.pos >= len(content) or error.msg.startswith("Unterminated string"):
         return (
-            "begins a JSON value that does not end there; write each example on one line, or ask "
-            "for the file again if it was cut off"
+            "is not valid JSON: the value that begins there does not end there; write each "
+            "example on one line, or ask for the file again if it was cut off"
         )
     return "is not valid JSON"
 
