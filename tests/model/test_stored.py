@@ -132,6 +132,48 @@ REFUSED: dict[str, tuple[Change, str]] = {
         ),
         "Git LFS pointer",
     ),
+    "GGUF under another name": (
+        lambda folder, _: (folder / FILE).write_bytes(b"GGUF\3\0\0\0" + bytes(99)),
+        "is in GGUF under another name",
+    ),
+    "a pickle under another name": (
+        lambda folder, _: torch.save({}, folder / FILE),
+        "zip archive, as PyTorch writes its own format",
+    ),
+    "a page that asks to sign in": (
+        lambda folder, _: (folder / FILE).write_text("<!DOCTYPE html>" + " " * 99),
+        "is a web page and not the weights",
+    ),
+    "a variant": (
+        other_file("model.fp16.safetensors"),
+        "holds 'model.fp16.safetensors', but transformers reads model.safetensors",
+    ),
+    "shards without their index": (
+        other_file("model-00001-of-00001.safetensors"),
+        "fetch the index of its shards",
+    ),
+    "an index of bin without bins": (
+        lambda folder, _: (folder / FILE).rename(folder / "pytorch_model.bin.index.json"),
+        "names weights in PyTorch's .bin format, which are not there",
+    ),
+    "quantised in no way": (
+        lambda folder, _: edit(folder, quantization_config={}),
+        "of an unnamed kind.*, as its config.json says",
+    ),
+    "float8 as the dtype": (
+        lambda folder, _: edit(folder, dtype="float8_e4m3fn"),
+        "names the dtype 'float8_e4m3fn', which no model is loaded in",
+    ),
+    "scales beside weights": (
+        lambda folder, t: write(
+            folder, t | {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}
+        ),
+        "up_proj.weight_scale', as quantised weights have",
+    ),
+    "names of a compiled model": (
+        lambda folder, t: write(folder, {f"_orig_mod.{k}": v for k, v in t.items()}),
+        "take '_orig_mod.' off the names of its tensors",
+    ),
     "half a file": (
         lambda folder, _: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-99]),
         "model.safetensors' is not a complete",
@@ -232,3 +274,12 @@ def test_experts_in_several_shards_load_as_transformers_makes_them(tmp_path: Pat
     for index, position in enumerate((0, 2)):
         for name, tensor in full.model.layers[position].named_parameters():
             assert torch.equal(part.model.layers[index].get_parameter(name), tensor), name
+
+
+def test_a_model_of_nan_is_refused_before_anything_is_shipped(tmp_path: Path) -> None:
+    language_model("llama").save_pretrained(tmp_path / "m")
+    tensors = {key: value.clone() for key, value in load_file(tmp_path / "m" / FILE).items()}
+    tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = torch.nan
+    write(tmp_path / "m", tensors)
+    with pytest.raises(OffsiteError, match=r"layers.2.mlp.up_proj.weight' .* holds NaN"):
+        _ = Checkpoint(str(tmp_path / "m")).fingerprint

@@ -58,13 +58,13 @@ LINES = {
     '{"prompt": "x", "completion": "secret", "label": false}': "a task file that names it",
     '{"prompt": "x", "completion": "secret", "suffix": "z"}': 'has the key "suffix"',
     '{"prompt": "secret", "completion": " \\n"}': "as non-empty strings",
-    '{"prompt": "x", "completion": "secret"},': "goes on after its JSON value",
-    '{"prompt": "x", "completion": "secret"}{"prompt": "x"}': "goes on after its JSON value",
+    '{"prompt": "x", "completion": "secret"},': "it goes on after its value",
+    '{"prompt": "x", "completion": "secret"}{"prompt": "x"}': "it goes on after its value",
     '{"prompt": "secret", "completion": "nan"}': "has 'nan' in its column 'completion'",
     '{"prompt": "secret",': "the value that begins there does not end there",
     '{"prompt": "x", "completion": "secret': "the value that begins there does not end there",
     '{"prompt": "x", "completion": secret}': "is not valid JSON",
-    '{"prompt": "secret", "id": ' + "9" * 5000 + "}": "a number with too many digits",
+    '{"prompt": "secret", "id": ' + "9" * 5000 + "}": "a number has too many digits",
     '{"prompt": "secret", "id": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested too deeply",
 }
 

@@ -127,6 +127,8 @@ def check_entries(
 ) -> None:
     """Compare what a delta declares with what the contract expects; any float may stand for any.
 
+    F64 may stand only where the offer has it.
+
     Raises:
         OffsiteError: a tensor that is unexpected, missing (unless ``subset``) or of another shape.
     """
@@ -143,11 +145,12 @@ def check_entries(
                 f"contract asks for {list(expected[name].shape)}; ask its sender to make it anew."
             )
         floats = ("F32", "BF16", "F16")
-        wanted = floats if expected[name].dtype in floats else (expected[name].dtype,)
+        own = expected[name].dtype
+        wanted = tuple({*floats, own}) if own in (*floats, "F64") else (own,)
         if given[name].dtype not in wanted:
             raise OffsiteError(
                 f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
-                f"for {' or '.join(wanted)}; ask its sender to make it anew."
+                f"for {' or '.join(sorted(wanted))}; ask its sender to make it anew."
             )
     missing = sorted(set(expected) - set(given))
     if missing and not subset:

@@ -4,6 +4,7 @@ from offsite.files.reading import MAX_FILES as MAX_FILES
 from offsite.files.reading import MAX_JSON_BYTES as MAX_JSON_BYTES
 from offsite.files.reading import folder_files as folder_files
 from offsite.files.reading import is_hollow as is_hollow
+from offsite.files.reading import is_pointer as is_pointer
 from offsite.files.reading import open_regular as open_regular
 from offsite.files.reading import parse_json as parse_json
 from offsite.files.reading import read_json as read_json

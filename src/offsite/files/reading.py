@@ -14,8 +14,15 @@ from typing import Any
 from offsite.errors import OffsiteError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
+POINTER = b"version https://git-lfs"
 MAX_FILES = 4096
 HOLLOW = 64 * 1024 * 1024  # below this many bytes a file with holes costs nothing to read
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def shown(text: object) -> str:
@@ -66,9 +73,10 @@ def parse_json(data: bytes, path: Path) -> Any:
     except OffsiteError:
         raise
     except (ValueError, RecursionError) as error:
-        raise OffsiteError(
-            f"'{path}' is not valid JSON; it may be damaged or truncated."
-        ) from error
+        why = "is not valid JSON; it may be damaged or truncated"
+        if data.startswith(POINTER):
+            why = "is a Git LFS pointer and not the file; run 'git lfs pull'"
+        raise OffsiteError(f"'{path}' {why}.") from error
 
 
 def open_regular(path: str | Path) -> BufferedReader:

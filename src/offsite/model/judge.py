@@ -7,6 +7,7 @@ is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from offsite.model.weights import (
     weight_files,
 )
 
+SCALES = re.compile(r"(scales?|scale_inv|scale_2|zero_point|zeros|absmax)$")
 TOWER = "vision_model."  # where a family with several towers keeps the one for pictures
 
 
@@ -151,10 +153,14 @@ def check_fit(
                 "blocks; the two belong to different models."
             )
     if missing:
+        like = [key for key in stored if key != min(missing) and key.endswith(min(missing))]
+        way = "use a complete checkpoint of the same model"
+        if like:
+            prefix = shown(like[0].removesuffix(min(missing)))
+            way = f"it holds '{shown(like[0])}', so take '{prefix}' off the names of its tensors"
         raise OffsiteError(
             f"The weights of '{name}' lack '{shown(min(missing))}' ({len(missing)} tensors are "
-            f"missing), which a {family} of this config.json needs; use a complete checkpoint of "
-            "the same model."
+            f"missing), which a {family} of this config.json needs; {way}."
         )
     for key, found, needed in sorted(info["mismatched_keys"]):
         raise OffsiteError(
@@ -164,6 +170,12 @@ def check_fit(
     for target in sorted(info["unexpected_keys"]):
         if skeleton.main_input_name != "pixel_values":
             file = f"'{left[target].file}'" if target in left else f"'{name}'"
+            if SCALES.search(target):
+                raise OffsiteError(
+                    f"{file} holds '{shown(target)}', as quantised weights have; offsite cuts "
+                    "floating-point weights only, so use the original checkpoint or a dequantised "
+                    "copy."
+                )
             raise OffsiteError(
                 f"{file} holds '{shown(target)}', which a {family} of this config.json has no "
                 "place for; load the model with transformers and write it again to leave it out."

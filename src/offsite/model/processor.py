@@ -9,7 +9,7 @@ import transformers
 from transformers.utils import cached_file
 
 from offsite.errors import OffsiteError
-from offsite.files import shown
+from offsite.files import is_pointer, shown
 from offsite.model.kind import Kind, kind_of_task
 from offsite.model.quiet import quiet
 
@@ -54,10 +54,13 @@ def read_processor(
     except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        why = f"{type(error).__name__}: {shown(' '.join(str(error).split()))}"
+        way = f"put its files there as they came with the original {kind.processor_name}"
+        files = (Path(name) / file for file in kind.processor_files)
+        if pointers := [file for file in files if file.is_file() and is_pointer(file)]:
+            why, way = f"'{pointers[0]}' is a Git LFS pointer", "run 'git lfs pull'"
         raise OffsiteError(
-            f"The {kind.processor_name} of '{label}' cannot be read "
-            f"({type(error).__name__}: {shown(' '.join(str(error).split()))}); put a "
-            f"{kind.processor_files[0]} there that this transformers reads."
+            f"The {kind.processor_name} of '{label}' cannot be read ({why}); {way}."
         ) from error
 
 

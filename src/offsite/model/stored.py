@@ -16,7 +16,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
+from offsite.errors import OffsiteError
 from offsite.model.blocks import block_of, block_path, rename_blocks
+from offsite.model.tensors import is_finite
 from offsite.model.weights import StoredTensor
 
 Names = Mapping[str, tuple[str, ...]]
@@ -115,7 +117,11 @@ class StoredModel:
         return rename_blocks(dict(self.tensors(wanted)), path, mapping)
 
     def fingerprint(self) -> str:
-        """:func:`fingerprint` of the model, reading one tensor at a time."""
+        """:func:`fingerprint` of the model, reading one tensor at a time.
+
+        Raises:
+            OffsiteError: a parameter that holds NaN or infinity.
+        """
         state = self.skeleton.state_dict(keep_vars=True)
         first = {id(tensor): name for name, tensor in self.skeleton.named_parameters()}
 
@@ -123,6 +129,11 @@ class StoredModel:
             """Parameters under their first name; a tied one that is stored twice counts once."""
             for name, tensor in self.tensors(lambda name: id(state[name]) in first):
                 if known := first.pop(id(state[name]), None):
+                    if not is_finite(tensor):
+                        raise OffsiteError(
+                            f"The tensor '{known}' of '{self.name}' holds NaN or infinity, so the "
+                            "model computes nothing; use a checkpoint without."
+                        )
                     yield known, tensor
 
         return fingerprint(once())

@@ -222,12 +222,17 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
         OffsiteError: naming the first tensor that holds one.
     """
     for name, tensor in tensors.items():
-        parts = torch.split(tensor.flatten(), 2**22) if tensor.is_floating_point() else ()
-        if not all(bool(torch.isfinite(part).all()) for part in parts):  # no copy of a whole tensor
+        if not is_finite(tensor):
             raise OffsiteError(
                 f"The tensor '{name}' holds NaN or infinity; only finite values are accepted, so "
                 "tune again with a lower learning rate."
             )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; integers never do."""
+    parts = torch.split(tensor.flatten(), 2**22) if tensor.is_floating_point() else ()
+    return all(bool(torch.isfinite(part).all()) for part in parts)  # no copy of a whole tensor
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

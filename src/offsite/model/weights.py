@@ -20,6 +20,7 @@ from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
 from offsite.model.tensors import TORCH
 
+DTYPES = ("float32", "bfloat16", "float16")
 FLOATS = {name: dtype for name, dtype in TORCH.items() if dtype.is_floating_point}
 OTHER_FORMATS = {
     ".gguf": "GGUF",
@@ -33,7 +34,14 @@ OTHER_FORMATS = {
     ".onnx": "the ONNX format",
 }
 CONVERT = "load it with transformers and write it again with save_pretrained"
-LFS = b"version https://git-lfs"
+STARTS = {
+    b"version https://git-lfs": "a Git LFS pointer and not the weights; run 'git lfs pull'",
+    b"GGUF": "in GGUF under another name; convert it to safetensors first",
+    b"PK\x03\x04": "a zip archive, as PyTorch writes its own format; convert it to safetensors",
+    b"\x80": "a pickle, which offsite does not read; convert it to safetensors first",
+    b"<": "a web page and not the weights; sign in and download it again",
+}
+PYTORCH_INDEX = "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,32 @@ def weight_files(name: str | Path, config: Any = None) -> list[Path]:
             found = None
         if found:
             return shards(name, Path(found)) if file.endswith(".json") else [Path(found)]
-    if reason := other_format(name):
-        raise OffsiteError(reason)
     raise OffsiteError(
-        f"'{name}' has no safetensors weights; put a {SAFE_WEIGHTS_NAME} there, or its shards "
+        other_format(name)
+        or other_name(name)
+        or f"'{name}' has no safetensors weights; put a {SAFE_WEIGHTS_NAME} there, or its shards "
         f"with {SAFE_WEIGHTS_INDEX_NAME}."
+    )
+
+
+def other_name(name: str | Path) -> str | None:
+    """What to do with safetensors that transformers does not look for; None where there are none.
+
+    Args:
+        name: a folder, or a hub name.
+    """
+    path = Path(name)
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if (path / PYTORCH_INDEX).is_file():
+        return (
+            f"'{path / PYTORCH_INDEX}' names weights in PyTorch's .bin format, which are not there "
+            "and which offsite does not read; download the model in safetensors."
+        )
+    if not found:
+        return None
+    return (
+        f"'{path}' holds '{found[0].name}', but transformers reads {SAFE_WEIGHTS_NAME}, or shards "
+        f"that {SAFE_WEIGHTS_INDEX_NAME} names; rename it, or fetch the index of its shards."
     )
 
 
@@ -131,35 +160,43 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
                     shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
                     found[key] = StoredTensor(file, key, shape, dtype)
         except (SafetensorError, OSError) as error:
-            with file.open("rb") as raw:
-                if raw.read(len(LFS)) == LFS:
-                    raise OffsiteError(
-                        f"'{file}' is a Git LFS pointer and not the weights; run 'git lfs pull'."
-                    ) from error
-            raise OffsiteError(
-                f"'{file}' is not a complete safetensors file; download it again."
-            ) from error
+            raise OffsiteError(f"'{file}' is {damaged(file)}.") from error
     if not found:
         raise OffsiteError(f"The weight files {', '.join(map(str, files))} hold no tensor.")
     return found
+
+
+def damaged(file: Path) -> str:
+    """What a file is that cannot be read as safetensors, and what to do."""
+    with file.open("rb") as raw:
+        start = raw.read(32).lstrip()
+    kinds = (kind for begin, kind in STARTS.items() if start.startswith(begin))
+    return next(kinds, "not a complete safetensors file; download it again")
 
 
 def check_unquantised(name: str | Path, config: Any) -> None:
     """Refuse a model whose configuration says that its weights are quantised.
 
     Raises:
-        OffsiteError: naming the quantisation.
+        OffsiteError: naming the quantisation, or a dtype that stands for one.
     """
-    said = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )
-    if said:
+    for part in (config, config.get_text_config()):
+        said = getattr(part, "quantization_config", None)
+        if said is None:
+            continue
         said = said if isinstance(said, dict) else said.to_dict()
         method = said.get("quant_method") or "of an unnamed kind"
         raise OffsiteError(
-            f"The weights of '{name}' are quantised ({shown(method)}); offsite cuts floating-point "
-            "weights only, so use the original checkpoint, or load this one with transformers, "
-            "call dequantize() and write it again with save_pretrained."
+            f"The weights of '{name}' are quantised ({shown(method)}), as its config.json says; "
+            "offsite cuts floating-point weights only, so use the original checkpoint, or load "
+            "this one with transformers, call dequantize() and write it again with save_pretrained "
+            "(if that was done, remove quantization_config from the file)."
+        )
+    dtype = getattr(config, "dtype", None)
+    if dtype is not None and dtype not in FLOATS.values():
+        raise OffsiteError(
+            f"The config.json of '{name}' names the dtype '{shown(dtype).removeprefix('torch.')}', "
+            f"which no model is loaded in; write one of {', '.join(DTYPES)}."
         )
 
 

@@ -61,7 +61,7 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
     suffix = path.suffix.lower()
     if suffix not in (*JSON_LINES, ".json", *TABLES) and path.is_file():
         raise OffsiteError(
-            f"Examples are not read from a file such as '{path}'; write them to one ending in "
+            f"'{path}' is not a table of examples that offsite reads; use a file ending in "
             f"{', '.join((*JSON_LINES, '.json', *TABLES))}."
         )
     content = read_text(path)
@@ -106,8 +106,8 @@ def parse_line(line: str, where: str) -> Any:
     value, end = _value(line, 0, where)
     if end < len(line):
         raise OffsiteError(
-            f"{where} goes on after its JSON value; write one example on each line, with nothing "
-            "between them."
+            f"{where} is not valid JSON: it goes on after its value; write one example on each "
+            "line, with nothing between them."
         )
     return value
 
@@ -147,9 +147,9 @@ def _value(content: str, place: int, where: str) -> tuple[Any, int]:
 def _malformed(error: Exception, content: str) -> str:
     """Why a JSON value cannot be read, without quoting it."""
     if isinstance(error, RecursionError):
-        return "is nested too deeply"
+        return "is not valid JSON: it is nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
-        return "has a number with too many digits"
+        return "is not valid JSON: a number has too many digits"
     if error.pos >= len(content) or error.msg.startswith("Unterminated string"):
         return (
             "is not valid JSON: the value that begins there does not end there; write each "
