@@ -30,6 +30,7 @@ from offsite.exchange.authenticity import read_either
 from offsite.exchange.ledger import settled
 from offsite.signing.keys import make_key
 from offsite.tasks import load_task
+from offsite.training.resume import RUN
 
 OPERATIONS = (
     "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.link",
@@ -182,7 +183,7 @@ def again(folder: Path, case: Case, expected: str) -> str | None:
     """Run the command once more after a kill; what is wrong with that, or None."""
     done = case.out == "made" and (folder / "made").exists()
     if not done:
-        begun = (folder / "made.work").is_dir() and any((folder / "made.work").iterdir())
+        begun = (folder / "made.work" / RUN).is_file()  # before that, nothing can be resumed
         tries = [f"{case.words} --resume", case.words] if begun and case.resumes else [case.words]
         for words in tries:
             status, _, last = run(folder, words)
