@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
 from offsite.errors import OffsiteError
-from offsite.files import open_regular, parse_json, shown
+from offsite.files import is_hollow, open_regular, parse_json, shown
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
@@ -164,11 +164,14 @@ def load_tensors(
             cross between the parties.
 
     Raises:
-        OffsiteError: see :func:`read_header`; names, shapes or dtypes other than expected; a tensor
-            in two files; another hash; NaN or infinity in any floating-point tensor.
+        OffsiteError: see :func:`read_header`; a file with hardly any data; names, shapes or dtypes
+            other than expected; a tensor in two files; another hash; NaN or infinity in any
+            floating-point tensor.
     """
     declared: dict[str, TensorEntry] = {}
     for path in paths:
+        if is_hollow(path):
+            raise _refuse(path, "it is almost all holes")
         header = read_header(path, foreign=foreign)
         if declared.keys() & header.keys():
             raise OffsiteError(f"'{path}' repeats a tensor that another file of the folder has.")

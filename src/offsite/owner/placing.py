@@ -176,7 +176,8 @@ def attach(
     skeleton = build_skeleton(own.config, auto_class)
     if method.side:
         give_side(skeleton, sides_of(own)[method.side])
-    for place in (skeleton, own):
-        give_head(place, delta.manifest.labels)
-        found = route.attach(method, place)
-    return found
+    with torch.device("meta"):  # what a method adds takes no memory there either
+        give_head(skeleton, delta.manifest.labels)
+        route.attach(method, skeleton)
+    give_head(own, delta.manifest.labels)
+    return route.attach(method, own)

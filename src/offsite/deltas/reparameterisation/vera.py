@@ -12,6 +12,8 @@ from torch import nn
 from offsite.codec import check_seed, require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, fan_in_fan_out, target_names
 
+LARGEST_RANK = 4096
+
 
 @dataclass(frozen=True)
 class VeRA(ThroughPeft):
@@ -24,7 +26,8 @@ class VeRA(ThroughPeft):
     untrained delta changes nothing; merges.
 
     Attributes:
-        rank: rank of the shared projections; larger than LoRA's, as they are not trained.
+        rank: rank of the shared projections, at most 4096; larger than LoRA's, as they are not
+            trained. It is bounded because they are drawn again by whoever plugs the delta.
         seed: of the shared projections.
         targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
     """
@@ -38,7 +41,10 @@ class VeRA(ThroughPeft):
     when: ClassVar[str] = "LoRA's form with only vectors to send"
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, f"VeRA needs a rank of at least 1, not {self.rank}.")
+        require(
+            1 <= self.rank <= LARGEST_RANK,
+            f"A VeRA rank of {self.rank} is not usable; use 1 to {LARGEST_RANK}.",
+        )
         check_seed(self.seed)
 
     def config(self, model: nn.Module, blocks: Sequence[int]) -> Any:
