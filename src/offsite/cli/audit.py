@@ -31,6 +31,13 @@ StandIn = Annotated[
 FullModel = Annotated[
     str | None, typer.Option(help="Full model, where you have it, to look through the plug-in.")
 ]
+Candidates = Annotated[
+    int,
+    typer.Option(
+        help="Other codes that each secret is ranked among; fewer take less time and show less.",
+        min=9, max=99_999,
+    ),
+]  # fmt: skip
 
 
 @audit_app.command(
@@ -124,6 +131,7 @@ def audit_delta(
     model: FullModel = None,
     record: Annotated[Path | None, typer.Option(help="The record that belongs to it.")] = None,
     canaries: Annotated[int, typer.Option(help="Secrets put into the data.", min=3, max=999)] = 30,
+    candidates: Candidates = 500,
     max_length: o.MaxLength = o.MAX_LENGTH,
     device: o.Device = None,
     json: o.Json = False,
@@ -153,6 +161,7 @@ def audit_delta(
     found = audit(
         Offer.load(offer), data, method, options=training, max_length=max_length,
         device=pick_device(device), budget=dp.budget(), plug=plug, full=full, canaries=canaries,
+        candidates=candidates,
     )  # fmt: skip
     emit(asdict(found), json, delta_lines(delta, canaries, found))
 

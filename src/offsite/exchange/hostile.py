@@ -24,6 +24,7 @@ from offsite.files import parse_json, read_json
 GROWTH = 16.0  # characters that a normaliser may make of one, all of its steps together
 LONGEST_PADDING = 2**20
 LARGEST_SIDE = 4096
+MOST_MODULES = 2**12  # of a model; of transformers' default models the largest has 1,944
 MOST_ADDED = 64  # tokens that a post-processor may put around a text
 SIDES = (
     "height", "width", "shortest_edge", "longest_edge", "size", "crop_size", "pad_size",
@@ -159,6 +160,15 @@ def vet_pictures(content: Mapping[str, Any]) -> None:
                         f"'preprocessor_config.json' of the offer has a '{key}' that makes "
                         "values that are not finite; ask for a repaired copy."
                     )
+
+
+def module_limit(tensors: int, shared: int) -> int:
+    """How many modules a model of so many tensors may have, with so many shared blocks.
+
+    No family of transformers has more than 2.4 modules a tensor. A block whose layers a recipe
+    replaced may bring two tensors, and a shared block brings none.
+    """
+    return min(MOST_MODULES, 200 + 16 * tensors + 64 * shared)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from offsite.errors import OffsiteError
 from offsite.exchange.allowed import allow
 from offsite.exchange.authenticity import check_signature, digest
 from offsite.exchange.file_set import copy_verified, hash_files
-from offsite.exchange.hostile import few_modules
+from offsite.exchange.hostile import few_modules, module_limit
 from offsite.exchange.manifest import OfferManifest, read_manifest, write_manifest
 from offsite.exchange.side import (
     SideTensors,
@@ -178,7 +178,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     vet_contents(inner, manifest, weights)
     config = load_config(inner, folder)
     vet_depth(config, manifest)
-    with few_modules(100 + 50 * (len(manifest.tensors) + len(manifest.shared))):
+    with few_modules(module_limit(len(manifest.tensors), len(manifest.shared))):
         skeleton = build_skeleton(config, kind_of_task(manifest.task).auto_class)
     vet_family(skeleton, manifest)
     layers.rebuild(skeleton, manifest.layers)

@@ -49,7 +49,7 @@ CLASSES = {
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 # parts of configuration keys that count modules or entries made in a loop, with the most allowed
 LIMITS = {"layer": 2048, "depth": 2048, "expert": 4096, "block": 65536, "label": 65536}
-SIDE_BUFFERS = 2**28
+SIDE_BUFFERS = 2**26  # bytes of hidden buffers beyond as many as the offer's tensors have
 TOO_LARGE = "is larger than any real model's"
 
 
@@ -214,9 +214,10 @@ def vet_family(skeleton: nn.Module, manifest: OfferManifest) -> None:
         OffsiteError: a tensor larger than all that the offer brings, or large hidden buffers.
     """
     brought = sum(entry.count for entry in manifest.tensors.values())
+    allowed = SIDE_BUFFERS + sum(entry.bytes for entry in manifest.tensors.values())
     stored = set(skeleton.state_dict())
     hidden = sum(b.nbytes for name, b in skeleton.named_buffers() if name not in stored)
-    if hidden > SIDE_BUFFERS or any(p.numel() > brought for p in skeleton.parameters()):
+    if hidden > allowed or any(p.numel() > brought for p in skeleton.parameters()):
         raise OffsiteError(
             "The offer's config.json describes a larger model than its tensors fill; it is damaged "
             "or hostile, so ask for a fresh copy."

@@ -243,6 +243,8 @@ def build_skeleton(config: Any, auto_class: str) -> Any:
     with torch.device("meta"), quiet():
         try:
             return getattr(transformers, auto_class).from_config(copy.deepcopy(config))
+        except OffsiteError:  # a limit that the caller set, as for an offer
+            raise
         except Exception as error:  # a configuration whose numbers do not fit each other
             raise misfit(config, auto_class, error) or wrong_kind(config, auto_class) from error
 
