@@ -30,6 +30,16 @@ FAMILIES: dict[str, Any] = {
         **SIZES, head_dim=16, num_local_experts=2, interleave_moe_layer_step=2,
         intermediate_size_mlp=64, attention_chunk_size=16,
     ),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **SIZES, first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+        topk_group=1, moe_intermediate_size=16, q_lora_rank=16, kv_lora_rank=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+    ),
+    "qwen3_next": transformers.Qwen3NextConfig(
+        **SIZES, **ROUTED, head_dim=16, shared_expert_intermediate_size=16,
+        linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
 }  # fmt: skip
 
 
@@ -80,3 +90,16 @@ def test_names_that_people_know_are_aliases(run: Any) -> None:
     assert status == 0 and listed["aliases"] == ALIASES
     assert listed["deltas"]["lora"]["merges"] is True
     assert listed["deltas"]["bottleneck"]["merges"] is False
+
+
+def test_shared_experts_are_tuned_and_saved_under_their_own_names() -> None:
+    """Peft would read ``gate_proj`` of DeepSeek as the fused experts of every block."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["deepseek_v3"])
+    attached = LoRA(rank=2).attach(model, (0, 3))
+    tensors = {name: torch.randn_like(value) for name, value in attached.tensors().items()}
+    assert any("3.mlp.shared_experts.gate_proj.lora_A" in name for name in tensors)
+    attached.load(tensors)
+    for name, value in attached.tensors().items():
+        assert torch.equal(value, tensors[name]), name
+    assert model.config.model_type == "deepseek_v3" and "model_type" not in vars(model.config)

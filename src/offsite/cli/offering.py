@@ -23,6 +23,7 @@ from offsite.exchange.record import Record
 from offsite.exchange.wording import Wording
 from offsite.lab.measure import folder_bytes, offer_bytes
 from offsite.model.checkpoint import Checkpoint
+from offsite.model.kind import kind_of_task
 from offsite.model.split import Adapter, parse_adapter
 from offsite.owner.judgement import judge_emulator
 from offsite.owner.offering import check_record
@@ -150,5 +151,11 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         )
     if said := ", ".join(words.lines()):
         lines.append(f"  words sent   {escape(said)} (--leave-out)")
+    if made.processor is None:
+        kind = kind_of_task(made.manifest.task)
+        lines.append(
+            f"  [bold]warning[/]      The model has no {kind.processor_name}, so none is sent and "
+            f"its tuner cannot read data; put its files beside the model and make the offer anew."
+        )
     lines.append(f"  record       {path} (private: keep it, never send it)")
     return result, lines

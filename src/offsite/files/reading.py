@@ -38,6 +38,8 @@ def read_json(path: str | Path) -> Any:
         OffsiteError: the file is missing, too large or not strict JSON.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OffsiteError(f"'{path}' is a folder, but a JSON file is needed here; name the file.")
     if not path.is_file():
         raise OffsiteError(f"There is no file '{path}'.")
     try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from offsite.deltas.method import Attached, Method
@@ -38,7 +40,8 @@ class ThroughPeft(Method):
             warnings.filterwarnings("ignore", "Unsupported layer type")
             config = self.config(model, blocks)
             try:
-                wrapped = get_peft_model(model, config)
+                with by_name(model):
+                    wrapped = get_peft_model(model, config)
             except (ValueError, TypeError, NotImplementedError) as error:
                 names = sorted({name.rsplit(".", 1)[-1] for name in config.target_modules})
                 raise OffsiteError(
@@ -73,7 +76,8 @@ class AttachedPeft(Attached):
 
         with warnings.catch_warnings():  # VeRA's, that projections are drawn again: intended
             warnings.filterwarnings("ignore", "Specified to not")
-            result = set_peft_model_state_dict(self.model, dict(tensors))
+            with by_name(self.model):
+                result = set_peft_model_state_dict(self.model, dict(tensors))
         if result.unexpected_keys:
             raise OffsiteError("The delta's tensors do not fit its peft method on these blocks.")
 
@@ -86,6 +90,27 @@ class AttachedPeft(Attached):
         config |= {"base_model_name_or_path": None, "revision": None}  # it would be a local path
         config["inference_mode"] = True
         return json.dumps(config, indent=1, default=plain, sort_keys=True) + "\n"
+
+
+@contextmanager
+def by_name(model: nn.Module) -> Iterator[None]:
+    """Within the ``with``, peft takes layers by the names they have.
+
+    Of some mixtures of experts it otherwise reads names such as ``gate_proj`` as older releases of
+    transformers used them, and trains the fused experts of all blocks instead (peft 3711).
+    """
+    own: dict[str, Any] = vars(model.config)
+    kind = getattr(model.config, "model_type", None)
+    if get_checkpoint_conversion_mapping(kind) is None:  # peft renames nothing
+        yield
+        return
+    hidden = {"model_type": own["model_type"]} if "model_type" in own else {}
+    own["model_type"] = ""
+    try:
+        yield
+    finally:
+        del own["model_type"]
+        own.update(hidden)
 
 
 def plain(value: Any) -> Any:
