@@ -102,6 +102,7 @@ class Align:
                 precision=self.precision,
                 eval_every=max(1, self.steps // 10, 2 * len(held_out) // self.batch_size),
                 seed=context.seed,
+                compile=False if changes else None,  # hooks that come and go would recompile
             ),
             device=context.device,
             eval_data=held_out,
