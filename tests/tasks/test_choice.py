@@ -20,7 +20,12 @@ from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks import load_task, task_names
 from offsite.tasks.data import TaskData, read_data
-from offsite.tasks.questions.likelihood import continues, scores_with_cache, scores_without_cache
+from offsite.tasks.questions.likelihood import (
+    continues,
+    pads,
+    scores_with_cache,
+    scores_without_cache,
+)
 from offsite.tasks.questions.open_question import normal
 from offsite.tasks.source import Source
 from offsite.training.options import TrainOptions
@@ -72,7 +77,12 @@ def test_accuracy_equals_a_slow_obvious_reference(
         for r in ROWS
     ]
     cached = [scores_with_cache(model, [q])[0] for q in asked]
-    for given in (cached, scores_without_cache(model, asked)):
+    ways = [cached, scores_without_cache(model, asked)]
+    longest, shortest = (f(asked, key=lambda q: len(q.prompt)) for f in (max, min))
+    assert len(longest.prompt) > len(shortest.prompt)
+    assert pads(model, longest, shortest)
+    ways.append(scores_with_cache(model, asked))
+    for given in ways:
         for a, b in zip(given, expected, strict=True):
             assert a == pytest.approx(b, abs=1e-3)
     assert continues(model, asked[0].prompt)
@@ -127,6 +137,22 @@ def test_a_model_that_cannot_keep_keys_is_scored_all_the_same(
     expected = task.evaluate(model, data).items
     model.model.layers[3].self_attn.layer_idx = 2  # one cache slot twice: silently wrong
     assert not continues(model, data.questions[0].prompt)  # type: ignore[attr-defined]
+    assert task.evaluate(model, data).items == expected
+
+
+def test_a_model_that_does_not_heed_padding_is_scored_all_the_same(
+    tokenizer: Any, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, task = language_model("gpt2"), load_task("arc_easy")
+    data = task.load(questions, tokenizer, model, train=False)
+    expected = task.evaluate(model, data).items
+    asked = sorted(data.questions, key=lambda q: -len(q.prompt))  # type: ignore[attr-defined]
+    assert pads(model, asked[0], asked[-1])
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda attention_mask=None, position_ids=None, **more: forward(**more)
+    )
+    assert not pads(model, asked[0], asked[-1])
     assert task.evaluate(model, data).items == expected
 
 

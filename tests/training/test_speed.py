@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from offsite.deltas import DiffPruning, Full, LoRA
+from offsite.deltas import BitFit, DiffPruning, Full, LoRA
 from offsite.errors import OffsiteError
 from offsite.model import replay
 from offsite.model.blocks import alias, get_blocks
@@ -127,6 +127,16 @@ def test_what_is_frozen_is_held_in_half_and_what_trains_in_float32(method: Any) 
         assert two.data_ptr() == three.data_ptr()
     for name, parameter in runner.named_parameters():
         assert parameter.requires_grad or parameter.data_ptr() == before[name].data_ptr()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_norm_of_which_a_part_trains_is_held_in_one_precision(family: str) -> None:
+    runner: Any = BitFit().attach(language_model(family), [0, 5]).model
+    ids = torch.stack([row["input_ids"] for row in rows(2)])
+    with held(runner, torch.bfloat16, CPU), torch.autocast("cpu", torch.bfloat16):
+        loss = TASK.loss(runner, {"input_ids": ids, "labels": ids})
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
 
 
 def test_half_precision_learns_what_float32_learns() -> None:

@@ -55,7 +55,8 @@ def held(
     """Move a model to a device: what is frozen in ``dtype``, what trains in float32.
 
     A weight to which a trained difference is added stays in float32 too, since the sum is what
-    travels. At the end frozen parameters are again the very tensors they were; what trained stays.
+    travels, and so does the weight of a norm whose bias trains. At the end frozen parameters are
+    again the very tensors they were; what trained stays.
 
     Args:
         shard: spread the frozen blocks over the processes of torchrun.
@@ -66,7 +67,10 @@ def held(
 
 def _held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     frozen: list[tuple[nn.Parameter, torch.Tensor]] = []
-    casts: dict[tuple[int, torch.Size], torch.Tensor] = {}  # blocks may share a tensor's memory
+    casts: dict[
+        tuple[int, torch.Size, torch.dtype], torch.Tensor
+    ] = {}  # blocks may share a tensor's memory
+    beside = beside_trained(model)
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or isinstance(parameter, DTensor):
             continue  # what is spread is on its device
@@ -75,8 +79,9 @@ def _held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterato
             parameter.data = before.to(device, torch.float32)
         elif RECOMPUTED not in name:
             frozen.append((parameter, before))
-            key = (before.data_ptr(), before.shape)
-            casts[key] = casts.get(key, before).to(device, dtype)
+            own = torch.float32 if parameter in beside else dtype
+            key = (before.data_ptr(), before.shape, own)
+            casts[key] = casts.get(key, before).to(device, own)
             parameter.data = casts[key]
     try:
         model.to(device)
@@ -84,3 +89,17 @@ def _held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterato
     finally:
         for parameter, before in frozen:
             parameter.data = before
+
+
+def beside_trained(model: nn.Module) -> set[nn.Parameter]:
+    """Frozen vectors of modules in which another parameter trains.
+
+    A norm whose bias trains and whose weight does not is computed with both in one precision.
+    """
+    return {
+        parameter
+        for module in model.modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 1 and not parameter.requires_grad
+    }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from offsite.model.replay import forward
 from offsite.training.progress import track
 
 TOLERANCE = 0.2  # nats; what bfloat16 rounds away is far below, a wrong position far above
+EXACT = 0.01  # the same where the model is in float32
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,24 @@ def choice_scores(
 ) -> list[list[float]]:
     """Log-likelihood (nats) of every choice of every question, in the order given.
 
-    Prompts of equal length make a batch without padding; their keys and values are kept and each
-    choice is run on top of them.
+    The keys and values of prompts are kept, and each choice is run on top of them. Prompts of about
+    the same length make a batch, padded on the left; of exactly the same length where the model
+    cannot be padded.
 
     Args:
         batch_size: choices at a time.
     """
     model.eval()
     trial = questions[0].prompt + questions[0].choices[0]
-    score = scores_with_cache if continues(model, trial) else scores_without_cache
+    cached = continues(model, trial)
+    score = scores_with_cache if cached else scores_without_cache
     scores: list[list[float]] = [[] for _ in questions]
-    most = max(len(question.choices) for question in questions)
-    parts = list(same_length([q.prompt for q in questions], batch_size // most))
+    size = batch_size // max(len(question.choices) for question in questions)
+    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
+    if not cached or pads(model, questions[order[0]], questions[order[-1]]):
+        parts = list(in_batches(order, size))
+    else:
+        parts = list(same_length([q.prompt for q in questions], size))
     for part in track(parts, "scoring choices"):
         found = score(model, [questions[index] for index in part])
         for index, values in zip(part, found, strict=True):
@@ -74,6 +83,20 @@ def continues(model: nn.Module, ids: Sequence[int]) -> bool:
     return bool((rest.logits[:, -1].float().log_softmax(dim=-1) - whole).abs().max() < TOLERANCE)
 
 
+@torch.no_grad()
+def pads(model: nn.Module, longer: Question, shorter: Question) -> bool:
+    """Whether a model scores two questions in one batch, padded on the left, as it does apart."""
+    try:
+        together = scores_with_cache(model, [longer, shorter])
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
+        return False
+    apart = [scores_with_cache(model, [question])[0] for question in (longer, shorter)]
+    single = next(model.parameters()).dtype == torch.float32
+    limit = EXACT if single else TOLERANCE
+    pairs = [p for found in zip(together, apart, strict=True) for p in zip(*found, strict=True)]
+    return all(abs(one - two) < limit for one, two in pairs)
+
+
 def same_length(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Batches of numbers of prompts that have one length, the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -89,22 +112,43 @@ def in_batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def scores_with_cache(model: nn.Module, questions: Sequence[Question]) -> list[list[float]]:
-    """Prompts of one length first, then all choices on top of their keys and values."""
+    """Prompts first, then all choices on top of their keys and values.
+
+    Prompts of different lengths are padded on the left, so that a choice follows its prompt at once
+    and a window of attention holds what it would hold without padding.
+    """
     device = next(model.parameters()).device
-    prompts = torch.tensor([q.prompt for q in questions], device=device)
+    prompts = [q.prompt for q in questions]
     owners = [i for i, q in enumerate(questions) for _ in q.choices]
     choices = [choice for q in questions for choice in q.choices]
-    longest = max(map(len, choices))
-    output = model(input_ids=prompts, use_cache=longest > 1)
+    widest, longest = max(map(len, prompts)), max(map(len, choices))
+    ids = torch.tensor([[0] * (widest - len(row)) + row for row in prompts], device=device)
+    lengths = torch.tensor([[len(row)] for row in prompts], device=device)
+    places = torch.arange(widest, device=device) - (widest - lengths)
+    first: dict[str, Any] = {"logits_to_keep": 1} if keeps_few(model) else {}
+    padded = bool((lengths < widest).any())
+    if padded:
+        first |= {"attention_mask": (places >= 0).long(), "position_ids": places.clamp(min=0)}
+    output = model(input_ids=ids, use_cache=longest > 1, **first)
     rows = torch.tensor(owners, device=device)
     logits = output.logits[:, -1:][rows]
     targets = _padded(choices, longest).to(device)
     if longest > 1:
-        cache = output.past_key_values
+        cache, given = output.past_key_values, targets[:, :-1].clamp(min=0)
         cache.batch_select_indices(rows)
-        rest = model(input_ids=targets[:, :-1].clamp(min=0), past_key_values=cache, use_cache=True)
-        logits = torch.cat([logits, rest.logits], dim=1)
+        rest: dict[str, Any] = {}
+        if padded:
+            mask = torch.cat([first["attention_mask"][rows], torch.ones_like(given)], dim=1)
+            after = lengths[rows] + torch.arange(longest - 1, device=device)
+            rest = {"attention_mask": mask, "position_ids": after}
+        output = model(input_ids=given, past_key_values=cache, use_cache=True, **rest)
+        logits = torch.cat([logits, output.logits], dim=1)
     return _regroup(_gather(logits, targets), questions)
+
+
+def keeps_few(model: nn.Module) -> bool:
+    """Whether a model can be asked for the logits of the last position alone."""
+    return "logits_to_keep" in signature(model.forward).parameters
 
 
 def scores_without_cache(model: nn.Module, questions: Sequence[Question]) -> list[list[float]]:
