@@ -144,6 +144,18 @@ def test_presets_by_command(
     assert os.listdir(tmp_path / name)
 
 
+def test_the_emulator_is_scored_on_some_of_the_owners_data_or_on_all_of_the_given(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    model = model_folder("llama")
+    words = ("--keep", 1, "--adapter", "ends:1,1", "--max-length", 4)
+    for option, out in (("--data", tmp_path / "a"), ("--eval-data", tmp_path / "b")):
+        status, text, err = run("offer", model, "--out", out, *words, option, text_file, "--json")
+        assert status == 0 and (rows := json.loads(text)["rows_scored"]) > 32, err
+        assert (rows <= 64) == (option == "--data")
+        assert f"scoring: {rows:,} rows, about " in err
+
+
 @pytest.mark.parametrize("side", ["offer", "plug"])
 def test_what_the_record_does_not_know_is_not_left(
     side: str, run: Run, exchange: Path, monkeypatch: pytest.MonkeyPatch

@@ -158,3 +158,18 @@ def test_a_peft_configuration_is_held_to_its_tensors(pair: Any, tmp_path: Path) 
     delta.save(tmp_path / "delta")
     with pytest.raises(ot.OffsiteError, match="peft configuration sets 'r'"):
         ot.Delta.load(tmp_path / "delta")
+
+
+def test_integer_weights_count_as_what_they_stand_for() -> None:
+    model = language_model("llama", hidden_size=64, intermediate_size=128)
+    bounds = {}
+    for name, recipe in {
+        "plain": [],
+        "int8": [ot.Quantise(bits=8)],
+        "int4": [ot.Quantise(bits=4)],
+    }.items():
+        offer, _ = ot.make_offer(model, adapter=ot.ends(1, 1), recipe=recipe, reach="all")
+        bounds[name] = offer.manifest.contract
+    assert bounds["int8"].max_bytes == bounds["int4"].max_bytes == bounds["plain"].max_bytes
+    for name in ("int8", "int4"):
+        assert bounds[name].max_norm == pytest.approx(bounds["plain"].max_norm, rel=0.02)

@@ -37,7 +37,8 @@ SIZES = (  # integers that every family which has them gives memory to
 HUGE = [  # families whose default models have the most modules or take the longest to build
     "glm_moe_dsa", "inkling_text", "axk2", "hy_v3", "deepseek_v3", "deepseek_v4",
     "phi4_multimodal", "gemma3n", "gemma4", "zamba2", "jamba", "nemotron_h", "mamba2", "rwkv",
-    "xlstm", "mvp", "moshi", "bart", "bigbird_pegasus", "qwen3_moe", "gpt_oss", "dbrx",
+    "xlstm", "musicgen_melody", "mvp", "moshi", "bart", "bigbird_pegasus", "qwen3_moe",
+    "gpt_oss", "dbrx",
 ]  # fmt: skip
 
 

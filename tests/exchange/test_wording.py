@@ -57,6 +57,29 @@ def test_offer_says_which_words_travel(talkative: Path, tmp_path: Path, run: Run
     }
 
 
+def test_inspect_says_which_words_came(talkative: Path, tmp_path: Path, run: Run) -> None:
+    words = (str(talkative), "--adapter", "ends:1,1", "--keep", "1", "--device", "cpu")
+    assert run("offer", *words, "--out", str(tmp_path / "o"))[0] == 0
+    status, text, _ = run("inspect", str(tmp_path / "o"))
+    flat = " ".join(text.split())
+    assert status == 0 and "4 added tokens (<|end|>, <|acme-zeus|>, alice-notes, kept word)" in flat
+    assert "a chat template of" in flat
+    status, text, _ = run("inspect", str(tmp_path / "o"), "--json")
+    assert json.loads(text)["words"]["added_tokens"][1] == "<|acme-zeus|>"
+
+
+@pytest.mark.parametrize("part", ["chat-template", "added-tokens"])
+def test_chats_need_the_template(part: str, talkative: Path, tmp_path: Path, run: Run) -> None:
+    words = (str(talkative), "--adapter", "ends:1,1", "--keep", "1", "--device", "cpu")
+    out = str(tmp_path / "o")
+    status, _, err = run("offer", *words, "--out", out, "--task", "chat", "--leave-out", part)
+    assert status == 2 and not (tmp_path / "o").exists()
+    assert f"--leave-out {part} takes away the chat template, which --task chat needs" in err
+    with pytest.raises(OffsiteError, match="which --task chat needs"):
+        make_offer(talkative, task=load_task("chat"), leave_out=[part])
+    assert parse_parts(["labels"], "chat") == {"labels"}
+
+
 def test_tokens_and_templates_left_out_change_no_ids(talkative: Path, tmp_path: Path) -> None:
     before = transformers.AutoTokenizer.from_pretrained(talkative)
     made, _ = make_offer(talkative, adapter=ends(1, 1), recipe=[Drop(keep=1)], device="cpu",

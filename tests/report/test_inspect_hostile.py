@@ -134,7 +134,7 @@ def test_brackets_in_a_record_and_in_paths_are_shown(
 
 def test_a_quantised_offer_is_shown_with_its_own_layers(exchange: Path) -> None:
     loaded = Offer.load(exchange / "quantised")
-    manifest, skeleton = read_offer(exchange / "quantised")
+    manifest, skeleton, _ = read_offer(exchange / "quantised")
     held = dict(held_tensors(skeleton))
     assert {n: tuple(t.shape) for n, t in held.items()} == {
         name: entry.shape for name, entry in manifest.tensors.items()

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from rich.markup import escape
+from torch.utils.data import Subset
 
 from offsite.audit.gate import Gate
 from offsite.audit.recovered import OfferAudit
+from offsite.audit.training import spread
 from offsite.cli.choice import RecipeOptions
 from offsite.cli.show import describe, note
+from offsite.compress.forecast import seconds_of, span
 from offsite.compress.recipe import Recipe
 from offsite.compress.scaleot.step import resolve_adapter
 from offsite.compress.step import check_data
@@ -51,11 +54,17 @@ class DataSets:
         own = read_data(task, find_source(task, data, "train"), train=True)
         return cls(own, read_data(task, find_source(task, eval_data, "test")))
 
-    def to_score(self) -> TaskData | None:
-        """What to score on; a folder of one's own data may have a part for it."""
-        if self.test is not None or self.own is None:
-            return self.test
-        return read_data(self.own.task, str(self.own.source))
+    def to_score(self, made: Offer) -> Any:
+        """Rows to score an offer on: those for it, or else at most 64 rows of the owner's own data.
+
+        A folder of one's own data may have a part for scoring.
+        """
+        if self.test is not None:
+            return self.test.rows(made.processor, made.model)
+        if self.own is None:
+            return None
+        rows = TaskData(self.own.task, self.own.source).rows(made.processor, made.model)
+        return Subset(rows, spread(range(len(rows))))
 
 
 def open_model(name: str, task: Task, data: DataSets, gate: Gate | None) -> Checkpoint:
@@ -104,15 +113,20 @@ def attacked(found: OfferAudit | None) -> Said:
     return {"recovered": best.recovered}, [line]
 
 
-def scored(made: Offer, data: TaskData | None, device: torch.device) -> Said:
+def scored(made: Offer, task: Task, data: DataSets, device: torch.device) -> Said:
     """The score of the emulator before tuning, and a warning where it hardly works."""
     result: dict[str, Any] = {}
     lines, zero_shot = [], None
-    if data is not None:
-        rows = data.rows(made.processor, made.model)
-        zero_shot = data.task.evaluate(made.model.to(device), rows)
+    if (rows := data.to_score(made)) is not None:
+        model = made.model.to(device)
+        batch = {key: value.to(device) for key, value in task.collate([rows[0]]).items()}
+        each = seconds_of(model, batch)
+        note(f"scoring: {len(rows):,} rows, about {span(each * len(rows))} on this machine")
+        zero_shot = task.evaluate(model, rows)
         result = {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}
-        lines.append(f"  zero-shot    {describe(zero_shot)} (the emulator, before tuning)")
+        result["rows_scored"] = len(rows)
+        told = f"the emulator, before tuning, on {len(rows):,} rows"
+        lines.append(f"  zero-shot    {describe(zero_shot)} ({told})")
     if warning := judge_emulator(made.model, zero_shot):
         result["warning"] = warning
         lines.append(f"  [bold]warning[/]      {warning}")

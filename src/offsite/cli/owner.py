@@ -82,7 +82,7 @@ def offer(
     made.save(out, record)
     finish_work(work)
     result, lines = offering.summary(out, record, made, private)
-    scored = offering.scored(made, data_sets.to_score(), place)
+    scored = offering.scored(made, kind, data_sets, place)
     for more, told in (offering.attacked(audited), scored):
         result |= more
         lines += told

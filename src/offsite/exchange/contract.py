@@ -15,6 +15,7 @@ from offsite.exchange.manifest import Contract, Reach
 from offsite.exchange.side import divide, sides_of, spoken
 from offsite.model.blocks import get_blocks
 from offsite.model.heads import check_head, head_entries
+from offsite.model.layers import stood_for
 from offsite.model.tensors import TensorEntry
 
 
@@ -24,7 +25,7 @@ def make_contract(
     """What a delta may bring back: tensors of the adapter blocks, within generous bounds.
 
     For an image model that includes a classifier head. With ``reach`` ``all`` the bounds are those
-    of all blocks.
+    of all blocks, where integer weights count as the floating-point ones that they stand for.
     """
     blocks = get_blocks(model)
     tensors = {
@@ -32,13 +33,14 @@ def make_contract(
         for index in adapter
         for name, parameter in blocks[index].named_parameters()
     }
-    tuned = list(blocks.parameters() if reach == "all" else tensors.values())
-    norm = sum(float(t.detach().float().pow(2).sum()) for t in tuned) ** 0.5
-    size = sum(t.numel() for t in tuned)
+    size, squares = 0, 0.0
+    for weight in stood_for(blocks) if reach == "all" else tensors.values():
+        size += weight.numel()
+        squares += float(weight.detach().float().pow(2).sum())
     return Contract(
         tensors={name: TensorEntry.of(t) for name, t in tensors.items()},
         max_bytes=8 * size + 2**20,
-        max_norm=10 * norm + 100,
+        max_norm=10 * squares**0.5 + 100,
         head=head_entries(model),
         reach=reach,
     )

@@ -37,6 +37,7 @@ from offsite.exchange.vetting import (
     vet_files,
     vet_tensors,
 )
+from offsite.exchange.wording import Wording
 from offsite.files import new_folder
 from offsite.model import layers
 from offsite.model.blocks import block_path
@@ -187,14 +188,20 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     return manifest, skeleton, config, weights
 
 
-def read_offer(folder: str | Path) -> tuple[OfferManifest, Any]:
-    """The manifest of an offer and its model without weights, judged as :meth:`Offer.load` does.
+def read_offer(folder: str | Path) -> tuple[OfferManifest, Any, Wording]:
+    """The manifest of an offer, its model without weights, and its words.
+
+    All is judged as :meth:`Offer.load` does.
 
     Raises:
         OffsiteError: see :meth:`Offer.load`.
     """
-    with tempfile.TemporaryDirectory(prefix="offsite-") as inner:
-        return vet_offer(Path(folder), Path(inner))[:2]
+    with tempfile.TemporaryDirectory(prefix="offsite-") as private:
+        inner = Path(private)
+        manifest, skeleton, config, _ = vet_offer(Path(folder), inner)
+        kind = kind_of_task(manifest.task)
+        processor = read_processor(inner, kind, folder, config=config)
+        return manifest, skeleton, Wording.of(processor, config)
 
 
 def check_ends(model: Any, family: Any) -> None:

@@ -23,6 +23,7 @@ Part = Literal["added-tokens", "chat-template", "labels"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 SHOWN = 8
+CHAT = "chat"  # the task whose data passes through the chat template
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,14 @@ def few(words: Collection[str]) -> str:
     return first if len(words) <= SHOWN else f"{first}, ..."
 
 
-def parse_parts(names: Collection[str]) -> frozenset[Part]:
+def parse_parts(names: Collection[str], task: str = TEXT.name) -> frozenset[Part]:
     """What to leave out of an offer, by name.
 
+    Args:
+        task: the name of the task that the offer is for.
+
     Raises:
-        OffsiteError: an unknown name.
+        OffsiteError: an unknown name, or what the task needs.
     """
     for name in names:
         if name not in PARTS:
@@ -81,6 +85,11 @@ def parse_parts(names: Collection[str]) -> frozenset[Part]:
                 f"'{name}' cannot be left out of an offer; use {', '.join(PARTS[:-1])} or "
                 f"{PARTS[-1]}."
             )
+    if task == CHAT and (needed := sorted({"added-tokens", "chat-template"} & {*names})):
+        raise OffsiteError(
+            f"--leave-out {needed[0]} takes away the chat template, which --task chat needs; send "
+            "it, or make the offer for another task."
+        )
     return frozenset(part for part in PARTS if part in names)
 
 

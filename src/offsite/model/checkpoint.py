@@ -21,7 +21,7 @@ from offsite.model.blocks import block_path, get_blocks, renumber
 from offsite.model.configuration import load_config, load_generation, misfit
 from offsite.model.depth import parts, take
 from offsite.model.judge import judge
-from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class
+from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class, text_config
 from offsite.model.processor import read_processor
 from offsite.model.quiet import quiet as quiet
 from offsite.model.stored import StoredModel
@@ -94,7 +94,7 @@ class Checkpoint:
             raise wrong_kind(self.config, self.kind.auto_class)
         text = self.config.sub_configs.get("text_config")
         own = text is not None and build.config_class is text
-        config = copy.deepcopy(self.config.get_text_config() if own else self.config)
+        config = copy.deepcopy(text_config(self.config) if own else self.config)
         with quiet():
             stored = judge(self.name, config, build)
             if stored.empty:

@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
-from offsite.model.kind import kind_of_class
+from offsite.model.kind import kind_of_class, text_config
 from offsite.model.weights import other_format
 
 
@@ -96,7 +96,7 @@ def load_generation(name: str | Path, label: str | Path | None = None) -> Any:
 
 def wrong_pad(config: Any) -> OffsiteError | None:
     """Why no model can have this ``pad_token_id``; None where the vocabulary has such a token."""
-    text = config.get_text_config()
+    text = text_config(config)
     pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is None or size is None or -size <= pad < size:
         return None

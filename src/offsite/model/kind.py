@@ -7,6 +7,9 @@ from typing import Any
 
 import transformers
 
+from offsite.errors import OffsiteError
+from offsite.files import shown
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -64,6 +67,23 @@ IMAGE = Kind(
     processor_name="image processor",
     processor_files=("preprocessor_config.json", "processor_config.json"),
 )
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes text; the whole where it has no such part.
+
+    Raises:
+        OffsiteError: a model of several texts, such as one for music, has more than one.
+    """
+    if not hasattr(config, "get_text_config"):
+        return config
+    try:
+        return config.get_text_config()
+    except ValueError:
+        raise OffsiteError(
+            f"A model of type '{shown(config.model_type)}' has several parts that read text, and "
+            "offsite needs one; use a decoder-only language model."
+        ) from None
 
 
 def kind_of_task(task: str) -> Kind:

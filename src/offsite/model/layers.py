@@ -6,7 +6,7 @@ file and from nothing else, so no code ever travels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -170,6 +170,17 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return packed_linear(inputs, self.codes, self.scales, self.bias)
+
+
+def stood_for(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The weights that a delta may change: parameters, and of integers the weight they stand for.
+
+    One unpacked weight exists at a time.
+    """
+    yield from module.parameters()
+    for layer in module.modules():
+        if isinstance(layer, QuantisedLinear):
+            yield layer.dequantised()
 
 
 def build(spec: Any) -> nn.Module:

@@ -18,6 +18,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from offsite.errors import OffsiteError
 from offsite.files import read_json, shown
+from offsite.model.kind import text_config
 from offsite.model.tensors import TORCH
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -180,7 +181,7 @@ def check_unquantised(name: str | Path, config: Any) -> None:
     Raises:
         OffsiteError: naming the quantisation, or a dtype that stands for one.
     """
-    for part in (config, config.get_text_config()):
+    for part in (config, text_config(config)):
         said = getattr(part, "quantization_config", None)
         if said is None:
             continue

@@ -91,7 +91,7 @@ def make_offer(
     task = task or CausalText()
     check_name(name)
     check_data(recipe, data)
-    groups, parts = read_sides(side or {}), parse_parts(leave_out)
+    groups, parts = read_sides(side or {}), parse_parts(leave_out, task.name)
     source = model if isinstance(model, nn.Module) else named(model, task)
     if isinstance(source, Checkpoint):
         processor = processor or source.processor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
 
 def inspect_offer(path: Path) -> Shown:
     """An offer: what it is, its blocks, what it accepts in return."""
-    manifest, skeleton = read_offer(path)
+    manifest, skeleton, words = read_offer(path)
     size = sum(entry.bytes for entry in manifest.tensors.values())
     special = sorted({spec.kind for spec in manifest.layers.values()})
     rows: list[tuple[str, object]] = [
@@ -95,13 +96,15 @@ def inspect_offer(path: Path) -> Shown:
         ("other layers", ", ".join(special) or "none: plain transformers can load it"),
         ("shared blocks", len(manifest.shared) or "none"),
         *side_facts(manifest),
+        *(("words", line) for line in [*words.lines()] or ["none beside the vocabulary"]),
         ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
         ("a tensor changes by", f"at most {MAX_CHANGE:g} times its norm and 1 in each value"),
     ]
     prefix = tuple(f"{manifest.block_path}.{index}." for index in manifest.adapter)
     tuned = {name for name, _ in skeleton.named_parameters() if name.startswith(prefix)}
     data = manifest.model_dump(mode="json", exclude={"tensors", "contract"})
-    return {**data, "bytes": size}, [facts(f"offer {path}", rows), model_tree(skeleton, tuned)]
+    data |= {"bytes": size, "words": asdict(words)}
+    return data, [facts(f"offer {path}", rows), model_tree(skeleton, tuned)]
 
 
 def side_facts(manifest: OfferManifest) -> list[tuple[str, object]]:
@@ -130,7 +133,7 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
     data = manifest.model_dump(mode="json", exclude={"tensors"})
     skeleton = None
     if base is not None:
-        offer, skeleton = read_offer(base)
+        offer, skeleton, _ = read_offer(base)
         require(offer.id == manifest.parent, f"The delta '{path}' does not answer '{base}'.")
     shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
     title = f"{method_text(manifest.method)} delta"

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import processors
 
 from offsite.errors import OffsiteError
+from offsite.model.kind import text_config
 
 PROBE = "a b"
 BEFORE = ("\n", "|", "0")  # characters that rarely melt into one token with what follows
@@ -145,7 +146,7 @@ def check_embedded(rows: Iterable[Sequence[int]], processor: Any, config: Any) -
     Raises:
         OffsiteError: an id at or over the size of the vocabulary; the token is named.
     """
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(config)
     size = getattr(text, "vocab_size", None)
     highest = max((max(ids) for ids in rows if ids), default=-1)
     if size is not None and highest >= size:
