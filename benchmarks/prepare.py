@@ -4,7 +4,9 @@ The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of 
 training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle,
 and for prompt_decoders.py samples of other books and articles; the pictures of numbers are drawn
 here. CIFAR-10, which is sorted by class, is shuffled, and 4,000 pictures of it are taken. Of large
-sets of questions the first 2,000 are taken beside the whole.
+sets of questions the first 2,000 are taken beside the whole. Models that others pretrained, such as
+SmolLM2 and DINOv2, are linked from ``build/models``, where ``hf download REPO --local-dir
+build/models/NAME`` puts them.
 
     python -m benchmarks.prepare ../shared
 """
@@ -61,8 +63,19 @@ def pictures(source: Path, target: Path) -> None:
     np.savez_compressed(target, **arrays)  # type: ignore[arg-type]
 
 
-def main(shared: Path) -> None:
+def link_models(models: Path) -> None:
+    """Link every model folder of a folder under ``build/bench``, where one is not there yet."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for config in sorted(models.glob("*/config.json")):
+        link = TARGET / config.parent.name
+        if not link.exists():
+            link.unlink(missing_ok=True)  # a link whose model was moved
+            link.symlink_to(config.parent.resolve())
+
+
+def main(shared: Path, models: Path) -> None:
     """Copy and cut."""
+    link_models(models)
     for folder in ("wikitext", "qa", "public"):
         (TARGET / folder).mkdir(parents=True, exist_ok=True)
     shutil.copytree(shared / "models/bookling-31m", TARGET / "bookling-31m", dirs_exist_ok=True)
@@ -87,4 +100,11 @@ def main(shared: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Lay out the inputs under build/bench.")
     parser.add_argument("shared", type=Path, help="the folder with `models` and `data`")
-    main(parser.parse_args().shared)
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path("build/models"),
+        help="a folder of other models that the experiments name, each in a folder of its own",
+    )
+    args = parser.parse_args()
+    main(args.shared, args.models)

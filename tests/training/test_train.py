@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,31 @@ def test_logs_for_trackers_outlive_the_work_folder(tmp_path: Path) -> None:
 def test_steps_that_cannot_run_are_refused_when_they_are_made(make: Any) -> None:
     with pytest.raises(OffsiteError):
         make()
+
+
+ELSEWHERE = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "PMI_SIZE": "2",
+}
+
+
+def test_what_other_launchers_left_in_the_environment_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Schedulers, MPI and accelerate's own configuration set these for other runs."""
+    options = TrainOptions(steps=3, batch_size=2, lr=0.1)
+    plain, history = fit(options)
+    for key, value in ELSEWHERE.items():
+        monkeypatch.setenv(key, value)
+    again, repeated = fit(options)
+    assert torch.equal(plain.slope, again.slope)
+    assert history.points == repeated.points and history.steps == repeated.steps
+    epoch = fit(TrainOptions(epochs=1, batch_size=3))[1]
+    assert epoch.steps == 3  # nine rows, all of them this process's
+    assert {key: os.environ[key] for key in ELSEWHERE} == ELSEWHERE

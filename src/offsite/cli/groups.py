@@ -81,7 +81,7 @@ def option(field: Field[Any], kind: Any, words: Mapping[str, str], panel: str | 
     flag = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
     return Annotated[
         list[str] if isinstance(field.default, tuple) else kind,
-        typer.Option(*flag, help=words[field.name], rich_help_panel=panel),
+        typer.Option(*flag, help=words.get(field.name, ""), rich_help_panel=panel),
     ]
 
 

@@ -23,19 +23,28 @@ def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
     steps = [step for step in recipe if step.needs.rows]
     if not steps or context.data is None or context.task is None:
         return []
-    with own_generators():  # a loader draws a seed
-        batch = next(context.batches(1, 1))
+    batch = one_row(context)
     each = seconds_of(context.model, batch)
-    total = len(get_blocks(context.model))
     lines = []
     for step in steps:
         rows = rows_of(step.needs, context.data)
         words = f"{step.kind}: {rows:,} rows of data"
         if "input_ids" in batch:
             words += f", at most {rows * batch['input_ids'].shape[1]:,} tokens"
-        seconds = passes_of(step.needs, context.data, total) * each
+        seconds = passes_in(step, context) * each
         lines.append(f"{words}, about {span(seconds)} on this machine")
     return lines
+
+
+def one_row(context: Context) -> Mapping[str, torch.Tensor]:
+    """The first row of the data; no generator of the run moves."""
+    with own_generators():  # a loader draws a seed
+        return next(context.batches(1, 1))
+
+
+def passes_in(step: Step, context: Context) -> float:
+    """:func:`passes_of` a step with this model and data."""
+    return passes_of(step.needs, context.data, len(get_blocks(context.model)))
 
 
 def rows_of(needs: Needs, data: Any) -> int:

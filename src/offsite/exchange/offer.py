@@ -38,7 +38,7 @@ from offsite.exchange.vetting import (
     vet_tensors,
 )
 from offsite.exchange.wording import Wording
-from offsite.files import new_folder
+from offsite.files import new_folder, read_json
 from offsite.model import layers
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
@@ -47,6 +47,7 @@ from offsite.model.kind import kind_of_task
 from offsite.model.processor import read_processor
 from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
 
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
 MAX_SHARD = "4GB"
 
@@ -216,6 +217,27 @@ def check_ends(model: Any, family: Any) -> None:
             raise cannot_move(name, in_block=False)
 
 
+def check_written(folder: Path, config: Any) -> None:
+    """Refuse a model of whose inner configurations transformers leaves a size out.
+
+    Raises:
+        OffsiteError: a reader of the folder's config.json would build a model of another size.
+    """
+    written = read_json(folder / "config.json")
+    for part in config.sub_configs:
+        own, said = getattr(config, part, None), written.get(part)
+        if own is None or not isinstance(said, dict):
+            continue
+        usual = type(own)().to_dict()
+        lost = [k for k in SIZES if k not in said and usual.get(k) != getattr(own, k, usual.get(k))]
+        if lost:
+            raise OffsiteError(
+                f"transformers leaves '{lost[0]}' out of the {part} that it writes for a "
+                f"'{config.model_type}' model, so a reader of the offer would build a model of "
+                "another size; this family cannot be offered."
+            )
+
+
 def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     """Fill an empty folder and return the finished manifest."""
     model = offer.model
@@ -242,6 +264,7 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
         shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     allow(folder, model, offer.processor)
     scrub(folder)
+    check_written(folder, model.config)
     sides = sides_of(model)
     for group in sides.values():
         save_tensors(group.tensors, folder / group.file)

@@ -11,6 +11,8 @@ import torch
 from offsite.errors import OffsiteError
 from offsite.training.processes import local_rank
 
+# what accelerate takes for the rank of a process and their number, whoever set it
+RANKS = ("RANK", "RANKID", "WORLD_SIZE", "PMI_SIZE")
 ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
 
 
@@ -36,16 +38,22 @@ def pick_device(name: str | None = None) -> torch.device:
 
 @contextmanager
 def accelerator(device: torch.device) -> Iterator[None]:
-    """Let accelerate take this device and not the first, for now."""
-    before = os.environ.get(ACCELERATE)
+    """Let accelerate take this device, and nothing else from the environment, for now.
+
+    Its own variables choose a precision or a framework, and those of schedulers and MPI say that
+    other processes take part; a run must not depend on them. Those of torchrun stay.
+    """
+    foreign = [key for key in os.environ if key.startswith("ACCELERATE_")]
+    if local_rank() is None:
+        foreign += [key for key in os.environ if key.endswith(RANKS)]
+    hidden = {key: os.environ.pop(key) for key in foreign}
     if device.index is not None:
         os.environ[ACCELERATE] = str(device)
     try:
         yield
     finally:
         os.environ.pop(ACCELERATE, None)
-        if before is not None:
-            os.environ[ACCELERATE] = before
+        os.environ.update(hidden)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from offsite.training.devices import accelerator
 from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
 from offsite.training.precision import fitted
+from offsite.training.processes import process_count
 from offsite.training.resume import Interrupted
 from offsite.training.sharding import share_root
 from offsite.training.tunable import Loss, Tunable
@@ -150,7 +150,7 @@ def _checkpoint(work: Path | None) -> Path | None:
 
 def _steps(options: TrainOptions, rows: int) -> int:
     """Optimiser steps of a run over so many rows, which all processes share."""
-    batch = options.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    batch = options.batch_size * process_count()
     each = math.ceil(math.ceil(rows / batch) / options.accumulate)
     return options.steps or max(1, math.ceil(each * options.epochs))
 

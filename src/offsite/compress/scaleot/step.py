@@ -67,7 +67,7 @@ class LayerReplace:
         return Needs(
             data=own,
             rows=rows,
-            passes=1.5,
+            passes=0.75,
             work=own,
             learned=self.learned,
             own_pass=own_pass,
