@@ -48,16 +48,16 @@ def choice_scores(
         batch_size: choices at a time.
     """
     model.eval()
-    trial = questions[0].prompt + questions[0].choices[0]
-    cached = continues(model, trial)
-    score = scores_with_cache if cached else scores_without_cache
     scores: list[list[float]] = [[] for _ in questions]
-    size = batch_size // max(len(question.choices) for question in questions)
-    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
-    if not cached or pads(model, questions[order[0]], questions[order[-1]]):
-        parts = list(in_batches(order, size))
+    most = max(len(question.choices) for question in questions)
+    order = sorted(range(len(questions)), key=lambda i: -tokens(questions[i]))
+    padded = pads(model, questions[order[0]], questions[order[-1]])
+    cached = padded or continues(model, questions[0].prompt + questions[0].choices[0])
+    score = scores_with_cache if cached else scores_without_cache
+    if padded or not cached:
+        parts = list(in_batches(order, batch_size // most))
     else:
-        parts = list(same_length([q.prompt for q in questions], size))
+        parts = list(same_length([q.prompt for q in questions], batch_size // most))
     for part in track(parts, "scoring choices"):
         found = score(model, [questions[index] for index in part])
         for index, values in zip(part, found, strict=True):
@@ -83,18 +83,22 @@ def continues(model: nn.Module, ids: Sequence[int]) -> bool:
     return bool((rest.logits[:, -1].float().log_softmax(dim=-1) - whole).abs().max() < TOLERANCE)
 
 
+def tokens(question: Question) -> int:
+    """How many tokens a question takes in a batch."""
+    return len(question.prompt) + len(question.choices) * max(map(len, question.choices))
+
+
 @torch.no_grad()
-def pads(model: nn.Module, longer: Question, shorter: Question) -> bool:
-    """Whether a model scores two questions in one batch, padded on the left, as it does apart."""
+def pads(model: nn.Module, one: Question, two: Question) -> bool:
+    """Whether a model scores two questions in one batch, padded and from kept keys, rightly."""
     try:
-        together = scores_with_cache(model, [longer, shorter])
+        found = scores_with_cache(model, [one, two])
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
         return False
-    apart = [scores_with_cache(model, [question])[0] for question in (longer, shorter)]
     single = next(model.parameters()).dtype == torch.float32
-    limit = EXACT if single else TOLERANCE
-    pairs = [p for found in zip(together, apart, strict=True) for p in zip(*found, strict=True)]
-    return all(abs(one - two) < limit for one, two in pairs)
+    limit, whole = EXACT if single else TOLERANCE, scores_without_cache(model, [one, two])
+    pairs = [p for both in zip(found, whole, strict=True) for p in zip(*both, strict=True)]
+    return all(abs(a - b) < limit for a, b in pairs)
 
 
 def same_length(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
