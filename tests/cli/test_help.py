@@ -51,3 +51,10 @@ def test_help_loads_nothing_heavy_and_is_fast() -> None:
     start = time.process_time()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.process_time() - start < 1
+
+
+def test_commands_start_where_python_leaves_docstrings_out() -> None:
+    """``PYTHONOPTIMIZE=2`` takes away the words that help is made of, and nothing else."""
+    command = [sys.executable, "-OO", "-m", "offsite", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"offsite {__version__}\n"), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.exchange import delta as delta_module
 from offsite.exchange import offer as offer_module
-from offsite.exchange.offer import Offer
+from offsite.exchange.offer import Offer, check_written
 from offsite.files import new_folder, write_file
 from offsite.owner.offering import make_offer
 from tests.support.golden import lora_delta
@@ -117,3 +119,15 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         an_offer()[0].save(tmp_path / "file" / "offer")
     with pytest.raises(OffsiteError, match="Cannot write"):
         write_file(tmp_path / "file" / "record.json", "{}")
+
+
+def test_a_configuration_that_is_written_in_part_is_refused(tmp_path: Path) -> None:
+    """Transformers writes of Fuyu's language model what differs from another default."""
+    config = transformers.FuyuConfig(text_config={"model_type": "persimmon", "hidden_size": 64})
+    said = {"model_type": "fuyu", "text_config": {"model_type": "persimmon"}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(OffsiteError, match=r"leaves 'hidden_size' out of the text_config .*'fuyu'"):
+        check_written(tmp_path, config)
+    said["text_config"]["hidden_size"] = 64  # type: ignore[index]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    check_written(tmp_path, config)
