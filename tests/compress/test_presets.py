@@ -11,6 +11,7 @@ from offsite.codec import to_json
 from offsite.compress import Align, crash, importance, parse_recipe
 from offsite.compress.gradot import kfac
 from offsite.compress.presets import PRESETS, Shape, make_recipe
+from offsite.compress.quantise import Quantise
 from offsite.compress.scaleot.learning import learn
 from offsite.compress.scaleot.training import Training
 from offsite.compress.step import compress
@@ -25,7 +26,10 @@ def stored(middle: Any) -> int:
     return sum(t.numel() * t.itemsize for t in tensors.values())
 
 
-LONG = {"distil", "leave-one-out", "influence-align", "narrow-align", "greedy-narrow-align"}
+LONG = {
+    "distil", "leave-one-out", "influence-align", "narrow-align", "greedy-narrow-align",
+    "greedy-narrow-align-int8",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted({*PRESETS} - LONG - {"prune"}))
@@ -65,6 +69,24 @@ def test_aligned_presets_meet_their_budget_before_they_align(name: str) -> None:
         *steps, align = make_recipe(name, Shape(context.model, context.split), budget)
         assert isinstance(align, Align)
         assert stored(compress(steps, context)) / whole == pytest.approx(budget, abs=0.05)
+
+
+def test_eight_bits_leave_room_for_more_of_the_middle() -> None:
+    context = world("llama", num_hidden_layers=14, hidden_size=128, intermediate_size=512)
+    whole = stored(whole_middle(context.model, context.split))
+    shape = Shape(context.model, context.split)
+    for budget in (0.2, 0.15):
+        *steps, align, quantise = make_recipe("greedy-narrow-align-int8", shape, budget)
+        assert isinstance(align, Align) and isinstance(quantise, Quantise)
+        assert stored(compress([*steps, quantise], context)) / whole == pytest.approx(
+            budget, abs=0.03
+        )
+
+
+def test_a_whole_middle_in_eight_bits_is_not_made_by_a_large_budget() -> None:
+    context = world("llama", num_hidden_layers=6)
+    with pytest.raises(OffsiteError, match=r"whole middle in 8 bits.*use less than 0\.27"):
+        make_recipe("greedy-narrow-align-int8", Shape(context.model, context.split), 0.5)
 
 
 def test_a_budget_below_attention_cannot_be_met_by_channels() -> None:

@@ -123,6 +123,22 @@ def _both(shape: Shape, budget: float, learned: str | None) -> list[Step]:
     return [Drop(keep=keep, by="greedy"), width, Align(changes=CHANGES)]
 
 
+def _small(shape: Shape, budget: float, learned: str | None) -> list[Step]:
+    step = Quantise(bits=8)
+    share = _share(shape, step)
+    if budget >= share:
+        raise OffsiteError(
+            f"A budget of {budget:.3g} holds the whole middle in 8 bits, which is as good as the "
+            f"model; use less than {share:.2f}."
+        )
+    return [*_both(shape, budget / share, learned), step]
+
+
+def _share(shape: Shape, step: Quantise) -> float:
+    """The share of a weight's bytes that is left in fewer bits, with the scales."""
+    return step.bits / 8 / shape.itemsize + 1 / step.group
+
+
 def _width(shape: Shape, budget: float, preset: str) -> Narrow:
     """Narrow feed-forwards that leave each block a share of its bytes."""
     attention = sum(m * n for m, n in shape.attention) / shape.parameters
@@ -166,8 +182,7 @@ def _prune(shape: Shape, budget: float, learned: str | None) -> list[Step]:
 def _quantise(bits: int, *before: Step) -> Make:
     def make(shape: Shape, budget: float, learned: str | None) -> list[Step]:
         step = Quantise(bits=bits)  # type: ignore[arg-type]
-        share = bits / 8 / shape.itemsize + 1 / step.group
-        keep = shape.keep(budget / share)
+        keep = shape.keep(budget / _share(shape, step))
         fewer: list[Step] = [] if keep == shape.blocks else [Drop(keep=keep)]
         return [*fewer, *before, step]
 
@@ -192,6 +207,7 @@ PRESETS: dict[str, Preset] = {
     "greedy-narrow-align": Preset(
         "fewer blocks and fewer channels, then aligned at changes (ours)", _both
     ),
+    "greedy-narrow-align-int8": Preset("the same, then in 8-bit weights (ours)", _small),
     "narrow-align": Preset("fewer channels in every block, then aligned (LoRAM)", _narrow),
     "distil": Preset("evenly spaced blocks, then distilled (Offsite-Tuning)", _distil),
     "crash": Preset("one block per cluster, shared by reference (CRaSh)", _crash),
