@@ -21,10 +21,13 @@ from offsite.owner.plugging import plug
 from offsite.tasks import load_task, task_names
 from offsite.tasks.data import TaskData, read_data
 from offsite.tasks.questions.likelihood import (
+    Question,
+    by_tokens,
     continues,
     pads,
     scores_with_cache,
     scores_without_cache,
+    tokens,
 )
 from offsite.tasks.questions.open_question import normal
 from offsite.tasks.source import Source
@@ -154,6 +157,21 @@ def test_a_model_that_does_not_heed_padding_is_scored_all_the_same(
     )
     assert not pads(model, asked[0], asked[-1])
     assert task.evaluate(model, data).items == expected
+
+
+def test_a_batch_takes_the_tokens_of_its_choices_with_their_prompts() -> None:
+    sizes = [(40, 2, 3), (12, 4, 5), (12, 4, 5), (3, 4, 1), (2, 2, 1), (2, 2, 1)]
+    asked = [
+        Question([1] * prompt, [[2] * choice for _ in range(count)], 0, (1,) * count)
+        for prompt, count, choice in sizes
+    ]
+    parts = list(by_tokens(asked, range(len(asked)), batch_size=4))
+    assert [index for part in parts for index in part] == list(range(len(asked)))
+    for part in parts:
+        first = asked[part[0]]
+        room = 4 * (len(first.prompt) + len(first.choices[0]))
+        assert len(part) == 1 or sum(tokens(asked[index]) for index in part) <= room
+    assert [len(part) for part in parts] == [3, 2, 1]
 
 
 def test_open_questions_are_generated_greedily(tokenizer: Any, tmp_path: Path) -> None:

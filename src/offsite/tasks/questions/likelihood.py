@@ -45,7 +45,8 @@ def choice_scores(
     cannot be padded.
 
     Args:
-        batch_size: choices at a time.
+        batch_size: choices at a time, were each to run with its whole prompt; where a prompt runs
+            once, as many tokens hold more of them.
     """
     model.eval()
     scores: list[list[float]] = [[] for _ in questions]
@@ -54,7 +55,9 @@ def choice_scores(
     padded = pads(model, questions[order[0]], questions[order[-1]])
     cached = padded or continues(model, questions[0].prompt + questions[0].choices[0])
     score = scores_with_cache if cached else scores_without_cache
-    if padded or not cached:
+    if padded:
+        parts = list(by_tokens(questions, order, batch_size))
+    elif not cached:
         parts = list(in_batches(order, batch_size // most))
     else:
         parts = list(same_length([q.prompt for q in questions], batch_size // most))
@@ -86,6 +89,23 @@ def continues(model: nn.Module, ids: Sequence[int]) -> bool:
 def tokens(question: Question) -> int:
     """How many tokens a question takes in a batch."""
     return len(question.prompt) + len(question.choices) * max(map(len, question.choices))
+
+
+def by_tokens(
+    questions: Sequence[Question], order: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Batches of as many tokens as ``batch_size`` choices take with their whole prompts.
+
+    Args:
+        order: numbers of the questions, the largest first, which stands for its batch.
+    """
+    rest = list(order)
+    while rest:
+        first = questions[rest[0]]
+        room = batch_size * (len(first.prompt) + max(map(len, first.choices)))
+        size = max(1, room // tokens(first))
+        yield rest[:size]
+        del rest[:size]
 
 
 @torch.no_grad()
@@ -174,10 +194,11 @@ def _padded(rows: Sequence[list[int]], longest: int) -> torch.Tensor:
 
 def _gather(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
     """Sums over the targets of their log-probability; -1 is no target."""
-    losses = nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=-1, reduction="none"
-    )
-    return [-value for value in losses.double().sum(dim=1).tolist()]
+    known = targets >= 0
+    losses = nn.functional.cross_entropy(logits[known].float(), targets[known], reduction="none")
+    sums = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+    sums.index_add_(0, known.nonzero()[:, 0], losses.double())
+    return [-value for value in sums.tolist()]
 
 
 def _regroup(values: Sequence[float], questions: Sequence[Question]) -> list[list[float]]:
