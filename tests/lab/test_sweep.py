@@ -50,12 +50,16 @@ def some(count: int) -> list[Point]:
 def test_a_grid_holds_every_distinct_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Shape, "of", classmethod(lambda *args: SHAPE))
     full = Checkpoint("model")
-    cells = grid([*PRESETS, "crash@0.2"], (0.6, 0.45, 0.3), full, ends(2, 2))
+    small = "greedy-narrow-align-int8"  # at 0.6 it would be the whole middle in 8 bits
+    names = [f"{name}@0.3" if name == small else name for name in PRESETS]
+    cells = grid([*names, "crash@0.2"], (0.6, 0.45, 0.3), full, ends(2, 2))
     assert {"uniform@0.45", "crash@0.2"} <= set(cells)
     assert [name for name in cells if "int4" in name] == ["int4@0.6"]  # below every budget
     assert all(recipe.steps for recipe in cells.values())
     with pytest.raises(OffsiteError, match="not a preset"):
         grid(["best"], (0.5,), full, ends(2, 2))
+    with pytest.raises(OffsiteError, match="whole middle in 8 bits"):
+        grid([small], (0.6,), full, ends(2, 2))
 
 
 def test_points_are_means_over_seeds() -> None:
