@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import groupby
 from typing import Any
@@ -52,7 +52,7 @@ def choice_scores(
     scores: list[list[float]] = [[] for _ in questions]
     most = max(len(question.choices) for question in questions)
     order = sorted(range(len(questions)), key=lambda i: -tokens(questions[i]))
-    padded = pads(model, questions[order[0]], questions[order[-1]])
+    padded = pads(model, few(questions[order[0]], 1), few(questions[order[-1]], 2))
     cached = padded or continues(model, questions[0].prompt + questions[0].choices[0])
     score = scores_with_cache if cached else scores_without_cache
     if padded:
@@ -106,6 +106,11 @@ def by_tokens(
         size = max(1, room // tokens(first))
         yield rest[:size]
         del rest[:size]
+
+
+def few(question: Question, count: int) -> Question:
+    """A question with its first choices alone, which is quicker to try."""
+    return replace(question, choices=question.choices[:count])
 
 
 @torch.no_grad()
