@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import offsite as ot
+from benchmarks.pairs import timed
 from offsite.compress.forecast import one_row, passes_in
 from offsite.compress.step import Context, Step, compress
 from offsite.model.checkpoint import Checkpoint
@@ -58,9 +59,7 @@ def main() -> None:
             )
             each = process_seconds(model, one_row(context))
             said = sum(passes_in(step, context) * each for step in RECIPES[name])
-            start = time.process_time()
-            compress(RECIPES[name], context)
-            took = time.process_time() - start
+            (_, took), _ = timed(partial(compress, RECIPES[name], context))
         print(f"| {name} | {said:.0f} | {took:.0f} | {took / said:.2f} |", flush=True)
 
 
@@ -68,9 +67,7 @@ def main() -> None:
 def process_seconds(model: Any, batch: Any) -> float:
     """This process's own seconds for one forward pass; the first of two is not counted."""
     forward(model, batch)
-    start = time.process_time()
-    forward(model, batch)
-    return time.process_time() - start
+    return timed(partial(forward, model, batch))[0][1]
 
 
 if __name__ == "__main__":

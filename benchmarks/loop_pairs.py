@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ from benchmarks.efficiency import (
     plainly,
     some_rows,
 )
+from benchmarks.pairs import Times, timed, times_as_fast
 
 
 def main() -> None:
@@ -51,25 +51,19 @@ def main() -> None:
     def plain(given: Any) -> Any:
         return plain_loop(loop, given, a.batch, 1e-3)
 
-    def timed(run: Callable[[Any], Any]) -> tuple[float, float]:
-        took = []
-        for given in (rows[: a.batch], rows):
-            clock, computed = time.perf_counter(), time.process_time()
-            run(given)
-            took.append((time.perf_counter() - clock, time.process_time() - computed))
-        (clock, computed), (all_clock, all_computed) = took
+    def net(run: Callable[[Any], Any]) -> Times:
+        (clock, computed), _ = timed(lambda: run(rows[: a.batch]))
+        (all_clock, all_computed), _ = timed(lambda: run(rows))
         return round(all_clock - clock, 2), round(all_computed - computed, 2)
 
-    found: dict[str, list[tuple[float, float]]] = {"offsite": [], "plain": []}
+    found: dict[str, list[Times]] = {"offsite": [], "plain": []}
     for pair in range(a.pairs + 1):
         ways = [("offsite", ours), ("plain", plain)]
         for name, run in ways if pair % 2 else reversed(ways):
-            times = timed(run)
+            times = net(run)
             if pair:  # the first warms up
                 found[name].append(times)
-    ratios = [
-        [plain[i] / own[i] for own, plain in zip(*found.values(), strict=True)] for i in (0, 1)
-    ]
+    ratios = times_as_fast(found["offsite"], found["plain"])
     print(
         json.dumps(
             {

@@ -13,14 +13,12 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.pairs import Times, timed, times_as_fast
 from offsite.model.checkpoint import load_model
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
@@ -28,14 +26,7 @@ from offsite.tasks.data import TaskData, read_data, rows_of
 from offsite.training.devices import pick_device
 
 
-def timed(score: Callable[[], Any]) -> tuple[float, float, float]:
-    """Seconds of a scoring, those that were computed, and the accuracy that it found."""
-    start, computed = time.perf_counter(), time.process_time()
-    value = float(score().value)
-    return time.perf_counter() - start, time.process_time() - computed, value
-
-
-def shown(times: tuple[float, float, float]) -> str:
+def shown(times: Times) -> str:
     """The two times of a scoring."""
     return f"{times[0]:.1f} ({times[1]:.1f})"
 
@@ -62,25 +53,27 @@ def main() -> None:
             assert found is not None
             return found
 
-        def ours() -> Any:
+        def ours() -> float:
             rows = rows_of(task, data(), tokenizer, model, train=False)
-            return task.evaluate(model, rows, batch_size=a.batch)
+            return float(task.evaluate(model, rows, batch_size=a.batch).value)
 
-        def theirs() -> Any:
+        def theirs() -> float:
             given = {a.task: data()}
-            return harness_scores(model, tokenizer, given, batch_size=a.batch)[a.task]
+            found = harness_scores(model, tokenizer, given, batch_size=a.batch)[a.task]
+            return float(found.value)
 
         pairs = [(timed(ours), timed(theirs)) for _ in range(a.pairs + 1)][1:]  # the first warms up
-    ratios = [[harness[i] / own[i] for own, harness in pairs] for i in (0, 1)]
+    own, harness = [times for (times, _), _ in pairs], [times for _, (times, _) in pairs]
+    ratios = times_as_fast(own, harness)
     found = {
         "questions": a.limit,
         "batch": a.batch,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "offsite_seconds": [shown(own) for own, _ in pairs],
-        "lm_eval_seconds": [shown(harness) for _, harness in pairs],
-        "offsite_value": pairs[0][0][2],
-        "lm_eval_value": pairs[0][1][2],
+        "offsite_seconds": [shown(times) for times in own],
+        "lm_eval_seconds": [shown(times) for times in harness],
+        "offsite_value": pairs[0][0][1],
+        "lm_eval_value": pairs[0][1][1],
         "times_as_fast": [round(statistics.median(found), 2) for found in ratios],
     }
     print(json.dumps(found))

@@ -132,24 +132,27 @@ def test_the_whole_exchange_learns_the_answers(tokenizer: Any, questions: Path) 
     assert task.evaluate(plugged, rows).items == tuned.evaluation.items  # nothing was dropped
 
 
+def scored(family: str, tokenizer: Any, questions: Path) -> tuple[Any, Any, Any, Any]:
+    """A model of a family, a task, its data, and the scores of their questions."""
+    model, task = language_model(family), load_task("arc_easy")
+    data = task.load(questions, tokenizer, model, train=False)
+    return model, task, data, task.evaluate(model, data).items
+
+
 def test_a_model_that_cannot_keep_keys_is_scored_all_the_same(
     tokenizer: Any, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, task = language_model("llama"), load_task("arc_easy")
-    data = task.load(questions, tokenizer, model, train=False)
-    expected = task.evaluate(model, data).items
+    model, task, data, expected = scored("llama", tokenizer, questions)
     model.model.layers[3].self_attn.layer_idx = 2  # one cache slot twice: silently wrong
-    assert not continues(model, data.questions[0].prompt)  # type: ignore[attr-defined]
+    assert not continues(model, data.questions[0].prompt)
     assert task.evaluate(model, data).items == expected
 
 
 def test_a_model_that_does_not_heed_padding_is_scored_all_the_same(
     tokenizer: Any, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, task = language_model("gpt2"), load_task("arc_easy")
-    data = task.load(questions, tokenizer, model, train=False)
-    expected = task.evaluate(model, data).items
-    asked = sorted(data.questions, key=lambda q: -len(q.prompt))  # type: ignore[attr-defined]
+    model, task, data, expected = scored("gpt2", tokenizer, questions)
+    asked = sorted(data.questions, key=lambda q: -len(q.prompt))
     assert pads(model, asked[0], asked[-1])
     forward = model.forward
     monkeypatch.setattr(

@@ -119,8 +119,7 @@ def scored(made: Offer, task: Task, data: DataSets, device: torch.device) -> Sai
     lines, zero_shot = [], None
     if (rows := data.to_score(made)) is not None:
         model = made.model.to(device)
-        batch = {key: value.to(device) for key, value in task.collate([rows[0]]).items()}
-        each = seconds_of(model, batch)
+        each = seconds_of(model, task.collate([rows[0]]))
         note(f"scoring: {len(rows):,} rows, about {span(each * len(rows))} on this machine")
         zero_shot = task.evaluate(model, rows)
         result = {"emulator_zero_shot": zero_shot.value, "metric": zero_shot.metric}

@@ -63,7 +63,9 @@ def passes_of(needs: Needs, data: Any, total: int) -> float:
 
 @torch.no_grad()
 def seconds_of(model: Any, batch: Mapping[str, torch.Tensor]) -> float:
-    """Seconds of one forward pass; the first of two is not counted."""
+    """Seconds of one forward pass where the model is; the first of two is not counted."""
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     forward(model, batch)
     settle(model)
     start = time.perf_counter()

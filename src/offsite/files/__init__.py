@@ -2,6 +2,7 @@
 
 from offsite.files.reading import MAX_FILES as MAX_FILES
 from offsite.files.reading import MAX_JSON_BYTES as MAX_JSON_BYTES
+from offsite.files.reading import POINTER as POINTER
 from offsite.files.reading import folder_files as folder_files
 from offsite.files.reading import is_hollow as is_hollow
 from offsite.files.reading import is_pointer as is_pointer

@@ -14,7 +14,7 @@ from typing import Any
 from offsite.errors import OffsiteError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
-POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS did not fetch
 MAX_FILES = 4096
 HOLLOW = 64 * 1024 * 1024  # below this many bytes a file with holes costs nothing to read
 

@@ -23,7 +23,7 @@ from offsite.lab.plan import Tuning
 from offsite.lab.setting import Setting
 from offsite.model.blocks import get_blocks
 from offsite.model.split import Split
-from offsite.owner.decode import Decode, Mixture, with_delta
+from offsite.owner.decode import Decode, Mixture
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
 from offsite.training.options import TrainOptions
@@ -99,8 +99,7 @@ def decode_and_score(setting: Setting, made: Emulator, delta: Delta, how: Decode
         plugged = merge_delta(setting.model, delta, made.record)
     except OutOfBounds:
         return {"value": None}
-    emulators = (made.offer.model, with_delta(made.offer, delta))
-    mixture = Mixture(setting.model, plugged, *emulators, how.strength)
+    mixture = Mixture.of(setting.model, plugged, made.offer, delta, how.strength)
     at_logits = None
     if setting.task.metric == "loss":
         at_logits = setting.score(mixture)["value"]

@@ -121,7 +121,7 @@ def estimate(lab: Lab) -> dict[str, float]:
     plan, setting = lab.plan, lab.setting
     rows = setting.rows(setting.data.evaluation, setting.loaded)
     batch = setting.task.collate([rows[i % len(rows)] for i in range(ROWS)])
-    each = seconds_of(setting.loaded, {k: v.to(setting.device) for k, v in batch.items()})
+    each = seconds_of(setting.loaded, batch)
     runs, steps = 1 + len(plan.full_lr), plan.options.steps or 1
     public, total = setting.public_rows(), len(get_blocks(setting.loaded))
     found = {}

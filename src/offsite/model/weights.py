@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from offsite.errors import OffsiteError
-from offsite.files import read_json, shown
+from offsite.files import POINTER, read_json, shown
 from offsite.model.kind import text_config
 from offsite.model.tensors import TORCH
 
@@ -36,7 +36,7 @@ OTHER_FORMATS = {
 }
 CONVERT = "load it with transformers and write it again with save_pretrained"
 STARTS = {
-    b"version https://git-lfs": "a Git LFS pointer and not the weights; run 'git lfs pull'",
+    POINTER: "a Git LFS pointer and not the weights; run 'git lfs pull'",
     b"GGUF": "in GGUF under another name; convert it to safetensors first",
     b"PK\x03\x04": "a zip archive, as PyTorch writes its own format; convert it to safetensors",
     b"\x80": "a pickle, which offsite does not read; convert it to safetensors first",

@@ -188,6 +188,13 @@ class Mixture(nn.Module):
         self.full, self.plugged, self.emulator, self.tuned = full, plugged, emulator, tuned
         self.strength = strength
 
+    @classmethod
+    def of(
+        cls, full: nn.Module, plugged: nn.Module, offer: Offer, delta: Delta, strength: float
+    ) -> Mixture:
+        """The teacher of a delta, whose emulator is that of its offer."""
+        return cls(full, plugged, offer.model, with_delta(offer, delta), strength)
+
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """An output with ``logits`` (batch, length, vocabulary), in float32."""
         logits = [model(**inputs).logits.float() for model in self.models()]
@@ -270,8 +277,7 @@ class Decoding:
 
         The delta must have passed the checks of plugging.
         """
-        tuned = with_delta(self.offer, delta)
-        mixture = Mixture(full, plugged, self.offer.model, tuned, self.how.strength)
+        mixture = Mixture.of(full, plugged, self.offer, delta, self.how.strength)
         return self.how(mixture, processor, self.device)
 
 

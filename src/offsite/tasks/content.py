@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from offsite.errors import OffsiteError
+from offsite.files import POINTER
 
 FORMATS = {
     b"\x1f\x8b": "a gzip archive",
@@ -22,7 +23,7 @@ FORMATS = {
     b"GIF8": "a picture",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
-    b"version https://git-lfs": "a Git LFS pointer (run 'git lfs pull')",
+    POINTER: "a Git LFS pointer (run 'git lfs pull')",
 }
 
 

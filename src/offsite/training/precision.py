@@ -67,9 +67,8 @@ def held(
 
 def _held(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     frozen: list[tuple[nn.Parameter, torch.Tensor]] = []
-    casts: dict[
-        tuple[int, torch.Size, torch.dtype], torch.Tensor
-    ] = {}  # blocks may share a tensor's memory
+    # blocks may share a tensor's memory
+    casts: dict[tuple[int, torch.Size, torch.dtype], torch.Tensor] = {}
     beside = beside_trained(model)
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or isinstance(parameter, DTensor):
