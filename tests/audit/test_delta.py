@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from offsite.audit.canaries import Canary, exposures, make_canaries, write_with_canaries
-from offsite.audit.delta import audit_delta
+from offsite.audit.delta import audit_delta, losses
 from offsite.audit.membership import membership
 from offsite.audit.suspect import check_offer, not_judged
 from offsite.compress.drop import Drop
@@ -156,3 +156,35 @@ def test_the_commands(run: Run, tmp_path: Path) -> None:
     assert status == 0, err
     found = json.loads(out)
     assert found["members"] == 20 and 0 <= found["leaks"][0]["membership"]["auc"] <= 1
+
+
+def test_models_of_half_precision_are_audited_in_float32(
+    run: Run, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU multiplies in bfloat16 ten times slower."""
+    model = language_model("llama").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words: tuple[object, ...] = ("offer", tmp_path / "model", "--out", tmp_path / "offer")
+    assert run(*words, "--keep", 2, "--device", "cpu")[0] == 0
+    path, seen = tmp_path / "private.jsonl", set()
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts(40)))
+
+    def losses(model: Any, texts: Any, *_: Any) -> list[float]:
+        seen.add(next(model.parameters()).dtype)
+        return [float(len(text)) for text in texts]
+
+    monkeypatch.setattr("offsite.audit.delta.losses", losses)
+    words = ("audit", "delta", tmp_path / "offer", "--data", path, "--model", tmp_path / "model")
+    words += ("--record", tmp_path / "offer.record.json", "--canaries", 3, "--candidates", 9)
+    status, _, err = run(*words, "--steps", 1, "--max-length", 32, "--device", "cpu")
+    assert status == 0, err
+    assert seen == {torch.float32}
+
+
+def test_losses_come_in_the_order_of_the_texts(tokenizer: Any) -> None:
+    model = language_model("llama").eval()
+    given = ["the cat sat on the mat " * n for n in (3, 1, 2, 5, 1, 4)]
+    together = losses(model, given, tokenizer, 64, CPU)
+    alone = [losses(model, [text], tokenizer, 64, CPU)[0] for text in given]
+    assert together == pytest.approx(alone, rel=1e-5)

@@ -12,8 +12,9 @@ import torch
 
 from offsite.audit import rebuilt
 from offsite.audit.offer import SHIPPED, audit_margin, audit_offer
-from offsite.audit.recovered import CONTROL, check_recovered
+from offsite.audit.recovered import CONTROL, Attack, OfferAudit, Scale, check_recovered
 from offsite.audit.training import Effort, random_weights
+from offsite.cli.audit import offer_lines
 from offsite.compress.drop import Drop
 from offsite.compress.quantise import Quantise
 from offsite.errors import OffsiteError
@@ -80,10 +81,10 @@ def test_training_recovers_and_the_control_is_no_attacker(trained: Any, tmp_path
     most = QUICK.tokens[-1]
     assert named["all tuned", most].recovered > named["all tuned", QUICK.tokens[0]].recovered > 0
     assert named["all tuned", most].rate in QUICK.rates
-    assert audit.best.name != CONTROL and (CONTROL, most) in named
+    assert audit.best.name != CONTROL and (CONTROL, most) in named and audit.learnt
     for attack in audit.attacks:
         share = (attack.value - audit.shipped) / (attack.full - audit.shipped)
-        assert attack.recovered == pytest.approx(share)
+        assert attack.recovered == pytest.approx(min(1, share))
         assert attack.full <= audit.full  # the full model may learn the text too
 
 
@@ -107,7 +108,20 @@ def test_learning_a_new_text_is_not_recovering_the_model(trained: Any, tmp_path:
     best = audit.best
     share = (best.value - audit.shipped) / (audit.full - audit.shipped)
     assert best.value < audit.full  # the attacker beats the model as it is
-    assert best.recovered < 1.05 < share
+    assert best.recovered <= 1 < 1.05 < share
+
+
+def test_no_more_than_all_of_a_model_is_recovered_and_one_that_knows_nothing_is_said() -> None:
+    scale = Scale(full=4.0, shipped=5.0, random=6.0, higher_is_better=False)
+    assert [scale.recovered(value, 3.5) for value in (5.0, 3.5, 2.0)] == [0, 1, 1]
+    attacks = tuple(Attack(name, 9, value, 3.5, 1.0) for name, value in
+                    (("a", 3.4), ("b", 2.0), (CONTROL, 3.9)))  # fmt: skip
+    audit = OfferAudit("loss", False, 4.0, 5.0, attacks)
+    assert audit.best.name == "b" and not audit.learnt
+    assert any("caution" in line for line in offer_lines(Path("offer"), audit, None))
+    known = OfferAudit("loss", False, 3.0, 5.0, attacks)
+    assert known.learnt
+    assert not any("caution" in line for line in offer_lines(Path("offer"), known, None))
 
 
 def test_a_public_base_closes_the_gaps_of_a_fine_tune(trained: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ process that may use 4 s of processor time and 200 MB, all of them together.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,17 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from offsite.compress.drop import Drop
-from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST
-from offsite.exchange.offer import Offer
 from offsite.model.kind import kind_of_task
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
-from tests.support.forge import dump, load, seal
+from tests.support.forge import dump, load
+from tests.support.giants import MANY, forged, integers, outcome
 from tests.support.limited import limited
 from tests.support.models import COMMON, LANGUAGE, WIDTH, language_model, vision_model
 
-GIANT = 2**31 - 1
 DEPTH = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks"}
-MANY = 2000  # blocks, layers or experts that a configuration may name at most, about
 SIZES = (  # integers that every family which has them gives memory to
     "hidden_size", "n_embd", "vocab_size", "num_hidden_layers", "n_layer", "num_layers",
     "num_experts", "num_local_experts", "image_size",
@@ -47,37 +44,6 @@ def saved(model: Any, folder: Path) -> Path:
     made, _ = make_offer(model, adapter=ends(1, 1), recipe=[Drop(keep=1)], device="cpu")
     made.save(folder)
     return folder
-
-
-def integers(part: Mapping[str, Any], above: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """Where the integers of a configuration stand, those of its parts too."""
-    for key, value in part.items():
-        if isinstance(value, Mapping):
-            yield from integers(value, (*above, key))
-        elif isinstance(value, int) and not isinstance(value, bool) and not key.endswith("_id"):
-            yield (*above, key)
-
-
-def forged(content: Any, place: Sequence[str]) -> Any:
-    """A configuration with a giant at one place: as large as the first check lets through."""
-    changed = json.loads(json.dumps(content))
-    part = changed
-    for key in place[:-1]:
-        part = part[key]
-    counted = any(word in place[-1] for word in ("layer", "depth", "expert", "block", "label"))
-    part[place[-1]] = MANY if counted and "size" not in place[-1] else GIANT
-    return changed
-
-
-def outcome(folder: Path, content: Any) -> str:
-    """What becomes of an offer with another configuration: ``read``, or the refusal."""
-    dump(folder / "config.json", content)
-    seal(folder)
-    try:
-        Offer.load(folder)
-    except OffsiteError as error:
-        return str(error)
-    return "read"
 
 
 def within_limits(folder: Path, contents: Mapping[str, Any], giants: Collection[str]) -> None:

@@ -14,7 +14,8 @@ def limited(action: Callable[[], object]) -> str:
     """What became of an action in a forked process with 4 s of processor time and 200 MB more.
 
     Returns:
-        ``"done"``, the name of the exception and its text, or ``"killed by signal N"``.
+        What it returned as text (``"done"`` for nothing), the name of the exception and its text,
+        or ``"killed by signal N"``.
     """
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -24,8 +25,7 @@ def limited(action: Callable[[], object]) -> str:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, spent + SECONDS))
         try:
-            action()
-            told = "done"
+            told = str(action() or "done")
         except BaseException as error:
             told = f"{type(error).__name__}: {error}"
         os.write(writer, told.encode()[:4000])

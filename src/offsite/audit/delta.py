@@ -154,16 +154,19 @@ def compared(
 def losses(
     model: nn.Module, texts: Sequence[str], processor: Any, length: int, device: torch.device
 ) -> list[float]:
-    """Mean cross entropy of a token of each text, in nats."""
+    """Mean cross entropy of a token of each text, in nats; texts of like length share a batch."""
     model.eval()
     rows = [torch.tensor(encode(processor, text)[:length]) for text in texts]
-    task, found = CausalText(length), []
+    task, found = CausalText(length), [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(rows), 32):
-        part = [{"input_ids": row, "labels": row} for row in rows[start : start + 32]]
+        places = order[start : start + 32]
+        part = [{"input_ids": rows[place], "labels": rows[place]} for place in places]
         batch = {key: value.to(device) for key, value in task.collate(part).items()}
         counts = (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
         each = torch.split(token_losses(model, batch), counts)
-        found += [float(row.sum()) / max(1, len(row)) for row in each]
+        for place, row in zip(places, each, strict=True):
+            found[place] = float(row.sum()) / max(1, len(row))
     return found
 
 

@@ -21,7 +21,9 @@ class Attack:
         tokens: training tokens it used; 0 without training.
         value: the task's metric on test rows.
         full: that of the full model, tuned on as many tokens where that helps it.
-        recovered: share of the distance from the offer as shipped to ``full``; 1 is all.
+        recovered: share of the distance from the offer as shipped to ``full``; 1 is all of it, and
+            there is no more than that. An attacker may do better than ``full``, which is tuned at
+            few rates; ``value`` shows it.
         rate: the learning rate that was best on validation rows.
     """
 
@@ -45,9 +47,20 @@ class OfferAudit:
 
     @property
     def best(self) -> Attack:
-        """The attack that recovered most; the control does not count."""
+        """The attack that recovered most, of equals the one of the best value; not the control."""
         real = [attack for attack in self.attacks if attack.name != CONTROL]
-        return max(real, key=lambda attack: attack.recovered)
+        return max(real, key=lambda a: (a.recovered, worth(a.value, self.higher_is_better)))
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the full model, untuned, does better on the text than every tuned control.
+
+        If it does not, the text alone gives what the model gives. Then its shares say nothing of
+        the model.
+        """
+        controls = [attack.value for attack in self.attacks if attack.name == CONTROL]
+        best = max((worth(value, self.higher_is_better) for value in controls), default=-inf)
+        return worth(self.full, self.higher_is_better) > best
 
 
 @dataclass(frozen=True)
@@ -66,14 +79,14 @@ class Scale:
     def recovered(self, value: float, full: float) -> float:
         """The share that a value closes of the distance from the offer as shipped to the model's.
 
-        All of it, 1, where the offer as shipped is about as good as the model: then there is
-        nothing left to recover.
+        All of it, 1, where the value is better than the model's, and where the offer as shipped is
+        about as good as the model: then there is nothing left to recover.
         """
         near = NEAR * abs(self.full - self.random)
         lead = (self.full - self.shipped) * (1 if self.higher_is_better else -1)
         if not lead > near:
             return 1.0
-        return (value - self.shipped) / (full - self.shipped) if isfinite(value) else -inf
+        return min(1.0, (value - self.shipped) / (full - self.shipped)) if isfinite(value) else -inf
 
 
 def check_recovered(found: OfferAudit, most: float) -> None:

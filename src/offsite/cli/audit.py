@@ -80,7 +80,8 @@ def audit_offer(
         raise OffsiteError("The margin needs both --private-data and --private-eval.")
     effort = o.effort(tokens, rates, TrainOptions(batch_size=batch_size, seed=seed))
     private, kind, where = Record.load(record), load_task(task, max_length), pick_device(device)
-    made, others = Offer.load(offer), [Offer.load(path) for path in earlier or ()]
+    made = Offer.load(offer, dtype=torch.float32)
+    others = [Offer.load(path, dtype=torch.float32) for path in earlier or ()]
     full = load_model(model, private.auto_class, dtype=torch.float32)
     base = load_model(public_base, private.auto_class) if public_base else None
 
@@ -96,6 +97,7 @@ def audit_offer(
         seen, unseen = rows(private_data), rows(private_eval, False)
         margin = audit_margin(full, made, private, seen, unseen, kind, device=where, effort=effort)
     result: dict[str, Any] = {**asdict(found), "recovered": found.best.recovered}
+    result |= {"learnt": found.learnt}
     result |= {"margin": asdict(margin)} if margin else {}
     emit(result, json, offer_lines(offer, found, margin))
 
@@ -112,6 +114,11 @@ def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> list[s
         f"  recovered    {found.best.recovered:.1%} of the distance, by: {found.best.name} (at "
         "least; a better attacker gets more)",
     ]
+    if not found.learnt:
+        lines.append(
+            "  caution      random weights, tuned on this data, do as well as the full model; the "
+            "shares say nothing, so give data that the model knows"
+        )
     if margin is not None:
         lines.append(
             f"  margin       {margin.margin:.4f} (plug-in {margin.plug_in:.4f}, best attacker "
@@ -143,6 +150,8 @@ def audit_delta(
     from dataclasses import asdict
     from functools import partial
 
+    import torch
+
     from offsite.audit.delta import audit_delta as audit
     from offsite.deltas import method_json, parse_method
     from offsite.exchange.offer import Offer
@@ -156,12 +165,12 @@ def audit_delta(
     method, full, plug = parse_method(method_json(delta)), None, None
     if model is not None and record is not None:
         private = Record.load(record)
-        full = load_model(model, private.auto_class)
+        full = load_model(model, private.auto_class, dtype=torch.float32)
         plug = partial(merge_delta, full, record=private)
     found = audit(
-        Offer.load(offer), data, method, options=training, max_length=max_length,
-        device=pick_device(device), budget=dp.budget(), plug=plug, full=full, canaries=canaries,
-        candidates=candidates,
+        Offer.load(offer, dtype=torch.float32), data, method, options=training,
+        max_length=max_length, device=pick_device(device), budget=dp.budget(), plug=plug, full=full,
+        canaries=canaries, candidates=candidates,
     )  # fmt: skip
     emit(asdict(found), json, delta_lines(delta, canaries, found))
 
