@@ -9,6 +9,7 @@ folder tunes the checkpoint that is in it. Columns:
     plain   thirty lines of PyTorch: LoRA on the first and last two blocks of the emulator
     float32 offsite tune --precision float32 --no-compile, for its loss curve and its cost
     offsite offsite tune, no flags
+    float8  offsite tune --precision float8, on a GPU that multiplies it
     int4    the same on an offer whose middle is in 4 bits
     shard   offsite tune --shard, under torchrun
 
@@ -50,9 +51,9 @@ from offsite.training.compiling import WORTH
 from offsite.training.devices import pick_device
 from offsite.training.processes import main_process, process_count
 
-COLUMNS = ("offsite", "full", "plain", "lora", "int4", "float32", "shard")
+COLUMNS = ("offsite", "full", "plain", "lora", "int4", "float32", "float8", "shard")
 PLAIN = ("full", "lora", "plain")
-ALONE = COLUMNS[:-1]  # those of one process
+ALONE = COLUMNS[:-2]  # those of one process, on any device
 WARM = 4
 SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {  # configuration, blocks kept in the middle
     "gpt2-xl": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}, 16),
@@ -184,6 +185,7 @@ def columns(name: str, a: Any) -> Iterator[dict[str, Any]]:
     makers: dict[str, Callable[[], tuple[Callable[[Any], Run], Callable[[Any], Run]]]] = {
         "float32": lambda: (tune(offer(), **uncut),) * 2,
         "offsite": lambda: ours(offer()),
+        "float8": lambda: ours(offer(), precision="float8"),
         "int4": lambda: ours(offer(ot.Quantise(bits=4))),
         "plain": lambda: (plain((o := offer()).model, o.manifest.adapter, 3e-3),) * 2,
         "lora": lambda: (plain(model, total, 3e-3),) * 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import Trainer
 
 from offsite.errors import OffsiteError
 from offsite.training.progress import say
+from offsite.training.recording import Recorder
 
 
 class FittingTrainer(Trainer):  # type: ignore[misc]
@@ -23,10 +25,12 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
     Attributes:
         divisible: whether the loss of a batch is the sum of the losses of its parts.
         part: rows at a time; None for whole batches.
+        recorder: runs the steps instead, while whole batches fit.
     """
 
     divisible = True
     part: int | None = None
+    recorder: Recorder | None = None
 
     def training_step(
         self,
@@ -40,6 +44,17 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
             OffsiteError: out of memory with a single row, under torchrun (its processes must stay
                 in step), or with a loss that cannot be divided.
         """
+        step = partial(self._fitting, model)
+        if self.recorder is None or self.part is not None:
+            return step(inputs, num_items_in_batch)
+        return self.recorder(step, self._prepare_inputs(inputs), num_items_in_batch)
+
+    def _fitting(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
         rows = max(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
         begun = [(p, p.grad.clone()) for p in model.parameters() if p.grad is not None]
         while True:

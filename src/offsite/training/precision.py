@@ -24,6 +24,11 @@ def native(device: torch.device) -> str:
     return "bfloat16" if gpu else "float32"
 
 
+def weights_in(precision: str) -> torch.dtype:
+    """In which dtype frozen weights are held that are computed with in a precision."""
+    return torch.bfloat16 if precision == "float8" else DTYPES[precision]
+
+
 def fitted(options: TrainOptions, device: torch.device) -> TrainOptions:
     """The options with a precision, where they leave it to the device."""
     return replace(options, precision=options.precision or native(device))
@@ -40,7 +45,7 @@ def choose(precision: str | None, dtype: torch.dtype | None, device: torch.devic
         OffsiteError: weights in half precision, but another precision to compute in.
     """
     half = next((k for k, v in DTYPES.items() if v == dtype and v != torch.float32), None)
-    if half and precision not in (None, half):
+    if half and precision is not None and weights_in(precision) != dtype:
         raise OffsiteError(
             f"Weights in {half} cannot be trained with in precision {precision}; use {half} for "
             "both, or leave the dtype out."

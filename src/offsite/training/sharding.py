@@ -30,11 +30,12 @@ def spreads(
 ) -> bool:
     """Whether to spread the frozen blocks: what the options say, or whether memory asks for it.
 
-    Memory asks for it where the frozen weights would take more than half of each GPU.
+    Memory asks for it where the frozen weights would take more than half of each GPU. Weights in
+    float8 are not spread.
     """
     if options.shard is not None:
         return options.shard
-    if process_count() < 2 or device.type != "cuda":
+    if options.precision == "float8" or process_count() < 2 or device.type != "cuda":
         return False
     size = sum(p.numel() for p in model.parameters() if not p.requires_grad) * dtype.itemsize
     return size > ROOM * torch.cuda.get_device_properties(device).total_memory

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
 from offsite.training.precision import fitted
 from offsite.training.processes import process_count
+from offsite.training.recording import Recorder, recordable
 from offsite.training.resume import Interrupted
 from offsite.training.sharding import share_root
 from offsite.training.tunable import Loss, Tunable
@@ -70,6 +72,7 @@ def train(
     resume: bool = False,
     text: str = "tuning",
     divisible: bool = True,
+    steady: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> History:
     """Train the parameters of ``model`` that require gradients, in place.
@@ -84,6 +87,7 @@ def train(
             CPU the final weights are then bit-equal to those of an uninterrupted run.
         divisible: whether the loss of a batch is the sum of the losses of its parts, so that a
             batch that does not fit into memory may be computed in parts.
+        steady: whether all batches of one shape make the same calls, so that a GPU may replay them.
         callbacks: told of every step, beside the progress bar.
 
     Raises:
@@ -113,19 +117,18 @@ def train(
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         trainer.divisible = divisible
+        if steady and recordable(options, device):
+            trainer.recorder = Recorder([p for _, p in tunable.trained])
         trainer.remove_callback(PrinterCallback)
         for parameters, lr in rates:
             _own_rate(trainer, list(parameters), lr)
         watch = Watch(text, work is not None)
         for callback in (watch, Sealing(), *callbacks):
             trainer.add_callback(callback)
-        level = logging.getLogger("transformers").level
-        logging.getLogger("transformers").setLevel(logging.ERROR)
         try:
-            with saving(work):
+            with only_errors("transformers"), saving(work):
                 result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finally:
-            logging.getLogger("transformers").setLevel(level)
             watch.close()
     model.eval()
     if watch.interrupted and trainer.state.global_step < trainer.state.max_steps:
@@ -135,6 +138,18 @@ def train(
         )
     points, seconds = _points(trainer.state.log_history), result.metrics["train_runtime"]
     return History(trainer.state.global_step, seconds, result.training_loss, points)
+
+
+@contextmanager
+def only_errors(name: str) -> Iterator[None]:
+    """Let a logger say nothing below an error."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _checkpoint(work: Path | None) -> Path | None:
@@ -204,7 +219,7 @@ def _arguments(
         lr_scheduler_type=options.schedule,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
-        bf16=options.precision == "bfloat16",
+        bf16=options.precision in ("bfloat16", "float8"),
         fp16=options.precision == "float16",
         **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
         logging_steps=max(1, total // 50),

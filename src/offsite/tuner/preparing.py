@@ -16,14 +16,13 @@ from offsite.exchange.delta import check_labels, check_options
 from offsite.exchange.manifest import Reach, now
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import apart, get_blocks
-from offsite.model.checkpoint import DTYPES as COMPUTED
 from offsite.model.heads import give_head, head_tensors
 from offsite.model.kind import kind_of_task
 from offsite.model.tensors import TORCH, describe
 from offsite.tasks.data import rows_of
 from offsite.tasks.task import Task
 from offsite.training.options import TrainOptions
-from offsite.training.precision import choose
+from offsite.training.precision import choose, weights_in
 from offsite.training.train import with_lr
 
 Rates = list[tuple[Iterable[nn.Parameter], float]]
@@ -100,7 +99,7 @@ def settle(
         private: whether the run is differentially private, which by default is in float32.
     """
     precision = choose(asked.precision or ("float32" if private else None), dtype, device)
-    return replace(with_lr(asked, method.lr), precision=precision), dtype or COMPUTED[precision]
+    return replace(with_lr(asked, method.lr), precision=precision), dtype or weights_in(precision)
 
 
 def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.devices import pick_device
 from offsite.training.dp import PrivacyBudget, train_dp
+from offsite.training.float8 import in_float8
 from offsite.training.guarantee import Guarantee
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
@@ -139,8 +140,9 @@ def run_tune(
     runner, home = ready.attached.model, next(offer.model.parameters())
     trainable, limits = ready.trainable, Limits(ready, offer, reach)
     work, shard = None if budget else work, spreads(options, runner, frozen, device)
+    eight = in_float8(runner, device) if options.precision == "float8" else nullcontext()
     try:
-        with held(runner, frozen, device, shard), same_run(work, run, resume):
+        with eight, held(runner, frozen, device, shard), same_run(work, run, resume):
             history, dp = fit(ready, task, options, budget, device, work, resume, limits)
             changed, head = what_travels(ready, offer)
             limits.look()
@@ -172,7 +174,7 @@ def fit(
     history = train(
         runner, rows, loss=task.loss, collate=task.collate, options=options, rates=ready.rates,
         device=device, eval_data=ready.eval_rows, work=work, resume=resume,
-        callbacks=[limits],
+        steady=True, callbacks=[limits],
     )  # fmt: skip
     return history, None
 
