@@ -13,7 +13,7 @@ import torch
 
 import offsite as ot
 from offsite.deltas import parse_method
-from offsite.exchange.bounds import OutOfBounds
+from offsite.exchange.bounds import OutOfBounds, check_change
 from offsite.exchange.delta import new_delta
 from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.lab.setting import Setting
@@ -21,6 +21,7 @@ from offsite.lab.stages import plugged
 from offsite.model.blocks import get_blocks
 from offsite.owner.plugging import place
 from offsite.owner.writing import write_plugged
+from offsite.tuner import limits
 from offsite.tuner.importing import import_peft
 from offsite.tuner.preparing import private_copy
 from tests.support.models import language_model
@@ -85,21 +86,33 @@ def test_each_middle_tensor_is_bounded_too(pair: Any) -> None:
                 ot.plug(model, delta, record)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize(("kind", "soon", "looks"), [("full", 0.0, 3), ("lora", 1e9, 1)])
 def test_tuning_says_early_what_the_owner_would_refuse(
-    kind: str, pair: Any, capfd: Any, tokenizer: Any, text_file: Path
-) -> None:
+    kind: str, soon: float, looks: int, pair: Any, capfd: Any, tokenizer: Any, text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """At a tenth, at a half and at the end; a run that is soon at its end only there."""
+    monkeypatch.setattr(limits, "SOON", soon)
+    seen: list[str] = []
+
+    def counted(before: Any, after: Any) -> None:
+        seen.append(kind)
+        check_change(before, after)
+
+    monkeypatch.setattr("offsite.tuner.limits.check_change", counted)
     _, offer, _ = pair
     offer = ot.Offer(offer.model, offer.manifest, tokenizer)
     for rate, refused in ((1e-4, 0), (50.0, 1)):
         options = ot.TrainOptions(steps=20, lr=rate, batch_size=2, warmup=0)
         weights = [p.clone() for p in offer.model.parameters()]
         capfd.readouterr()
+        seen.clear()
         ot.tune(
             offer, text_file, parse_method({"kind": kind}), options=options, device="cpu",
             task=ot.load_task("text", max_length=16),
         )  # fmt: skip
         assert capfd.readouterr().err.count("would refuse this delta") == refused
+        assert len(seen) == (1 if refused else looks)
         pairs = zip(weights, offer.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 

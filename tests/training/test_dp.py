@@ -46,6 +46,17 @@ def by_hand(multiplier: float, rate: float, steps: int, delta: float) -> float:
     )
 
 
+def test_torchruns_processes_are_refused_and_a_schedulers_variable_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = TrainOptions(steps=5, batch_size=8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert schedule(PrivacyBudget(8.0), options, 2000).steps == 5
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(OffsiteError, match="leave out torchrun"):
+        schedule(PrivacyBudget(8.0), options, 2000)
+
+
 @pytest.mark.parametrize("target", [1.0, 8.0])
 def test_two_accountants_and_a_slow_reference_agree_on_epsilon(target: float) -> None:
     plan = schedule(PrivacyBudget(target), TrainOptions(steps=500, batch_size=8), 2000)

@@ -11,7 +11,6 @@ would be wrong is refused.
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from offsite.errors import MissingExtraError, OffsiteError
 from offsite.training import secure_noise
 from offsite.training.guarantee import Guarantee
 from offsite.training.options import TrainOptions
+from offsite.training.processes import process_count
 from offsite.training.progress import track
 from offsite.training.train import History
 from offsite.training.tunable import Loss
@@ -89,7 +89,7 @@ def schedule(budget: PrivacyBudget, options: TrainOptions, examples: int) -> Sch
         raise OffsiteError(
             "Early stopping and autocast are not available with --dp-epsilon; leave them out."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise OffsiteError("Differentially private tuning runs in one process; leave out torchrun.")
     steps = options.steps or max(1, math.ceil(examples * options.epochs / batch))
     rate = batch / examples

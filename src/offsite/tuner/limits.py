@@ -1,11 +1,13 @@
 """The bound on each tensor's change, looked at while tuning.
 
 The owner refuses a delta that breaks it, so a run that breaks it is told after a tenth of its steps
-and not after hours.
+and not after hours. A look merges a copy of the adapter blocks, which takes as long as some steps:
+a run of seconds is looked at once, at its end.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from transformers import TrainerCallback
@@ -17,6 +19,8 @@ from offsite.training.devices import own_generators
 from offsite.training.progress import say
 from offsite.tuner.preparing import Prepared, private_copy, rounded
 
+SOON = 10.0  # seconds of tuning before the first look
+
 
 class Limits(TrainerCallback):  # type: ignore[misc]
     """Says once that the owner would refuse the delta as it is.
@@ -27,10 +31,15 @@ class Limits(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, ready: Prepared, offer: Offer, reach: Reach) -> None:
         self.ready, self.offer = ready, offer
+        self.began = 0.0
         self.pending = ready.attached.method.merges and reach == "adapter"
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.monotonic()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in (state.max_steps // 10, state.max_steps // 2):
+        early = time.monotonic() - self.began < SOON
+        if state.global_step in (state.max_steps // 10, state.max_steps // 2) and not early:
             self.look()
 
     def look(self) -> None:
