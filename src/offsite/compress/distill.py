@@ -51,7 +51,7 @@ class Distill:
     @property
     def needs(self) -> Needs:
         """Calibration data and a work folder."""
-        return Needs(data=True, rows=self.steps * self.batch_size, passes=2.5, work=True)
+        return Needs(data=True, rows=self.steps * self.batch_size, passes=2, work=True)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if context.data is None or context.task is None:

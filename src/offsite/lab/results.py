@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from offsite.compress.forecast import span
 from offsite.errors import OffsiteError
 from offsite.files import write_file
 from offsite.lab.checking import check_plan
+from offsite.lab.duration import seconds
 from offsite.lab.environment import merged
 from offsite.lab.lab import Lab
 from offsite.lab.parallel import compute_all
@@ -34,7 +36,7 @@ def run_plans(
     Args:
         cached: compute nothing.
         jobs: how many cells to compute at once, each in a process of its own.
-        say: is told of every row that is done.
+        say: is told how long a plan takes, and of every row that is done.
 
     Returns:
         The rows, and the environments that their cells were computed in, as one.
@@ -45,6 +47,9 @@ def run_plans(
         compute_all(plans, checked, out, device, jobs)
     for plan, data in zip(plans, checked, strict=True):
         lab = Lab(plan, out, device, cached=cached, data=data)
+        if missing := {} if cached else lab.missing():
+            expected = sum(seconds(lab, missing).values())
+            say(f"{len(missing)} cells to compute, about {span(expected)} on this machine")
         for row in lab.run():
             rows.append(row.to_json())
             plug = row.scores.plug_in

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from offsite.compress.align import Align
-from offsite.compress.forecast import passes_of, seconds_of, span
+from offsite.compress.forecast import span
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
+from offsite.lab.cells import plan_cells
 from offsite.lab.checking import check_plan
 from offsite.lab.dividing import LENGTH, parts
+from offsite.lab.duration import seconds
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
-from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import parse_adapter
 from offsite.training.options import TrainOptions
@@ -118,18 +119,10 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
 
 def estimate(lab: Lab) -> dict[str, float]:
     """Seconds that each recipe takes on this machine, from one forward pass."""
-    plan, setting = lab.plan, lab.setting
-    rows = setting.rows(setting.data.evaluation, setting.loaded)
-    batch = setting.task.collate([rows[i % len(rows)] for i in range(ROWS)])
-    each = seconds_of(setting.loaded, batch)
-    runs, steps = 1 + len(plan.full_lr), plan.options.steps or 1
-    public, total = setting.public_rows(), len(get_blocks(setting.loaded))
-    found = {}
-    for name, recipe in plan.recipes.items():
-        passes = sum(passes_of(step.needs, public, total) / ROWS for step in recipe.steps)
-        passes += 3 * steps * runs  # a step is a pass forward and one back
-        passes += len(rows) / ROWS * (2 + runs)  # emulator, tuned, plug-in, healed
-        found[name] = passes * each
+    found = dict.fromkeys(lab.plan.recipes, 0.0)
+    for cell, taken in seconds(lab, plan_cells(lab.plan)).items():
+        if cell.recipe:
+            found[cell.recipe] += taken
     return found
 
 
@@ -220,26 +213,26 @@ def next_command(plan: Plan, data: str, out: Path, chosen: Tried) -> str:
     return shlex.join(line)
 
 
-def opening(plan: Plan, seconds: float) -> str:
+def opening(plan: Plan, expected: float) -> str:
     """What is said before a trial begins."""
     steps, runs = plan.options.steps or 1, len(plan.recipes) * (1 + len(plan.full_lr))
     return (
         f"Trying {len(plan.recipes)} recipes: {runs} runs of {steps} steps on {ROWS} rows of "
-        f"{plan.max_length} tokens, about {span(seconds)} on this machine. Press Ctrl-C to stop; "
+        f"{plan.max_length} tokens, about {span(expected)} on this machine. Press Ctrl-C to stop; "
         "the same command goes on."
     )
 
 
-def progress(tried: Sequence[Tried], seconds: Mapping[str, float], passed: float) -> str:
+def progress(tried: Sequence[Tried], expected: Mapping[str, float], passed: float) -> str:
     """What is said after a recipe: which, and how long the others take at this speed.
 
     Args:
-        seconds: what each recipe was to take, by :func:`estimate`; empty where all were done.
+        expected: what each recipe was to take, by :func:`estimate`; empty where all were done.
         passed: seconds that those done took.
     """
-    text = f"done  {len(tried)} of {max(len(seconds), len(tried))}: {tried[-1].recipe}"
-    done = sum(seconds.get(one.recipe, 0.0) for one in tried)
-    left = sum(seconds.values()) - done
+    text = f"done  {len(tried)} of {max(len(expected), len(tried))}: {tried[-1].recipe}"
+    done = sum(expected.get(one.recipe, 0.0) for one in tried)
+    left = sum(expected.values()) - done
     return f"{text}, about {span(left / done * passed)} left" if done and left > 0 else text
 
 

@@ -1,8 +1,11 @@
-"""Training that goes on when a batch does not fit into memory."""
+"""Training that goes on when a batch does not fit into memory, and memory given back after it."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -105,3 +108,15 @@ def release(model: nn.Module, begun: list[tuple[nn.Parameter, torch.Tensor]]) ->
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+
+
+def give_back() -> None:
+    """Return freed memory of the CPU to the system.
+
+    Where weights, gradients and moments lay, glibc keeps small gaps between what is still in use
+    for later: half a gigabyte after SmolLM2-135M was tuned. Elsewhere this does nothing.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library, such as musl
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

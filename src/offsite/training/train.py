@@ -99,7 +99,7 @@ def train(
     if options.patience and eval_data is None:
         raise OffsiteError("Early stopping needs evaluation data; give it with --eval-data.")
     checkpoint = _checkpoint(work) if resume else None
-    total = _steps(options, len(data))  # type: ignore[arg-type]
+    total = total_steps(options, len(data))  # type: ignore[arg-type]
     options = fitted(options, device)
     compiling = options.compile
     if compiling is None:
@@ -163,7 +163,7 @@ def _checkpoint(work: Path | None) -> Path | None:
     return newest_checkpoint(work)
 
 
-def _steps(options: TrainOptions, rows: int) -> int:
+def total_steps(options: TrainOptions, rows: int) -> int:
     """Optimiser steps of a run over so many rows, which all processes share."""
     batch = options.batch_size * process_count()
     each = math.ceil(math.ceil(rows / batch) / options.accumulate)
