@@ -186,3 +186,26 @@ def test_an_adapter_of_the_most_important_blocks(
     status, out, err = run("offer", model, "--out", tmp_path / "two", *more)
     assert status == 0, err
     assert len(json.loads(out)["adapter"]) == 2
+
+
+def test_brackets_in_a_name_are_no_markup(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    """They ended four commands with an unexpected error after all the work was done."""
+    model = model_folder("llama")
+    folder = tmp_path / "[/b] :cat:"
+    folder.mkdir(parents=True)
+    offer, delta, out = (folder / name for name in ("offer", "delta", "tuned"))
+    record = folder / "offer.record.json"
+    for words in (
+        ("offer", model, "--out", offer, "--keep", 2, "--name", "[/x] :cat:"),
+        ("check", "offer", offer),
+        ("tune", offer, "--data", text_file, "--out", delta, "--steps", 1, "--max-length", 16),
+        ("inspect", delta, "--base", offer),
+        ("plug", model, delta, "--record", record, "--out", out),
+        ("delta", "export", offer, delta, "--out", folder / "plain"),
+    ):
+        device = () if words[0] in ("check", "inspect", "plug", "delta") else ("--device", "cpu")
+        status, told, err = run(*words, *device)
+        assert status == 0, err
+        assert "[/b] :cat:" in told and "\N{CAT}" not in told, words

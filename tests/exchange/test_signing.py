@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import resource
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from offsite.signing.keys import home, make_key, pin
 from offsite.signing.oms import SIGNATURE
 from offsite.tasks.text.causal import CausalText
 from tests.support import Run
+from tests.support.limited import limited
 from tests.support.models import language_model
 
 As = Callable[[str], None]
@@ -191,6 +195,43 @@ def test_the_commands(run: Run, made: Path, tmp_path: Path, monkeypatch: Any) ->
     assert run("peer", "alice", "owner/key.pub")[0] == 0
     status, out, _ = run("verify", "offer", "--json")
     assert status == 0 and json.loads(out)["signer"] == "alice"
+
+
+def archive_of(**headers: str) -> bytes:
+    """A tar archive of one small file, with PAX headers that its sender chose."""
+    entry, held = tarfile.TarInfo("a.txt"), io.BytesIO()
+    entry.size, entry.pax_headers = 5, headers
+    with tarfile.open(fileobj=held, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(entry, io.BytesIO(b"hello"))
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"GNU.sparse.size": str(2**36), "GNU.sparse.map": "0,5"}, "more than the files of a flat"),
+        ({"GNU.sparse.size": "x", "GNU.sparse.map": "0,5"}, "does not hold a folder"),
+        ({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, "does not hold a folder"),
+        ({}, "has no manifest.json"),
+    ],
+    ids=["64 GiB of holes", "a size that is a word", "a map that is cut off", "no offer"],
+)
+def test_a_hostile_archive_is_refused(
+    headers: dict[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes that say 64 GiB were written out in full; the other two gave a traceback."""
+    pyrage = pytest.importorskip("pyrage")
+    monkeypatch.setenv("OFFSITE_HOME", str(tmp_path / "home"))
+    to = pyrage.x25519.Recipient.from_str(age.make_identity().read_text().strip())
+    (tmp_path / "x.age").write_bytes(pyrage.encrypt(archive_of(**headers), [to]))
+
+    def unpacked() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        age.decrypt_folder(tmp_path / "x.age", tmp_path / "out", read_either)
+
+    told = limited(unpacked)
+    assert told.startswith("OffsiteError") and reason in told, told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "x.age"]
 
 
 def test_encrypted_to_one_recipient(run: Run, made: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import DpOptions
-from offsite.cli.show import emit, note
+from offsite.cli.show import Lines, emit, headed, note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
@@ -102,11 +102,13 @@ def audit_offer(
     emit(result, json, offer_lines(offer, found, margin))
 
 
-def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> list[str]:
+def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> Lines:
     """What attackers recover of an offer, the best one first."""
-    lines = [
-        f"[bold]{offer}[/]  {found.metric}: full model {found.full:.4f}, as shipped "
-        f"{found.shipped:.4f}",
+    lines: Lines = [
+        headed(
+            offer,
+            f"{found.metric}: full model {found.full:.4f}, as shipped {found.shipped:.4f}",
+        ),
         *(
             f"  {a.recovered:>7.1%}  {a.name}, {a.tokens:,} tokens ({found.metric} {a.value:.4f})"
             for a in sorted(found.attacks, key=lambda a: -a.recovered)
@@ -175,11 +177,13 @@ def audit_delta(
     emit(asdict(found), json, delta_lines(delta, canaries, found))
 
 
-def delta_lines(delta: str, canaries: int, found: DeltaAudit) -> list[str]:
+def delta_lines(delta: str, canaries: int, found: DeltaAudit) -> Lines:
     """What can be read from a delta, one line for each model that it is looked at through."""
     return [
-        f"[bold]{delta}[/]  tuned on {found.members} texts and {canaries} secrets; "
-        f"{found.others} texts not seen",
+        headed(
+            delta,
+            f"tuned on {found.members} texts and {canaries} secrets; {found.others} texts not seen",
+        ),
         *(
             f"  {leak.through:<11} membership AUC {leak.membership.auc:.2f} "
             f"({leak.membership.low:.2f} to {leak.membership.high:.2f}), "
@@ -207,7 +211,7 @@ def check_offer(
     given = Offer.load(offer)
     found, skipped = check(given), not_judged(given)
     odd = [finding for finding in found if finding.count]
-    lines = [f"[bold]{offer}[/]  {len(odd)} of {len(found)} checks found something odd"]
+    lines: Lines = [headed(offer, f"{len(odd)} of {len(found)} checks found something odd")]
     lines += [f"  {f.count} {f.what} in {f.where} ({f.share:.1%}): {f.meaning}" for f in odd]
     if skipped is not None:
         lines.append(f"  not judged   {skipped}; --dp-epsilon protects from traps all the same")

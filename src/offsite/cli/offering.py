@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from torch.utils.data import Subset
 
 from offsite.audit.gate import Gate
 from offsite.audit.recovered import OfferAudit
 from offsite.audit.training import spread
 from offsite.cli.choice import RecipeOptions
-from offsite.cli.show import describe, note
+from offsite.cli.show import Lines, describe, headed, note, warning
 from offsite.compress.forecast import seconds_of, span
 from offsite.compress.recipe import Recipe
 from offsite.compress.scaleot.step import resolve_adapter
@@ -34,7 +33,7 @@ from offsite.report.structure import spell
 from offsite.tasks.data import TaskData, find_source, prepare_all, read_data
 from offsite.tasks.task import Task
 
-Said = tuple[dict[str, Any], list[str]]  # for --json, and in lines for people
+Said = tuple[dict[str, Any], Lines]  # for --json, and in lines for people
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,8 @@ def attacked(found: OfferAudit | None) -> Said:
 def scored(made: Offer, task: Task, data: DataSets, device: torch.device) -> Said:
     """The score of the emulator before tuning, and a warning where it hardly works."""
     result: dict[str, Any] = {}
-    lines, zero_shot = [], None
+    lines: Lines = []
+    zero_shot = None
     if (rows := data.to_score(made)) is not None:
         model = made.model.to(device)
         each = seconds_of(model, task.collate([rows[0]]))
@@ -126,9 +126,9 @@ def scored(made: Offer, task: Task, data: DataSets, device: torch.device) -> Sai
         result["rows_scored"] = len(rows)
         told = f"the emulator, before tuning, on {len(rows):,} rows"
         lines.append(f"  zero-shot    {describe(zero_shot)} ({told})")
-    if warning := judge_emulator(made.model, zero_shot):
-        result["warning"] = warning
-        lines.append(f"  [bold]warning[/]      {warning}")
+    if judged := judge_emulator(made.model, zero_shot):
+        result["warning"] = judged
+        lines.append(warning(judged))
     return result, lines
 
 
@@ -150,8 +150,8 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         "verbatim_so_far": everything.verbatim,
         "words": asdict(words),
     }
-    lines = [
-        f"[bold]{out}[/]  offer {made.manifest.id[:8]} of {made.manifest.model_name}",
+    lines: Lines = [
+        headed(out, f"offer {made.manifest.id[:8]} of {made.manifest.model_name}"),
         f"  blocks       adapter {spell(entry.adapter)}, middle {len(entry.middle)} of "
         f"{entry.total - len(entry.adapter)}",
         f"  bytes        {size:,} of the model's {private.model_bytes:,} "
@@ -163,12 +163,14 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
             f"  so far       {everything.verbatim:.1%} over {len(everything.offers)} offers"
         )
     if said := ", ".join(words.lines()):
-        lines.append(f"  words sent   {escape(said)} (--leave-out)")
+        lines.append(f"  words sent   {said} (--leave-out)")
     if made.processor is None:
         kind = kind_of_task(made.manifest.task)
         lines.append(
-            f"  [bold]warning[/]      The model has no {kind.processor_name}, so none is sent and "
-            f"its tuner cannot read data; put its files beside the model and make the offer anew."
+            warning(
+                f"The model has no {kind.processor_name}, so none is sent and its tuner cannot "
+                "read data; put its files beside the model and make the offer anew."
+            )
         )
     lines.append(f"  record       {path} (private: keep it, never send it)")
     return result, lines

@@ -12,7 +12,7 @@ from offsite.cli.choice import RecipeOptions
 from offsite.cli.decoding import DecodeOptions
 from offsite.cli.groups import grouped
 from offsite.cli.shared import GateOptions, Machine, RowOptions
-from offsite.cli.show import emit, note
+from offsite.cli.show import emit, headed, note
 from offsite.cli.trial import TrialOptions
 
 Out = Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")]
@@ -139,4 +139,4 @@ def plug(
         form = "a plain transformers checkpoint"
     manifest, words = given.manifest, method_text(given.manifest.method)
     result = {"out": str(out), "delta": manifest.id, "offer": manifest.parent, "form": form}
-    emit(result, json, [f"[bold]{out}[/]  {form}: {words} delta {manifest.id[:8]} plugged in"])
+    emit(result, json, [headed(out, f"{form}: {words} delta {manifest.id[:8]} plugged in")])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from offsite.cli.show import describe
+from offsite.cli.show import Lines, describe, headed
 from offsite.deltas import method_text
 from offsite.scores.scores import DERIVED, TITLES, Scores
 from offsite.scores.settings import private_settings, settings_of
@@ -52,11 +52,11 @@ def tuned_json(
     }
 
 
-def tuned_lines(tuned: Tuned, out: Path) -> list[str]:
+def tuned_lines(tuned: Tuned, out: Path) -> Lines:
     """The same for people."""
     manifest, history = tuned.delta.manifest, tuned.history
-    lines = [
-        f"[bold]{out}[/]  delta {manifest.id[:8]} for the offer {manifest.parent[:8]}",
+    lines: Lines = [
+        headed(out, f"delta {manifest.id[:8]} for the offer {manifest.parent[:8]}"),
         f"  method       {method_text(manifest.method)}",
         f"  trained      {tuned.trainable:,} parameters, {history.steps} steps, "
         f"{history.seconds:.0f} s, mean loss {history.loss:.4f}",
@@ -81,8 +81,7 @@ def score_lines(scored: Mapping[str, tuple[str, Any]], total: Scores) -> list[st
     """
     story = total.to_json()
     lines = [
-        f"{TITLES[key]:20} {describe(result)}   [dim]{path}[/]"
-        for key, (path, result) in scored.items()
+        f"{TITLES[key]:20} {describe(result)}   {path}" for key, (path, result) in scored.items()
     ]
     lines += [f"{TITLES[k]:20} {v:.4f}" for k, v in story["scores"].items() if k not in scored]
     return lines + [f"{key:20} {story[key]:.4f}" for key in DERIVED if key in story]

@@ -9,7 +9,7 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
-from offsite.cli.show import emit
+from offsite.cli.show import emit, headed
 from offsite.training.options import TrainOptions
 
 
@@ -60,7 +60,7 @@ def prompt_decoder(
     finish_work(work)
     sizes = {"dim": dim, "length": length, "bytes": group.bytes, "tasks": len(tasks)}
     lines = [
-        f"[bold]{out}[/]  prompt decoder learnt on {len(tasks)} tasks",
+        headed(out, f"prompt decoder learnt on {len(tasks)} tasks"),
         f"  turns        {dim} numbers into {length} vectors, {group.bytes:,} bytes",
         f"  ship it      offsite offer {model} --prompt-decoder {out} ...",
     ]

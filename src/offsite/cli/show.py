@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 from offsite.training.processes import main_process
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from offsite.tasks.task import Evaluation
+
+Lines = list[Any]  # strings, and what rich draws
 
 
 def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None:
@@ -27,9 +31,24 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None
         return
     from rich.console import Console
 
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(soft_wrap=True, width=width, markup=False, emoji=False)
     for line in lines:
         console.print(line, highlight=False)
+
+
+def headed(name: object, rest: str) -> Text:
+    """A line that begins with a name in bold. Brackets are no markup, in any line that is shown."""
+    from rich.text import Text
+
+    return Text.assemble((str(name), "bold"), f"  {rest}")
+
+
+def warning(text: str) -> Text:
+    """A line that warns, below a result."""
+    from rich.text import Text
+
+    return Text.assemble("  ", ("warning", "bold"), f"      {text}")
 
 
 def command() -> str:

@@ -99,4 +99,4 @@ def describe(
         chosen = choose(points, **wish).recipe
     except OffsiteError as error:
         return more, lines, error
-    return {**more, "chosen": chosen}, [*lines, f"chosen for {target}: [bold]{chosen}[/]"], None
+    return {**more, "chosen": chosen}, [*lines, f"chosen for {target}: {chosen}"], None

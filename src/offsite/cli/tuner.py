@@ -11,7 +11,7 @@ import typer
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
 from offsite.cli.shared import DpOptions, Machine
-from offsite.cli.show import emit
+from offsite.cli.show import emit, headed
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
@@ -128,7 +128,7 @@ def import_adapter(
     delta.save(out)
     manifest = delta.manifest
     result = {"delta": str(out), "id": manifest.id, "offer": manifest.parent, "bytes": delta.bytes}
-    emit(result, json, [f"[bold]{out}[/]  delta {manifest.id[:8]} from {adapter}"])
+    emit(result, json, [headed(out, f"delta {manifest.id[:8]} from {adapter}")])
 
 
 @delta_app.command("export", epilog="Example: offsite delta export offer/ delta/ --out plain/")
@@ -148,4 +148,4 @@ def export_tensors(
     plain = to_tensors(Delta.load(delta), Offer.load(offer))
     plain.save(out)
     result = {"delta": str(out), "id": plain.manifest.id, "bytes": plain.bytes}
-    emit(result, json, [f"[bold]{out}[/]  {plain.bytes:,} bytes in plain tensors"])
+    emit(result, json, [headed(out, f"{plain.bytes:,} bytes in plain tensors")])

@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
+from rich.text import Text
 
 from offsite.report import tables
 from offsite.report.runs import Setting, group
@@ -170,7 +171,7 @@ def lines(title: str, head: Line, body: Sequence[Line], narrow: bool = False) ->
         else:
             table.add_column(name, justify="right", no_wrap=True)
     for line in body:
-        table.add_row(*(cell.replace("[", r"\[") for cell in line))
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -185,5 +186,5 @@ def score_bars(row: Mapping[str, Any]) -> Table:
         if value is not None:
             bar = "█" * max(1, round(44 * value / high))
             colour = "green" if key == "plug_in" else "blue"
-            table.add_row(TITLES[key], f"[{colour}]{bar}[/] {math.exp(value):.1f}")
+            table.add_row(TITLES[key], Text.assemble((bar, colour), f" {math.exp(value):.1f}"))
     return table

@@ -98,12 +98,14 @@ def decrypt_folder(source: str | Path, out: str | Path, check: Callable[[Path], 
             plain.seek(0)
             with tarfile.open(fileobj=plain, mode="r:") as archive:
                 unpack(archive, partial)
+        except OffsiteError:
+            raise
         except age.DecryptError as error:
             raise OffsiteError(
                 f"'{source}' cannot be decrypted; it was encrypted to another recipient or was "
                 "damaged."
             ) from error
-        except (tarfile.TarError, FileExistsError) as error:
+        except (tarfile.TarError, FileExistsError, ValueError, OverflowError) as error:
             raise OffsiteError(f"'{source}' does not hold a folder.") from error
         check(partial)
 
@@ -112,10 +114,12 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
     """Copy the regular files of an archive into an empty folder.
 
     Raises:
-        OffsiteError: anything but regular files under flat names, or too many of them.
+        OffsiteError: anything but regular files under flat names, or too many of them. A sparse
+            file is refused as well, because a few bytes of it can fill a disk.
     """
     for count, entry in enumerate(archive):
-        content = archive.extractfile(entry) if entry.isreg() else None
+        whole = entry.isreg() and not entry.issparse()
+        content = archive.extractfile(entry) if whole else None
         if content is None or not FLAT.fullmatch(entry.name) or count >= MAX_FILES:
             raise OffsiteError("The archive holds more than the files of a flat folder.")
         with open(folder / entry.name, "xb") as file:
