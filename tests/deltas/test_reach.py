@@ -193,6 +193,7 @@ def test_commands_reach_all_blocks(
     status, out, error = run(*tune, "--out", tmp_path / "d", "--reach", "all", "--json")
     assert status == 0, error
     trained = json.loads(out)["trainable"]
+    assert json.loads(out)["precision"] == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert run(*tune, "--out", tmp_path / "narrow")[0] == 0
     record = ["--record", tmp_path / "o.record.json"]
     assert run("plug", model, tmp_path / "d", *record, "--out", tmp_path / "t")[0] == 0

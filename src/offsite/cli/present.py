@@ -32,6 +32,7 @@ def tuned_json(
         "offer": manifest.parent,
         "method": manifest.method,
         "trainable": tuned.trainable,
+        "precision": tuned.precision,
         "tensors": len(manifest.tensors),
         "bytes": tuned.delta.bytes,
         "steps": history.steps,

@@ -91,15 +91,16 @@ def settle(
     dtype: torch.dtype | None,
     device: torch.device,
     private: bool,
-) -> tuple[TrainOptions, torch.dtype]:
-    """The options with every default filled in, and the precision of the frozen weights.
+) -> tuple[TrainOptions, str, torch.dtype]:
+    """The options with every default filled in, their precision, and the frozen weights' dtype.
 
     Args:
         dtype: of the frozen weights, where it was chosen.
         private: whether the run is differentially private, which by default is in float32.
     """
     precision = choose(asked.precision or ("float32" if private else None), dtype, device)
-    return replace(with_lr(asked, method.lr), precision=precision), dtype or weights_in(precision)
+    filled = replace(with_lr(asked, method.lr), precision=precision)
+    return filled, precision, dtype or weights_in(precision)
 
 
 def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ from offsite.tuner.preparing import Prepared, check_usable, prepare, rounded, se
 class Tuned:
     """The outcome of tuning: the delta, the tuned emulator, how training went, its score.
 
-    ``trainable`` counts the parameters that were tuned.
+    ``trainable`` counts the parameters that were tuned; ``precision`` is what was computed in.
     """
 
     delta: Delta
@@ -51,6 +51,7 @@ class Tuned:
     history: History
     evaluation: Evaluation | None
     trainable: int
+    precision: str
 
     @property
     def model(self) -> nn.Module:
@@ -124,7 +125,7 @@ def run_tune(
             "it again without --resume."
         )
     asked, device = options or TrainOptions(), pick_device(None if device is None else str(device))
-    options, frozen = settle(asked, method, dtype, device, budget is not None)
+    options, precision, frozen = settle(asked, method, dtype, device, budget is not None)
     ready = prepare(
         offer, data, eval_data, method, task, options=options, own_rates=asked.lr is None,
         reach=reach, one_by_one=budget is not None,
@@ -140,7 +141,7 @@ def run_tune(
     runner, home = ready.attached.model, next(offer.model.parameters())
     trainable, limits = ready.trainable, Limits(ready, offer, reach)
     work, shard = None if budget else work, spreads(options, runner, frozen, device)
-    eight = in_float8(runner, device) if options.precision == "float8" else nullcontext()
+    eight = in_float8(runner, device) if precision == "float8" else nullcontext()
     try:
         with eight, held(runner, frozen, device, shard), same_run(work, run, resume):
             history, dp = fit(ready, task, options, budget, device, work, resume, limits)
@@ -157,7 +158,7 @@ def run_tune(
         offer.manifest, changed, to_json(method), peft_config=ready.attached.peft_config(),
         head=head, labels=labels_of(ready.model) if head else (), reach=reach, dp=dp,
     )  # fmt: skip
-    return Tuned(delta, ready.attached, history, evaluation, trainable)
+    return Tuned(delta, ready.attached, history, evaluation, trainable, precision)
 
 
 def fit(
