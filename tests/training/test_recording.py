@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -108,6 +109,20 @@ def test_a_step_that_waits_is_never_recorded(parameter: nn.Parameter) -> None:
             recorder(step, inputs := batch(seed), torch.tensor(1.0))
             assert torch.allclose(parameter.grad, inputs["x"].sum(0))  # type: ignore[arg-type]
     assert recorder.recorded is None and watched == [True]
+
+
+@pytest.mark.parametrize("draw", [torch.rand, lambda _: random.random()])
+def test_a_step_of_chance_is_never_recorded(parameter: nn.Parameter, draw: Any) -> None:
+    """On the CPU, where a recording would keep what was drawn once."""
+
+    def step(inputs: Any, items: Any) -> Any:
+        loss = (inputs["x"] * parameter).sum() * float(draw(()))
+        loss.backward()
+        return loss.detach()
+
+    recorder = Recorder([parameter])
+    losses = [float(recorder(step, batch(0), torch.tensor(1.0))) for _ in range(6)]
+    assert recorder.recorded is None and len(set(losses)) == 6
 
 
 def test_a_replay_leaves_gradients_that_are_its_own(parameter: nn.Parameter) -> None:

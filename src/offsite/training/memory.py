@@ -35,6 +35,13 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
     part: int | None = None
     recorder: Recorder | None = None
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a recording and its memory are given up at the end."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.recorder = None
+
     def training_step(
         self,
         model: nn.Module,

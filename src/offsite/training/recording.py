@@ -8,6 +8,8 @@ replayed by a single call (torch's CUDA graphs). The numbers are those of the st
 from __future__ import annotations
 
 import gc
+import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,8 +100,9 @@ def recordable(options: TrainOptions, device: torch.device) -> bool:
 class Recorder:
     """Runs training steps, and from the :data:`WARM`-th of one shape on replays them.
 
-    Steps of other shapes run as they are. The last step before the recording is watched: one that
-    waits for the GPU anywhere cannot be recorded, and then none is.
+    Steps of other shapes run as they are. The last step before the recording is watched. One that
+    waits for the GPU anywhere cannot be recorded, and one that draws random numbers on the CPU, as
+    models do that leave out layers by chance, is another step each time; then none is recorded.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -125,10 +128,15 @@ class Recorder:
     def watched(self, step: Step, inputs: Batch, items: Any) -> torch.Tensor:
         """Run one step, and record it unless it waited."""
         begun = [(parameter, copied(parameter.grad)) for parameter in self.parameters]
+        drawn = torch.get_rng_state(), random.getstate()
         try:
             with refusing_to_wait():
                 loss = step(inputs, items)
-            self.recorded = record(step, inputs, items, self.parameters)
+            self.given_up = drawn[1] != random.getstate() or not drawn[0].equal(
+                torch.get_rng_state()
+            )
+            if not self.given_up:
+                self.recorded = record(step, inputs, items, self.parameters)
             return loss
         except RuntimeError:
             self.given_up = True
@@ -140,7 +148,8 @@ class Recorder:
 @contextmanager
 def refusing_to_wait() -> Iterator[None]:
     """Raise a RuntimeError where the host would wait for a GPU."""
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings(action="ignore"):  # torch calls it a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
