@@ -192,6 +192,9 @@ def test_the_commands(run: Run, made: Path, tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.setenv("OFFSITE_HOME", "tuner")
     status, _, err = run("verify", "offer")
     assert status == 2 and "not pinned here" in err
+    for name in ("../alice", "", ".", "alice\n", "yourself"):
+        status, _, err = run("peer", name, "owner/key.pub")
+        assert status == 2 and "cannot name a peer" in err, name
     assert run("peer", "alice", "owner/key.pub")[0] == 0
     status, out, _ = run("verify", "offer", "--json")
     assert status == 0 and json.loads(out)["signer"] == "alice"

@@ -19,7 +19,7 @@ from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, read_manifest
 from offsite.files import open_regular, parse_json, read_json, write_file
 from offsite.model.tensors import parse
-from offsite.signing.keys import Peer, fingerprint, home, known, own_key, peer, peers
+from offsite.signing.keys import OWN, Peer, fingerprint, home, known, own_key, peer, peers
 from offsite.signing.oms import MAX_SIGNATURE, SIGNATURE, Signed, UnknownSigner, sign, verify
 
 README = "README.md"
@@ -105,8 +105,8 @@ def check_signature(
         if not needed:
             return None
         raise OffsiteError(
-            f"'{folder}' is not signed; ask its sender to sign it (offsite sign), or pass "
-            "--no-require-signature to take it all the same."
+            f"'{folder}' is not signed; ask its sender to sign it (offsite sign), or give "
+            "tune or plug --no-require-signature to take it all the same."
         )
     everyone = {one.fingerprint: one for one in known()}
     with open_regular(folder / SIGNATURE) as file:
@@ -135,7 +135,7 @@ def _compare(folder: Path, manifest: OfferManifest | DeltaManifest, signed: Sign
         raise OffsiteError(
             f"'{folder}' is not what was signed; it was changed, so ask for a fresh copy."
         )
-    me = [one.fingerprint for one in known() if one.name == "yourself"]
+    me = [one.fingerprint for one in known() if one.name == OWN]
     to = about.get("recipient")
     if to is not None and to not in me and signed.sender not in me:
         raise OffsiteError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.files import write_file
+from offsite.files import shown, write_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PRIVATE, PUBLIC, PEERS = "key.pem", "key.pub", "peers"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+OWN = "yourself"  # the name of this party's own key
 MAX_KEY = 4096
 
 
@@ -120,9 +121,10 @@ def pin(name: str, path: Path) -> Peer:
     Raises:
         OffsiteError: an unusable name or key, or another key under that name.
     """
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or name == OWN:
         raise OffsiteError(
-            f"'{name[:64]!r}' cannot name a peer; use up to 64 letters, digits, '.', '_' and '-'."
+            f"'{shown(name)}' cannot name a peer; use up to 64 letters, digits, '.', '_' and '-', "
+            f"and another name than '{OWN}'."
         )
     key = read_public(path)
     target = home() / PEERS / f"{name}.pub"
@@ -149,7 +151,7 @@ def known() -> tuple[Peer, ...]:
     if not mine.is_file():
         return peers()
     key = read_public(mine)
-    return (*peers(), Peer("yourself", key, fingerprint(key)))
+    return (*peers(), Peer(OWN, key, fingerprint(key)))
 
 
 def peer(name: str) -> Peer:
