@@ -16,6 +16,7 @@ from offsite.exchange.bounds import OutOfBounds, check_change
 from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
 from offsite.training.devices import own_generators
+from offsite.training.processes import main_process
 from offsite.training.progress import say
 from offsite.tuner.preparing import Prepared, private_copy, rounded
 
@@ -32,7 +33,8 @@ class Limits(TrainerCallback):  # type: ignore[misc]
     def __init__(self, ready: Prepared, offer: Offer, reach: Reach) -> None:
         self.ready, self.offer = ready, offer
         self.began = 0.0
-        self.pending = ready.attached.method.merges and reach == "adapter"
+        merges = ready.attached.method.merges and reach == "adapter"
+        self.pending = merges and main_process()  # what trains is the same in all processes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.monotonic()
