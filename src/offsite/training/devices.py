@@ -16,6 +16,13 @@ RANKS = ("RANK", "RANKID", "WORLD_SIZE", "PMI_SIZE")
 ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
 
 
+def found_accelerator() -> torch.device | None:
+    """The accelerator of this machine; None where torch was built for one and there is none."""
+    if not torch.accelerator.is_available():
+        return None
+    return torch.accelerator.current_accelerator()
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the accelerator if there is one, or the CPU.
 
@@ -28,7 +35,7 @@ def pick_device(name: str | None = None) -> torch.device:
         own = local_rank()
         if own is not None and own < torch.accelerator.device_count():
             torch.accelerator.set_device_index(own)
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return found_accelerator() or torch.device("cpu")
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -64,7 +71,7 @@ def own_generators(seed: int | None = None, device: torch.device | None = None) 
         seed: to begin with inside the ``with``; None goes on from where the generators are.
         device: an accelerator that is used inside; None for the current one.
     """
-    used = torch.accelerator.current_accelerator()
+    used = found_accelerator()
     devices: list[int] = []
     if used is not None:
         own = device.index if device is not None and device.type == used.type else None
