@@ -6,11 +6,9 @@ accumulation, checkpointing, torchrun, trackers, early stopping and resuming are
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from offsite.errors import OffsiteError
+from offsite.model.quiet import quiet
 from offsite.training.checkpoints import Sealing, newest_checkpoint, saving
 from offsite.training.compiling import compiled, worth_compiling
 from offsite.training.devices import accelerator
@@ -126,7 +125,7 @@ def train(
         for callback in (watch, Sealing(), *callbacks):
             trainer.add_callback(callback)
         try:
-            with only_errors("transformers"), saving(work):
+            with quiet(), saving(work):
                 result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finally:
             watch.close()
@@ -138,18 +137,6 @@ def train(
         )
     points, seconds = _points(trainer.state.log_history), result.metrics["train_runtime"]
     return History(trainer.state.global_step, seconds, result.training_loss, points)
-
-
-@contextmanager
-def only_errors(name: str) -> Iterator[None]:
-    """Let a logger say nothing below an error."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _checkpoint(work: Path | None) -> Path | None:
