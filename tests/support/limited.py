@@ -14,8 +14,8 @@ def limited(action: Callable[[], object]) -> str:
     """What became of an action in a forked process with 4 s of processor time and 200 MB more.
 
     Returns:
-        What it returned as text (``"done"`` for nothing), the name of the exception and its text,
-        or ``"killed by signal N"``.
+        The text that it returned (``"done"`` for anything else), the name of the exception and its
+        text, or ``"killed by signal N"``.
     """
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -25,7 +25,8 @@ def limited(action: Callable[[], object]) -> str:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, spent + SECONDS))
         try:
-            told = str(action() or "done")
+            result = action()
+            told = result if isinstance(result, str) else "done"
         except BaseException as error:
             told = f"{type(error).__name__}: {error}"
         os.write(writer, told.encode()[:4000])
