@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from tokenizers import processors
 
+from offsite.audit.suspect import tokenizer_findings
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
 from offsite.scores.harness import harness_scores
@@ -18,7 +21,7 @@ from offsite.tasks import load_task
 from offsite.tasks.data import TaskData
 from offsite.tasks.source import Source
 from offsite.tasks.text.causal import CausalText
-from offsite.tasks.text.tokens import Convention, encode_after, without_end
+from offsite.tasks.text.tokens import Convention, encode, encode_after, without_end
 from tests.support.models import language_model
 
 BEGIN, END = "the", "dog"  # two tokens of the vocabulary play the begin and the end token
@@ -141,3 +144,14 @@ def test_a_token_beyond_the_embedding_is_named(row: Any, tokenizer: Any, tmp_pat
     data = TaskData(CausalText(32), Source.of(tmp_path / "a.jsonl"))
     with pytest.raises(OffsiteError, match=r"'<\|user\|>' the id 295, .* embedding has 295 rows"):
         data.prepare(grown, language_model("llama", vocab_size=295).config)
+
+
+def test_a_tokenizer_that_fails_is_refused_without_quoting_the_text() -> None:
+    """A legal tokenizer.json may lack the token that it gives to unknown words."""
+    model = tokenizers.models.WordPiece(vocab={"a": 0}, unk_token="[UNK]")
+    broken = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model))
+    with pytest.raises(OffsiteError, match=r"cannot read the text \(Exception\)") as found:
+        encode(broken, "secret")
+    assert "secret" not in str(found.value) and found.value.__cause__ is None
+    with pytest.raises(OffsiteError, match="cannot read the text"):
+        list(tokenizer_findings(broken))

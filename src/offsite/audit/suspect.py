@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import block_config, get_blocks
 from offsite.model.replay import forward
+from offsite.tasks.text.tokens import encode
 
 PROBE = "The quick brown fox met 12 others; they said 'no' in Zurich, on 3 May. x_1 = f(y)\n" * 8
 MAX_TOKENS = 2048
@@ -136,7 +137,7 @@ def rectified(model: Any) -> bool:
 
 def tokenizer_findings(processor: Any) -> Iterator[Finding]:
     """Text that grows: more tokens than characters cost time and can carry marks."""
-    tokens = len(processor(PROBE, add_special_tokens=False, verbose=False)["input_ids"])
+    tokens = len(encode(processor, PROBE))
     rate = tokens / len(PROBE)
     yield Finding(
         "tokens a character", "tokenizer", int(rate > EXPANSION), rate,

@@ -85,9 +85,20 @@ def without_end(processor: Any) -> Any:
 
 
 def encode(processor: Any, text: str) -> list[int]:
-    """Token ids without special tokens, however long the text."""
-    found = processor(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return [int(i) for i in found]
+    """Token ids without special tokens, however long the text.
+
+    Raises:
+        OffsiteError: a tokenizer that fails; its own words are left out, because they may quote
+            the text.
+    """
+    try:
+        found = processor(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [int(i) for i in found]
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise OffsiteError(
+            f"The tokenizer cannot read the text ({type(error).__name__}); it is damaged or has no "
+            "token for what it does not know, so put the files of the original one in its place."
+        ) from None
 
 
 def encode_after(
