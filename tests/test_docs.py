@@ -112,3 +112,23 @@ def test_the_command_that_lays_out_the_benchmarks_runs() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "build/bench" in result.stdout
+
+
+def test_models_that_others_pretrained_are_linked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.prepare import link_models
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/one", "models/none"):
+        Path(name).mkdir(parents=True)
+    Path("models/one/config.json").write_text("{}")
+    link = Path("build/bench/one")
+    link_models(Path("models"))
+    assert link.resolve() == tmp_path / "models" / "one"
+    assert not Path("build/bench/none").exists()
+    Path("models").rename("moved")
+    link_models(Path("moved"))  # the link points nowhere now
+    assert link.resolve() == tmp_path / "moved" / "one"
+    link_models(Path("moved"))
+    assert (link / "config.json").read_text() == "{}"

@@ -209,3 +209,37 @@ def test_brackets_in_a_name_are_no_markup(
         status, told, err = run(*words, *device)
         assert status == 0, err
         assert "[/b] :cat:" in told and "\N{CAT}" not in told, words
+
+
+def test_a_float64_checkpoint_makes_the_round_trip(
+    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    model = model_folder("llama")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model).double()
+    whole.save_pretrained(model)
+    words = ("--adapter", "ends:2,2", "--keep", 1)
+    status, _, err = run("offer", model, "--out", tmp_path / "offer", *words)
+    assert status == 0, err
+    sent = load_file(tmp_path / "offer" / "model.safetensors")
+    assert {tensor.dtype for tensor in sent.values()} == {torch.float64}
+    tune = ("tune", tmp_path / "offer", "--data", text_file, "--out", tmp_path / "delta")
+    status, _, err = run(*tune, "--steps", 1, "--max-length", 32, "--delta", "lora:rank=2")
+    assert status == 0, err
+    record = ("--record", tmp_path / "offer.record.json")
+    status, _, err = run("plug", model, tmp_path / "delta", *record, "--out", tmp_path / "tuned")
+    assert status == 0, err
+    after = load_file(tmp_path / "tuned" / "model.safetensors")
+    before = load_file(model / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and {int(name.split(".")[2]) for name in changed} == {0, 1, 4, 5}
+
+
+def test_an_offer_without_a_tokenizer_says_so(run: Run, model_folder: Any, tmp_path: Path) -> None:
+    model = model_folder("llama")
+    offer = ("offer", model, "--keep", 1, "--adapter", "ends:2,2", "--out")
+    assert "no tokenizer" not in run(*offer, tmp_path / "with")[1]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    status, out, err = run(*offer, tmp_path / "without")
+    assert status == 0, err
+    assert "The model has no tokenizer, so none is sent" in " ".join(out.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,12 @@ def test_one_tune_opens_the_private_file_once(
     watching.clear()
     assert status == 0, err
     assert len(opened) == 2  # once to read and once to hash
+
+
+def test_a_pipe_is_called_a_pipe(tmp_path: Path) -> None:
+    """It exists, so it must not be called missing; ``<(zcat a.gz)`` of a shell is one."""
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(OffsiteError, match=r"is a pipe or a device.*save it as a file"):
+        read_documents(tmp_path / "a.txt")
+    with pytest.raises(OffsiteError, match="There is no data file"):
+        read_documents(tmp_path / "b.txt")

@@ -31,15 +31,19 @@ def read_text(path: Path) -> str:
     """The text of a data file; a byte order mark at its start is left out.
 
     Raises:
-        OffsiteError: missing, a folder, or a file of another kind; its content is never quoted.
+        OffsiteError: missing, a folder, a pipe or another kind of file; no content is quoted.
     """
     if path.is_dir():
         raise OffsiteError(
             f"'{path}' is a folder; text, chats and questions are read from one file, so name it "
             "(of a saved datasets folder, write the rows as JSON lines with to_json)."
         )
-    if not path.is_file():
+    if not path.exists():
         raise OffsiteError(f"There is no data file '{path}'.")
+    if not path.is_file():
+        raise OffsiteError(
+            f"'{path}' is a pipe or a device, and data is read more than once; save it as a file."
+        )
     content = path.read_bytes()
     if kind := next((FORMATS[start] for start in FORMATS if content.startswith(start)), None):
         raise OffsiteError(f"'{path}' is {kind} and not UTF-8 text; convert or unpack it first.")
