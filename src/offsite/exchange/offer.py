@@ -38,7 +38,7 @@ from offsite.exchange.vetting import (
     vet_tensors,
 )
 from offsite.exchange.wording import Wording
-from offsite.files import new_folder, read_json
+from offsite.files import new_folder, read_json, reason
 from offsite.model import layers
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
@@ -287,12 +287,19 @@ def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> No
     """Refuse a tokenizer that gives other token ids once it was saved and loaded.
 
     Raises:
-        OffsiteError: transformers puts another class in its place, or cannot load it.
+        OffsiteError: it cannot read a text, or transformers loads another class than was saved.
     """
     if not hasattr(processor, "get_vocab"):
         return
     loaded = read_processor(folder, kind_of_task(manifest.task))
-    if loaded is None or loaded(PROBE)["input_ids"] != processor(PROBE)["input_ids"]:
+    try:
+        same = loaded is not None and loaded(PROBE)["input_ids"] == processor(PROBE)["input_ids"]
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise OffsiteError(
+            f"The tokenizer {type(processor).__name__} cannot read a text ({reason(error)}); check "
+            "'tokenizer_class' in its tokenizer_config.json, or use the model's original files."
+        ) from error
+    if not same:
         raise OffsiteError(
             f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "
             "saved and loaded; convert it to a tokenizer.json that does, and make the offer again."

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from offsite.errors import OffsiteError
+from offsite.files import reason
 
 LARGEST_COUNT = 10_000  # of a range, of copies, or of the calls that macros make of each other
 DEEPEST_LOOP = 4
+WAY = "the model's owner must correct it, or leave it out with --leave-out chat-template"
 GROWTH = 16.0  # of a text by all replacements of a template together
 WIDTH = re.compile(r"[%:][^%:]{0,8}\d{5}")  # in a format: a width of five digits or more
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # a tag of transformers' own
@@ -33,11 +35,13 @@ def vet_template(text: str) -> None:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", text))
         endless = any(found for found in faults(tree))
     except (TemplateError, RecursionError) as error:
-        raise OffsiteError("The offer's chat template is not valid; ask for a new one.") from error
+        raise OffsiteError(
+            f"The chat template is not a valid Jinja template ({reason(error)}); {WAY}."
+        ) from error
     if endless:
         raise OffsiteError(
-            "The offer's chat template repeats far more than a conversation needs and could run "
-            "for ever; ask its owner for a plain one."
+            "The chat template repeats far more than a conversation needs and could run for ever; "
+            f"{WAY}."
         )
 
 

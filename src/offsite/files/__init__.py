@@ -9,6 +9,7 @@ from offsite.files.reading import is_pointer as is_pointer
 from offsite.files.reading import open_regular as open_regular
 from offsite.files.reading import parse_json as parse_json
 from offsite.files.reading import read_json as read_json
+from offsite.files.reading import reason as reason
 from offsite.files.reading import sha256_file as sha256_file
 from offsite.files.reading import shown as shown
 from offsite.files.writing import check_free as check_free

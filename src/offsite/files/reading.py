@@ -31,6 +31,14 @@ def shown(text: object) -> str:
     return plain if len(plain) <= 80 else plain[:77] + "..."
 
 
+def reason(error: BaseException) -> str:
+    """What a library says went wrong, as a clause of one line and at most 240 characters."""
+    text = ascii(" ".join(str(error).split()))[1:-1].rstrip(".")
+    if isinstance(error, KeyError):
+        return f"there is nothing named {text}"
+    return (text if len(text) <= 240 else f"{text[:237]}...") or type(error).__name__
+
+
 def read_json(path: str | Path) -> Any:
     """Parse one JSON file; duplicate keys, NaN, infinities and files over 16 MiB are refused.
 

@@ -9,7 +9,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from offsite.errors import OffsiteError
-from offsite.files import read_json, shown
+from offsite.files import read_json, reason, shown
 from offsite.model.kind import kind_of_class, text_config
 from offsite.model.weights import other_format
 
@@ -73,8 +73,7 @@ def refused(path: Path, error: Exception) -> str:
             f"its architecture '{shown(kind)}' is not one that transformers knows (remote code is "
             "never run)"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"its config.json is not valid for '{shown(kind)}' ({shown(' '.join(lines))})"
+    return f"its config.json is not valid for '{shown(kind)}' ({reason(error)})"
 
 
 def load_generation(name: str | Path, label: str | Path | None = None) -> Any:
@@ -114,6 +113,6 @@ def misfit(config: Any, auto_class: str, error: Exception) -> OffsiteError | Non
         return pad
     return OffsiteError(
         f"A model of type '{config.model_type}' cannot be built from its config.json, whose values "
-        f"do not fit each other ({type(error).__name__}: {shown(' '.join(str(error).split()))}); "
+        f"do not fit each other ({type(error).__name__}: {reason(error)}); "
         "correct them."
     )

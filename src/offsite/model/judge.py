@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from offsite.errors import OffsiteError
-from offsite.files import shown
+from offsite.files import reason, shown
 from offsite.model.blocks import block_of, block_path, get_blocks
 from offsite.model.configuration import wrong_pad
 from offsite.model.heads import head_tensors
@@ -197,9 +197,3 @@ def settle_ties(made: StoredModel, config: Any) -> None:
             setattr(skeleton.get_submodule(owner), leaf, skeleton.get_parameter(source))
         else:
             config.tie_word_embeddings = skeleton.config.tie_word_embeddings = False
-
-
-def reason(error: Exception) -> str:
-    """The first line of an exception, short enough for a sentence."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return shown(line).rstrip(".")

@@ -9,7 +9,7 @@ import transformers
 from transformers.utils import cached_file
 
 from offsite.errors import OffsiteError
-from offsite.files import is_pointer, shown
+from offsite.files import is_pointer, reason, shown
 from offsite.model.kind import Kind, kind_of_task
 from offsite.model.quiet import quiet
 
@@ -54,7 +54,7 @@ def read_processor(
     except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        why = f"{type(error).__name__}: {shown(' '.join(str(error).split()))}"
+        why = f"{type(error).__name__}: {reason(error)}"
         way = f"put its files there as they came with the original {kind.processor_name}"
         files = (Path(name) / file for file in kind.processor_files)
         if pointers := [file for file in files if file.is_file() and is_pointer(file)]:
