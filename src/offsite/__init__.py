@@ -1,4 +1,4 @@
-"""offsite: fine-tune a model without its owner seeing the data, or the data's owner the model.
+"""offsite: fine-tune a model without showing it to the data owner, or the data to its owner.
 
 Every public name is loaded on first use, so ``import offsite`` costs nothing. Type checkers see the
 same names below; a test holds the two lists together.

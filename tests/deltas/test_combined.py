@@ -177,7 +177,7 @@ def test_served_it_folds_what_merges_and_attaches_the_rest(rack: dict[str, Plugg
     torch.testing.assert_close(stacked, folded + full - base)
     for bad, message in (
         ({mixed: 1.0, "bottleneck": 1.0}, "both need the model's bottleneck"),
-        ({mixed: 0.5}, "takes no weight but 1"),
+        ({mixed: 0.5}, "must be 1, not 0.5"),
     ):
         with pytest.raises(OffsiteError, match=message):
             served.switch(**bad)

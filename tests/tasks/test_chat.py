@@ -83,7 +83,7 @@ def test_bad_conversations_are_named_by_line(messages: Any, message: str, tmp_pa
 def test_templates_that_cannot_serve_are_refused(chatty: Any, tokenizer: Any) -> None:
     with pytest.raises(OffsiteError, match="no chat template"):
         encode_chat(TALK, tokenizer, 128, "Line 1")
-    with pytest.raises(OffsiteError, match="Line 1 has nothing of the assistant"):
+    with pytest.raises(OffsiteError, match="Line 1 has no text of the assistant"):
         encode_chat(TALK, chatty, 10, "Line 1")
     chatty.chat_template = "{{ raise_exception('secret ' + messages[0].content) }}"
     with pytest.raises(OffsiteError, match="Line 1 is refused") as caught:
@@ -111,7 +111,7 @@ def test_a_template_that_leaves_out_what_was_said_is_refused(chatty: Any) -> Non
 def test_a_template_that_begins_every_answer_is_said_to(chatty: Any) -> None:
     """Models that reason begin an answer with a tag, which plain answers do not have."""
     chatty.chat_template = TEMPLATE.replace("[assistant]\n", "[assistant]\n<think>\n")
-    with pytest.raises(OffsiteError, match=r"every answer to begin \('<think>'\)") as caught:
+    with pytest.raises(OffsiteError, match=r"begins every answer with '<think>'") as caught:
         encode_chat(TALK[1:3], chatty, 128, "Line 1")
     assert "cat" not in str(caught.value)
     thought = [TALK[1], {"role": "assistant", "content": "<think>\nmat?</think>on the mat"}]

@@ -286,7 +286,7 @@ def test_choices_that_one_tokenizer_cannot_tell_apart_are_refused(
     rows: list[Any] = [{"q": "who sat", "c": ["the DOG", "the dog", "a cat"], "a": 0}]
     task = load_task(tmp_path / "t.toml")
     source = write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(OffsiteError, match=r"Line 1 .* gives the same tokens") as caught:
+    with pytest.raises(OffsiteError, match=r"Line 1 .* into the same tokens") as caught:
         task.prepare(task.read(source), words, None)
     assert "dog" not in str(caught.value)
     rows[0]["a"] = 2  # two equal wrong choices leave the right one to be told

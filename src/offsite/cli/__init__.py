@@ -60,11 +60,11 @@ def top_level(
         bool, typer.Option("--debug", help="Show where an error arose; any command takes it.")
     ] = False,
 ) -> None:
-    """Fine-tune a model without its owner seeing the data, or the data's owner the model."""
+    """Fine-tune a model without showing it to the data owner, or the data to the model owner."""
 
 
 OWNER, TUNER, BOTH = "Model owner", "Data owner", "Both, and researchers"
-TRUST = "Who sent this"
+TRUST = "Signing and encryption"
 COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (OWNER, owner.offer, "offer", "model/ --out offer/ --adapter ends:2,2 --keep 8"),
     (OWNER, owner.plug, "plug", "model/ delta/ --record offer.record.json --out tuned/"),

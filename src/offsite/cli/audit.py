@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from offsite.audit.recovered import OfferAudit
 
 audit_app = typer.Typer(no_args_is_help=True, help="Measure what an offer or a delta reveals.")
-check_app = typer.Typer(no_args_is_help=True, help="Look for what is odd before you trust it.")
+check_app = typer.Typer(
+    no_args_is_help=True, help="Look for suspicious weights before you trust an offer."
+)
 Offered = Annotated[Path, typer.Argument(help="Folder of the offer.")]
 PublicBase = Annotated[
     str | None, typer.Option(help="A public model that yours may be a fine-tune of.")

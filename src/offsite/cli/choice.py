@@ -24,7 +24,7 @@ class RecipeOptions:
         recipe: A preset ('offsite recipes' lists them), PRESET@BUDGET or a JSON file of steps.
         keep: Middle blocks to keep.
         budget: Share of the middle's bytes that the emulator may take, over 0 to 1.
-        distill_steps: Steps of distillation after the recipe; 0 takes away a preset's own.
+        distill_steps: Steps of distillation after the recipe; 0 removes those of a preset.
         whole: Ship every block of the middle as it is.
         learned: Folder of a LayerReplace pass ('offsite importance --learn').
     """

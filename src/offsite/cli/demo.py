@@ -17,7 +17,7 @@ def demo(
     seed: o.Seed = 0,
     json: o.Json = False,
 ) -> None:
-    """The whole story on an embedded model and text that every Python has, in a few minutes."""
+    """Play both roles on a small built-in model and text, in a few minutes."""
     import time
 
     from offsite.demo import make_plan

@@ -37,7 +37,7 @@ def importance(
     rows: RowOptions,
     machine: Machine,
 ) -> None:
-    """Measure the importance of every block, by all signals side by side."""
+    """Measure the importance of every block, by every signal."""
     from offsite.compress.importance import importance as measure
     from offsite.compress.step import Context
     from offsite.files import check_free

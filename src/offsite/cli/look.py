@@ -21,7 +21,7 @@ def inspect(
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """Show an offer, a delta, a record or a model as a person wants to read it."""
+    """Show what an offer, a delta, a record or a model holds."""
     from offsite.report.inspection import inspect_path
 
     data, lines = inspect_path(path, base)

@@ -18,7 +18,7 @@ RequireSignature = Annotated[
     bool | None,
     typer.Option(
         "--require-signature/--no-require-signature",
-        help="Whether a pinned peer must have signed it; default once one is pinned.",
+        help="Whether a pinned peer must have signed it; by default yes, once a peer is pinned.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -31,13 +31,16 @@ Details = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; default float32 to compute in.")
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; by default float32 for what is computed."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default what is there.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.")
+]
 Task = Annotated[
     str, typer.Option(help="text, chat, image-classification, a built-in task or a task file.")
 ]
-MaxLength = Annotated[int, typer.Option(help="Tokens of a window or a question.")]
+MaxLength = Annotated[int, typer.Option(help="Most tokens of a row of text or of a question.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, with a warning.")
 ]

@@ -18,12 +18,18 @@ from offsite.cli.trial import TrialOptions
 Out = Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")]
 OwnData = Annotated[str | None, typer.Option(help="Your own data, where a step needs it.")]
 EvalData = Annotated[str | None, typer.Option(help="Data to score the emulator on.")]
-RecordFile = Annotated[Path | None, typer.Option(help="Your private record.")]
+RecordFile = Annotated[
+    Path | None,
+    typer.Option(help="Your private record; by default OUT.record.json beside the offer."),
+]
 Name = Annotated[str | None, typer.Option(help="What the offer calls the model.")]
-Days = Annotated[int | None, typer.Option(help="Days the offer is good for.", min=1, max=36500)]
+Days = Annotated[
+    int | None,
+    typer.Option(help="Days until the offer expires; by default it does not.", min=1, max=36500),
+]
 LeaveOut = Annotated[
     list[str] | None,
-    typer.Option(help="Words not to send: added-tokens, chat-template or labels; repeatable."),
+    typer.Option(help="What not to send: added-tokens, chat-template or labels; repeatable."),
 ]
 
 

@@ -32,7 +32,7 @@ def prompt_decoder(
     *,
     training: TrainOptions,
 ) -> None:
-    """Learn on public tasks what a few numbers can make of a prompt; 'offer' then ships it."""
+    """Train a prompt decoder on public tasks; 'offer' can then ship it."""
     from offsite.deltas.addition.learn_decoder import learn_decoder
     from offsite.exchange.side import SideTensors, save_side
     from offsite.files import check_free

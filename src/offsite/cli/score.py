@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Paths = Annotated[list[str], typer.Argument(help="Model, offer/ or tuned/; one or several.")]
 TestData = Annotated[
-    str | None, typer.Option(help="Data to score on; default what the task file names.")
+    str | None, typer.Option(help="Data to score on; by default the data that the task file names.")
 ]
 Role = Annotated[str | None, typer.Option("--as", help="Which score it is, such as full_tuned.")]
 Base = Annotated[str | None, typer.Option(help="Full model that an adapter is run on.")]
@@ -49,7 +49,7 @@ def score(
     rows: RowOptions,
     machine: Machine,
 ) -> None:
-    """Score a model, an offer or a tuned model, and merge with the scores others know."""
+    """Score a model, an offer or a tuned model, and merge the scores of both parties."""
     from dataclasses import asdict
     from functools import reduce
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from offsite.deltas.method import Method
 
 Private = Annotated[
-    str | None, typer.Option(help="Your private data; default what the task file names.")
+    str | None,
+    typer.Option(help="Your private data; by default the data that the task file names."),
 ]
 PrivateTest = Annotated[str | None, typer.Option(help="Private data to score on.")]
 MethodText = Annotated[

@@ -56,7 +56,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise OffsiteError(f"'{path}' cannot be read: {error.strerror}.") from error
     if len(data) > MAX_JSON_BYTES:
-        raise OffsiteError(f"'{path}' is larger than the {MAX_JSON_BYTES} bytes allowed for JSON.")
+        raise OffsiteError(
+            f"'{path}' is larger than the {MAX_JSON_BYTES} bytes allowed for JSON; shorten it."
+        )
     return parse_json(data, path)
 
 

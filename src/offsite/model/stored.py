@@ -132,7 +132,7 @@ class StoredModel:
                     if not is_finite(tensor):
                         raise OffsiteError(
                             f"The tensor '{known}' of '{self.name}' holds NaN or infinity, so the "
-                            "model computes nothing; use a checkpoint without."
+                            "model gives no results; use a checkpoint without such values."
                         )
                     yield known, tensor
 

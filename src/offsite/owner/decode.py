@@ -76,12 +76,12 @@ class Decode:
     def __post_init__(self) -> None:
         require(
             0 < self.strength <= 1,
-            f"A strength of {self.strength} cannot be decoded with; use more than 0 and at most 1.",
+            f"The strength of decoding is above 0 and at most 1, not {self.strength}.",
         )
         require(
             self.samples >= 1 and self.max_length >= 2,
-            f"{self.samples} rows of {self.max_length} tokens are nothing to learn from; use at "
-            "least one row of two tokens.",
+            "Decoding needs at least one row of two tokens, not "
+            f"{self.samples} rows of {self.max_length} tokens.",
         )
         check_seed(self.seed)
         LoRA(rank=self.rank)

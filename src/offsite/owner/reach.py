@@ -29,8 +29,8 @@ def check_reach(full: nn.ModuleList, middle: Middle) -> None:
     for position, block in zip(middle.positions, middle.blocks, strict=True):
         if isinstance(block, Harmonizer):
             raise OffsiteError(
-                f"A harmonizer stands at block {position}, and the model has no layer that a "
-                "change of it could go to; leave out --reach all, or the step 'layer_replace'."
+                f"Block {position} is a harmonizer, which the model does not have, so a change to "
+                "it cannot be plugged; leave out --reach all, or the step 'layer_replace'."
             )
         for name, layer in linears(block):
             own = linear_shape(full[position].get_submodule(name)) or ()

@@ -245,8 +245,8 @@ class Served:
             needs += [method.place for method, _ in self.modules[name]]
             require(
                 weight == 1 or not needs,
-                f"The delta '{name}' ({delta.method.kind}) brings a {' and a '.join(needs)}, which "
-                f"takes no weight but 1, not {weight}; only what merges can be weighted.",
+                f"The weight of the delta '{name}' must be 1, not {weight}: it brings a "
+                f"{' and a '.join(needs)}, and only deltas that merge can be weighted.",
             )
             for place in needs:
                 if place in places:

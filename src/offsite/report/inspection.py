@@ -1,4 +1,4 @@
-"""An offer, a delta, a record or a model, as a person wants to read it."""
+"""What an offer, a delta, a record or a model holds, in words."""
 
 from __future__ import annotations
 

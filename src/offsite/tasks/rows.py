@@ -106,8 +106,8 @@ def parse_line(line: str, where: str) -> Any:
     value, end = _value(line, 0, where)
     if end < len(line):
         raise OffsiteError(
-            f"{where} is not valid JSON: it goes on after its value; write one example on each "
-            "line, with nothing between them."
+            f"{where} is not valid JSON: more text follows the end of the object; write one "
+            "example on each line."
         )
     return value
 

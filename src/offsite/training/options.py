@@ -19,7 +19,7 @@ class TrainOptions:
     On the command line each field is an option, with the words below as its help.
 
     Attributes:
-        steps: Optimiser steps; counted by ``epochs`` unless given.
+        steps: Optimiser steps; by default as many as ``epochs`` takes.
         epochs: Passes over the data, where ``steps`` is not given.
         lr: Peak learning rate of AdamW; by default that of the method that is tuned.
         head_lr: Peak learning rate of a classifier head. A head starts from zeros and has further

@@ -78,7 +78,7 @@ def encode_chat(messages: Messages, processor: Any, length: int, where: str) -> 
     ]
     if all(label == IGNORE for label in labels[1:]):
         raise OffsiteError(
-            f"{where} has nothing of the assistant within its first {length} tokens; raise "
-            "--max-length or shorten it."
+            f"{where} has no text of the assistant in its first {length} tokens; raise "
+            "--max-length or shorten the conversation."
         )
     return ids, [IGNORE, *labels[1:]]

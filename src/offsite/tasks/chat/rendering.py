@@ -67,9 +67,9 @@ def other_beginning(before: str, text: str, where: str) -> OffsiteError:
     same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(before, text, strict=False)))
     begun = before[same:]
     return OffsiteError(
-        f"{where} has an answer that begins otherwise than the tokenizer's chat template asks "
-        f"every answer to begin ('{shown(begun.strip())}'); begin the assistant's messages so, or "
-        "use a model whose template does not."
+        f"The tokenizer's chat template begins every answer with '{shown(begun.strip())}', but "
+        f"{where} has an answer that begins differently; begin the assistant's messages with it, "
+        "or use a model whose template does not add it."
     )
 
 

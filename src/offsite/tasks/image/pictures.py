@@ -103,8 +103,8 @@ def check_targets(pictures: Pictures) -> None:
     for index, target in enumerate(pictures.targets):
         if target is None or not 0 <= target < len(pictures.classes):
             raise OffsiteError(
-                f"{pictures.where(index)} has no class of the {len(pictures.classes)} that there "
-                "are; leave out what is not labelled, or use another split."
+                f"{pictures.where(index)} has none of the {len(pictures.classes)} classes; remove "
+                "pictures without a label, or use another split."
             )
 
 

@@ -132,7 +132,9 @@ def encode_question(
     start, tails = encode_after(processor, prompt, endings, where)
     start = Convention.of(processor).begun(start)
     if not start:
-        raise OffsiteError(f"{where} has a prompt that the tokenizer gives no token for.")
+        raise OffsiteError(
+            f"{where} has a prompt without tokens: the tokenizer drops all of it; change it."
+        )
     longest = len(start) + max(map(len, tails))
     if longest > length:
         raise OffsiteError(

@@ -71,9 +71,8 @@ class MultipleChoice(Questions):
         prompt, tails = encode_question(question.prompt, endings, processor, length, question.where)
         if tails.count(tails[question.answer]) > 1:
             raise OffsiteError(
-                f"{question.where} has a right choice and a wrong one that the tokenizer gives the "
-                "same tokens, so none of them can be told to be right; change them or remove the "
-                "line."
+                f"{question.where} has a right choice and a wrong one that the tokenizer turns "
+                "into the same tokens, so they cannot be told apart; change one or remove the line."
             )
         lengths = tuple(len(choice) for choice in question.choices)
         encoded = Question(prompt, tails, question.answer, lengths)
@@ -122,7 +121,7 @@ def read_choices(file: TaskFile, row: Row) -> Choices:
         raise OffsiteError(f"{row.where} needs at least two choices, none of them empty.")
     answer = find_answer(file, choices, row)
     if choices.count(choices[answer]) > 1:
-        raise OffsiteError(f"{row.where} has its right choice twice; make its choices differ.")
+        raise OffsiteError(f"{row.where} lists its right choice twice; remove one of the two.")
     return Choices(prompt_of(file, row), choices, answer, row.where)
 
 

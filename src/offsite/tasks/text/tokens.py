@@ -126,14 +126,14 @@ def encode_after(
             tail = encode_inside(processor, gap + ending)
             if processor.decode(start + tail) != processor.decode(whole):
                 raise OffsiteError(
-                    f"{where} has a prompt and an answer that the tokenizer cannot read apart; end "
-                    "the prompt, or begin the answer, with a space."
+                    f"{where} has a prompt and an answer that the tokenizer joins into one token "
+                    "where they meet; end the prompt, or begin the answer, with a space."
                 )
         tails.append(tail)
     if not all(tails):
         raise OffsiteError(
-            f"{where} has an answer or a choice that the tokenizer gives no token for; change it "
-            "or remove the line."
+            f"{where} has an answer or a choice without tokens: the tokenizer drops all of it; "
+            "change it or remove the line."
         )
     return start, tails
 
