@@ -11,8 +11,9 @@ import transformers
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.exchange.offer import PROBE, Offer
+from offsite.exchange.offer import Offer
 from offsite.exchange.wording import PARTS, Wording, parse_parts
+from offsite.model.processor import PROBE
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task

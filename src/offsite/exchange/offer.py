@@ -38,17 +38,16 @@ from offsite.exchange.vetting import (
     vet_tensors,
 )
 from offsite.exchange.wording import Wording
-from offsite.files import new_folder, read_json, reason
+from offsite.files import new_folder, read_json
 from offsite.model import layers
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
 from offsite.model.configuration import load_config, load_generation
 from offsite.model.kind import kind_of_task
-from offsite.model.processor import read_processor
+from offsite.model.processor import check_saved, read_processor
 from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
 MAX_SHARD = "4GB"
 
 
@@ -278,29 +277,6 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
         }
     )
     vet_contents(folder, manifest, vet_files(folder, manifest))
-    check_processor(offer.processor, folder, manifest)
+    check_saved(offer.processor, folder, kind_of_task(manifest.task))
     write_manifest(folder, manifest)
     return read_manifest(folder, OfferManifest)  # as its reader will see it
-
-
-def check_processor(processor: Any, folder: Path, manifest: OfferManifest) -> None:
-    """Refuse a tokenizer that gives other token ids once it was saved and loaded.
-
-    Raises:
-        OffsiteError: it cannot read a text, or transformers loads another class than was saved.
-    """
-    if not hasattr(processor, "get_vocab"):
-        return
-    loaded = read_processor(folder, kind_of_task(manifest.task))
-    try:
-        same = loaded is not None and loaded(PROBE)["input_ids"] == processor(PROBE)["input_ids"]
-    except Exception as error:  # the tokenizers library raises bare ones
-        raise OffsiteError(
-            f"The tokenizer {type(processor).__name__} cannot read a text ({reason(error)}); check "
-            "'tokenizer_class' in its tokenizer_config.json, or use the model's original files."
-        ) from error
-    if not same:
-        raise OffsiteError(
-            f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "
-            "saved and loaded; convert it to a tokenizer.json that does, and make the offer again."
-        )

@@ -14,6 +14,7 @@ from offsite.model.kind import Kind, kind_of_task
 from offsite.model.quiet import quiet
 
 PACKAGES = {"PIL": "pillow", "sentencepiece": "sentencepiece", "protobuf": "protobuf"}
+PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
 
 
 def load_processor(name: str | Path, task: str) -> Any:
@@ -62,6 +63,29 @@ def read_processor(
         raise OffsiteError(
             f"The {kind.processor_name} of '{label}' cannot be read ({why}); {way}."
         ) from error
+
+
+def check_saved(processor: Any, folder: Path, kind: Kind) -> None:
+    """Refuse a tokenizer that gives other token ids once it was saved and loaded.
+
+    Raises:
+        OffsiteError: it cannot read a text, or transformers loads another class than was saved.
+    """
+    if not hasattr(processor, "get_vocab"):
+        return
+    loaded = read_processor(folder, kind)
+    try:
+        same = loaded is not None and loaded(PROBE)["input_ids"] == processor(PROBE)["input_ids"]
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise OffsiteError(
+            f"The tokenizer {type(processor).__name__} cannot read a text ({reason(error)}); check "
+            "'tokenizer_class' in its tokenizer_config.json, or use the model's original files."
+        ) from error
+    if not same:
+        raise OffsiteError(
+            f"The tokenizer {type(processor).__name__} does not give the same tokens once it was "
+            "saved and loaded; convert it to a tokenizer.json that does, and make the offer again."
+        )
 
 
 def has_processor(name: str | Path, kind: Kind) -> bool:
