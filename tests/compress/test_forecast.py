@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from offsite.compress import Align, Drop, Prune
+from offsite.compress import Align, Drop, GradOT, Prune, Rank
 from offsite.compress import forecast as module
-from offsite.compress.forecast import forecast, passes_of, rows_of, span
+from offsite.compress.forecast import (
+    decomposed,
+    decomposing,
+    forecast,
+    passes_of,
+    rows_of,
+    span,
+)
 from tests.support.context import world
 
 
@@ -36,6 +43,29 @@ def test_each_step_that_reads_data_has_a_line(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(torch.get_rng_state(), state)
     assert forecast([Prune(keep=0.5)], context) == []
     assert forecast(recipe, replace(context, data=None)) == []
+
+
+def test_matrices_to_decompose_are_counted_with_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "seconds_of", lambda model, batch: 2.0)
+    context = world("llama")
+    count = len(context.split.middle)
+    shapes = decomposed(Rank(beta=0.5), context)
+    assert len(shapes) == 4 * count  # query, key, value and output of each block
+    assert len(decomposed(Rank(beta=0.5, layers="all"), context)) == 7 * count
+    assert decomposed(Rank(beta=0.0), context) == []
+    (line,) = forecast([Rank(beta=0.5)], replace(context, data=None))
+    assert line.startswith(f"rank: at most {4 * count} matrices to decompose, about ")
+    monkeypatch.setattr(module, "decomposing", lambda shapes, device: 7200.0)
+    (line,) = forecast([GradOT(batches=1)], context)
+    assert line.endswith(f"at most {4 * count} matrices to decompose, about 2.0 h on this machine")
+
+
+def test_decomposing_grows_with_the_cube_of_the_side() -> None:
+    cpu = torch.device("cpu")
+    one, many = decomposing([(256, 256)], cpu), decomposing([(2048, 2048)] * 2, cpu)
+    assert 100 < many / one < 10_000  # 1,024 times, by a clock that others share
 
 
 def test_a_step_that_chooses_blocks_looks_at_small_data_once() -> None:

@@ -8,32 +8,64 @@ from typing import Any
 
 import torch
 
+from offsite.compress.linears import linears
 from offsite.compress.step import Context, Needs, Step
 from offsite.model.blocks import get_blocks
+from offsite.model.layers import linear_shape
 from offsite.model.replay import forward
 from offsite.training.devices import own_generators
 
+SIDE = 512  # of the matrix that is decomposed to see how fast this machine is
+
 
 def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
-    """One line for each step that reads data: its rows, its tokens and about how long it takes.
+    """One line for each step that reads data or decomposes matrices, with about how long it takes.
 
     The time is that of one forward pass over one row on this machine, times the passes that the
-    step says it needs; a step that computes many rows at once may take less.
+    step says it needs, and that of a small decomposition, scaled to the matrices of the middle. A
+    step that computes many rows at once, or that comes after blocks were dropped, may take less.
     """
-    steps = [step for step in recipe if step.needs.rows]
-    if not steps or context.data is None or context.task is None:
-        return []
-    batch = one_row(context)
-    each = seconds_of(context.model, batch)
+    reads = context.data is not None and context.task is not None
+    batch = one_row(context) if reads and any(step.needs.rows for step in recipe) else None
+    each = None if batch is None else seconds_of(context.model, batch)
     lines = []
-    for step in steps:
-        rows = rows_of(step.needs, context.data)
-        words = f"{step.kind}: {rows:,} rows of data"
-        if "input_ids" in batch:
-            words += f", at most {rows * batch['input_ids'].shape[1]:,} tokens"
-        seconds = passes_in(step, context) * each
-        lines.append(f"{words}, about {span(seconds)} on this machine")
+    for step in recipe:
+        words, seconds = [], 0.0
+        if step.needs.rows and batch is not None and each is not None:
+            rows = rows_of(step.needs, context.data)
+            words.append(f"{rows:,} rows of data")
+            if "input_ids" in batch:
+                words.append(f"at most {rows * batch['input_ids'].shape[1]:,} tokens")
+            seconds += passes_in(step, context) * each
+        if shapes := decomposed(step, context):
+            words.append(f"at most {len(shapes):,} matrices to decompose")
+            seconds += decomposing(shapes, context.device)
+        if words:
+            lines.append(f"{step.kind}: {', '.join(words)}, about {span(seconds)} on this machine")
     return lines
+
+
+def decomposed(step: Step, context: Context) -> list[tuple[int, int]]:
+    """The shapes of the matrices of the middle that a step takes singular values of."""
+    chosen = step.needs.decomposes
+    if chosen is None:
+        return []
+    blocks = get_blocks(context.model)
+    layers = [pair for position in context.split.middle for pair in linears(blocks[position])]
+    shapes = [linear_shape(layer) for name, layer in layers if chosen(name)]
+    return [shape for shape in shapes if shape is not None]
+
+
+def decomposing(shapes: Sequence[tuple[int, int]], device: torch.device) -> float:
+    """Seconds for the singular values of matrices: a small one is timed, and costs are cubic."""
+    small = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
+    torch.linalg.svd(small, full_matrices=False)
+    settle(device)
+    start = time.perf_counter()
+    torch.linalg.svd(small, full_matrices=False)
+    settle(device)
+    each = (time.perf_counter() - start) / SIDE**3
+    return each * sum(a * b * min(a, b) for a, b in shapes)
 
 
 def one_row(context: Context) -> Mapping[str, torch.Tensor]:
@@ -67,16 +99,16 @@ def seconds_of(model: Any, batch: Mapping[str, torch.Tensor]) -> float:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     forward(model, batch)
-    settle(model)
+    settle(device)
     start = time.perf_counter()
     forward(model, batch)
-    settle(model)
+    settle(device)
     return time.perf_counter() - start
 
 
-def settle(model: Any) -> None:
-    """Wait until the model's device has done what it was given."""
-    if next(model.parameters()).is_cuda:
+def settle(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 

@@ -40,7 +40,9 @@ class Rank:
     @property
     def needs(self) -> Needs:
         """Nothing but the middle."""
-        return Needs()
+        if self.beta == 0:
+            return Needs()
+        return Needs(decomposes=is_attention if self.layers == "attention" else lambda name: True)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         def change(position: int, name: str, layer: nn.Module) -> nn.Module | None:

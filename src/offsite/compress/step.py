@@ -104,6 +104,8 @@ class Needs:
         bounded: it looks at no more rows than the data has.
         passes: forward passes of the whole model for each of them; a backward pass counts two.
         every_block: as many passes again for every block of the model.
+        decomposes: it takes the singular values of the linear layers of every middle block whose
+            names this accepts.
         work: it takes long, and keeps in a work folder what it needs to be resumed.
         learned: the folder of an earlier LayerReplace pass that it reads.
         own_pass: the LayerReplace pass that it runs because it reads none.
@@ -116,6 +118,7 @@ class Needs:
     bounded: bool = False
     passes: float = 1.0
     every_block: bool = False
+    decomposes: Callable[[str], bool] | None = None
     work: bool = False
     learned: str | None = None
     own_pass: Pass | None = None

@@ -68,7 +68,9 @@ class GradOT:
     def needs(self) -> Needs:
         """Calibration data, where something is cut."""
         cuts = min(self.attention, self.feed_forward) < 1
-        return Needs(data=cuts, rows=4 * self.batches if cuts else 0, passes=3)
+        rows = 4 * self.batches if cuts else 0
+        decomposes = is_attention if self.attention < 1 else None
+        return Needs(data=cuts, rows=rows, passes=3, decomposes=decomposes)
 
     def __call__(self, middle: Middle, context: Context) -> Middle:
         if self.attention == self.feed_forward == 1:
