@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -28,6 +29,7 @@ from offsite.cli import (
     tuner,
 )
 from offsite.cli.failure import debugging, fail, unexpected
+from offsite.cli.surroundings import Stopped, interruption, prepare, stoppable
 from offsite.errors import OffsiteError
 from offsite.training.processes import leave_group, main_process
 
@@ -135,8 +137,12 @@ def main() -> None:
     debug = debugging(sys.argv)
     try:
         try:
-            app()
+            prepare()
+            with stoppable():
+                app()
         except SystemExit as end:
+            if (stop := interruption(end)) is not None:
+                raise stop from None
             if not end.code:
                 leave_group()
             raise
@@ -149,9 +155,10 @@ def main() -> None:
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
         fail(f"Cannot read or write{where}: {error.strerror or type(error).__name__}.")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("Interrupted.", file=sys.stderr)
-        raise SystemExit(130) from None
+        number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
+        raise SystemExit(128 + number) from None
     except SystemExit:
         raise
     except BaseException as error:  # of any library; that of tokenizers panics beyond Exception

@@ -1,4 +1,4 @@
-"""What a user sees of a training run, and how a first Ctrl-C or SIGTERM ends it."""
+"""What a user sees of a training run, and how a first Ctrl-C, SIGTERM or SIGHUP ends it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from transformers import TrainerCallback
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """A progress bar on standard error; a first Ctrl-C or SIGTERM saves before it stops."""
+    """A progress bar on standard error; a first Ctrl-C, SIGTERM or SIGHUP saves before it stops.
+
+    A signal that is ignored, as ``nohup`` has it, stays ignored.
+    """
 
     def __init__(self, text: str, can_save: bool) -> None:
         self.text, self.can_save, self.interrupted = text, can_save, False
@@ -23,7 +26,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         )
         if self.can_save:
             try:
-                for number in (signal.SIGINT, signal.SIGTERM):
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    if signal.getsignal(number) is signal.SIG_IGN:
+                        continue
                     self.previous[number] = signal.signal(number, self._interrupt)
             except ValueError:  # not in the main thread: Ctrl-C stays what it is
                 self.can_save = False
