@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,16 @@ def test_what_an_output_cannot_encode_is_an_escape(tmp_path: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     code = 'exec "$0" -c "from offsite.cli.surroundings import prepare; prepare(); print(chr(252))"'
     assert started(code, tmp_path, **ascii_only) == (0, "\\xfc\n", "")
+
+
+def test_an_output_inside_an_offer_is_refused_before_work(
+    run: Run, model_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    offer = tmp_path / "offer"
+    made = ("offer", model_folder("llama"), "--out", offer, "--adapter", "ends:2,1", "--keep", 1)
+    assert run(*made)[0] == 0
+    before = sorted(offer.iterdir())
+    words = ("tune", offer, "--data", text_file, "--delta", "lora:rank=2", "--steps", 1)
+    status, _, err = run(*words, "--max-length", 16, "--out", offer / "delta")
+    assert status == 2 and "lies inside an offer or a delta" in err
+    assert sorted(offer.iterdir()) == before and run("inspect", offer)[0] == 0

@@ -230,9 +230,19 @@ def disk_full(error: BaseException) -> bool:
 
 
 def check_free(target: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse an output path that exists, before any work is done for it."""
+    """Refuse an output path that exists, before any work is done for it.
+
+    An output inside an offer or a delta is refused too: those folders hold what their manifest
+    lists and nothing else, and nobody could read them any more.
+    """
     if os.path.lexists(target) and not overwrite:
         raise OffsiteError(f"The output '{target}' exists already; name another path or remove it.")
+    folder = Path(target).absolute().parent
+    if (folder / "manifest.json").is_file() and any(folder.glob("*.safetensors")):
+        raise OffsiteError(
+            f"The output '{target}' lies inside an offer or a delta, which may hold nothing else; "
+            "name a path outside of it."
+        )
 
 
 @contextmanager
