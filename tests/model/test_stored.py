@@ -156,6 +156,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder, _: (folder / FILE).rename(folder / "pytorch_model.bin.index.json"),
         "names weights in PyTorch's .bin format, which are not there",
     ),
+    "quantised in four bits": (
+        lambda folder, _: edit(folder, quantization_config={"load_in_4bit": True}),
+        r"quantised \(bitsandbytes\), as its config.json says",
+    ),
     "quantised in no way": (
         lambda folder, _: edit(folder, quantization_config={}),
         "of an unnamed kind.*, as its config.json says",

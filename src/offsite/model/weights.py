@@ -186,7 +186,8 @@ def check_unquantised(name: str | Path, config: Any) -> None:
         if said is None:
             continue
         said = said if isinstance(said, dict) else said.to_dict()
-        method = said.get("quant_method") or "of an unnamed kind"
+        old = "load_in_4bit" in said or "load_in_8bit" in said  # written before it had a name
+        method = said.get("quant_method") or ("bitsandbytes" if old else "of an unnamed kind")
         raise OffsiteError(
             f"The weights of '{name}' are quantised ({shown(method)}), as its config.json says; "
             "offsite cuts floating-point weights only, so use the original checkpoint, or load "
