@@ -22,6 +22,11 @@ LACKING: dict[str, dict[str, Any]] = {  # what a default leaves out, or says for
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"] * (BLOCKS // 4)
     },
+    "granitemoehybrid": {  # its heads must fill twice the width, and its default has mamba alone
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "layer_types": ["mamba", "mamba", "mamba", "attention"] * (BLOCKS // 4),
+    },
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
 }
 

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo": ("OlmoConfig", {}),
     "gpt_neo": ("GPTNeoConfig", {"num_layers": 6, "attention_types": [[["global", "local"], 3]]}),
     "diffllama": ("DiffLlamaConfig", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    "beam": ("BeamConfig", {**EXPERTS, "mlp_layer_types": ["dense"] * 6}),
     "sparse_step": ("Qwen2MoeConfig", {**EXPERTS, "decoder_sparse_step": 2}),
 }  # fmt: skip
 
@@ -89,7 +90,7 @@ def test_positions_under_another_name_move_too() -> None:
         assert torch.allclose(last, offer.model(ids[:, :7]).logits[:, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["diffllama", "sparse_step"])
+@pytest.mark.parametrize("kind", ["diffllama", "beam", "sparse_step"])
 def test_blocks_that_differ_by_position_do_not_move(kind: str, tmp_path: Path) -> None:
     model = build(kind)
     model.save_pretrained(tmp_path / "model")

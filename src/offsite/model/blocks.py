@@ -8,6 +8,7 @@ This file is the only one that knows where blocks live and what must be renumber
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -181,17 +182,30 @@ def check_movable(config: Any, blocks: Iterable[nn.Module]) -> None:
             "This GPT-2 scales attention by the inverse of the block's index, so its blocks cannot "
             "move; use a model without scale_attn_by_inverse_layer_idx."
         )
-    first: dict[tuple[str, str], float] = {}
+    found: dict[str, list[float]] = {}
     for block in blocks:
         for name, module in block.named_modules():
             for key, value in vars(module).items():
-                if not isinstance(value, float) or "drop" in key:
-                    continue  # (stochastic depth is for training)
-                if first.setdefault((name, key), value) != value:
-                    raise OffsiteError(
-                        f"Blocks of this family differ by position (in '{name}.{key}'), so they "
-                        "cannot move; use a recipe that keeps every block, or --whole."
-                    )
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if number and "drop" not in key:  # (stochastic depth is for training)
+                    found.setdefault(f"{name}.{key}".lstrip("."), []).append(value)
+    for key, values in found.items():
+        floats = [value for value in values if isinstance(value, float)]
+        if len(set(floats)) > 1 or outruns(values):
+            raise OffsiteError(
+                f"Blocks of this family differ by position (in '{key}'), so they cannot move; use "
+                "a recipe that keeps every block, or --whole."
+            )
+
+
+def outruns(values: Sequence[float]) -> bool:
+    """Whether a number grows by the same step over one from each block to the next.
+
+    A step of one is that of the block's own index, which follows the block; a larger one is
+    arithmetic, such as Beam's scale of the residual.
+    """
+    steps = {after - before for before, after in itertools.pairwise(values)}
+    return len(values) > 2 and len(steps) == 1 and steps.pop() > 1
 
 
 def alias(module: Module) -> Module:
