@@ -82,3 +82,13 @@ def test_an_output_inside_an_offer_is_refused_before_work(
     status, _, err = run(*words, "--max-length", 16, "--out", offer / "delta")
     assert status == 2 and "lies inside an offer or a delta" in err
     assert sorted(offer.iterdir()) == before and run("inspect", offer)[0] == 0
+
+
+def test_a_home_that_is_a_file_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.write_text("")
+    monkeypatch.setenv("OFFSITE_HOME", str(home))
+    status, _, err = run("keygen")
+    assert status == 2 and f"Cannot write '{home}': " in err and home.read_text() == ""

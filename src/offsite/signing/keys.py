@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.files import shown, write_file
+from offsite.files import shown, write_file, writing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -71,7 +71,8 @@ def make_key() -> Path:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(folder / PUBLIC, pem(key.public_key()).decode())
     write_file(folder / PRIVATE, text.decode(), private=True)
     return folder / PUBLIC
@@ -133,7 +134,8 @@ def pin(name: str, path: Path) -> Peer:
             f"Another key is pinned as '{name}'; remove '{target}' first if the peer has changed "
             "keys and you have checked that with them."
         )
-    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with writing(home()):
+        home().mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(target, pem(key).decode())
     return Peer(name, key, fingerprint(key))
 
