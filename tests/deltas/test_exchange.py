@@ -153,7 +153,7 @@ def test_what_stacks_and_what_does_not(rack: dict[str, Plugged]) -> None:
     everything = output_of(model, batch)
     for bad, message in (
         ({"bottleneck": 1.0, "bottleneck-pfeiffer": 1.0}, "both need"),
-        ({"prefix": 0.5}, "takes no weight"),
+        ({"prefix": 0.5}, "must be 1, not 0.5"),
         ({"missing": 1.0}, "There is no delta"),
         ({"prefix": 1.0, "lora": "half"}, "a finite number"),
         ({"lora": float("nan")}, "a finite number"),
