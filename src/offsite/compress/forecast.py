@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,11 @@ def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
     """
     reads = context.data is not None and context.task is not None
     batch = one_row(context) if reads and any(step.needs.rows for step in recipe) else None
-    each = None if batch is None else seconds_of(context.model, batch)
+    each = 0.0 if batch is None else seconds_of(context.model, batch)
     lines = []
     for step in recipe:
         words, seconds = [], 0.0
-        if step.needs.rows and batch is not None and each is not None:
+        if step.needs.rows and batch is not None:
             rows = rows_of(step.needs, context.data)
             words.append(f"{rows:,} rows of data")
             if "input_ids" in batch:
@@ -59,12 +59,7 @@ def decomposed(step: Step, context: Context) -> list[tuple[int, int]]:
 def decomposing(shapes: Sequence[tuple[int, int]], device: torch.device) -> float:
     """Seconds for the singular values of matrices: a small one is timed, and costs are cubic."""
     small = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
-    torch.linalg.svd(small, full_matrices=False)
-    settle(device)
-    start = time.perf_counter()
-    torch.linalg.svd(small, full_matrices=False)
-    settle(device)
-    each = (time.perf_counter() - start) / SIDE**3
+    each = timed(lambda: torch.linalg.svd(small, full_matrices=False), device) / SIDE**3
     return each * sum(a * b * min(a, b) for a, b in shapes)
 
 
@@ -95,13 +90,18 @@ def passes_of(needs: Needs, data: Any, total: int) -> float:
 
 @torch.no_grad()
 def seconds_of(model: Any, batch: Mapping[str, torch.Tensor]) -> float:
-    """Seconds of one forward pass where the model is; the first of two is not counted."""
+    """Seconds of one forward pass where the model is."""
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    forward(model, batch)
+    return timed(lambda: forward(model, batch), device)
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the second of two runs on a device; the first warms up."""
+    run()
     settle(device)
     start = time.perf_counter()
-    forward(model, batch)
+    run()
     settle(device)
     return time.perf_counter() - start
 
