@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from offsite.cli.choice import COPIES, RecipeOptions
+from offsite.cli.recipe import COPIES, RecipeOptions
 from offsite.compress import Align, Drop, Quantise
 from offsite.compress.recipe import Recipe
 from offsite.errors import OffsiteError

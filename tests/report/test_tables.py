@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from offsite.cli.research import show_rows
+from offsite.cli.lab import show_rows
 from offsite.lab.environment import environment
 from offsite.report.runs import group
 from offsite.report.sections import by_task

@@ -17,19 +17,19 @@ from offsite import __version__
 from offsite.cli import (
     audit,
     demo,
-    exchange,
     importance,
-    look,
+    inspecting,
+    lab,
     owner,
-    prompts,
-    research,
+    prompt_decoder,
+    publish,
     score,
+    signing,
     sweep,
-    trust,
     tuner,
 )
 from offsite.cli.failure import debugging, fail, unexpected
-from offsite.cli.surroundings import Stopped, interruption, prepare, stoppable
+from offsite.cli.process import Stopped, interruption, prepare, stoppable
 from offsite.errors import OffsiteError
 from offsite.training.processes import leave_group, main_process
 
@@ -73,7 +73,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (OWNER, importance.importance, "importance", "model/ --data public.txt --out blocks.png"),
     (
         OWNER,
-        prompts.prompt_decoder,
+        prompt_decoder.prompt_decoder,
         "prompt-decoder",
         "model/ --data news.txt --data mail.txt --out decoder.safetensors",
     ),
@@ -81,7 +81,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     (BOTH, score.score, "score", "offer/ tuned/ --data test.txt"),
     (
         BOTH,
-        research.lab,
+        lab.lab,
         "lab",
         "model/ --data train.txt --eval-data test.txt --keep 8 --delta lora --out build/lab",
     ),
@@ -91,21 +91,21 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
         "sweep",
         "model/ --data train.txt --eval-data test.txt --budgets 0.6,0.3 --out build/sweep",
     ),
-    (BOTH, look.report, "report", "build/lab --out lab.html"),
-    (BOTH, look.inspect, "inspect", "offer/"),
-    (BOTH, look.deltas, "deltas", ""),
-    (BOTH, look.recipes, "recipes", ""),
-    (BOTH, look.tasks, "tasks", ""),
+    (BOTH, inspecting.report, "report", "build/lab --out lab.html"),
+    (BOTH, inspecting.inspect, "inspect", "offer/"),
+    (BOTH, inspecting.deltas, "deltas", ""),
+    (BOTH, inspecting.recipes, "recipes", ""),
+    (BOTH, inspecting.tasks, "tasks", ""),
     (BOTH, demo.demo, "demo", ""),
-    (BOTH, exchange.card, "card", "offer/ --licence apache-2.0"),
-    (BOTH, exchange.push, "push", "offer/ owner/tiny-offer"),
-    (BOTH, exchange.pull, "pull", "owner/tiny-offer --out offer/"),
-    (TRUST, trust.keygen, "keygen", ""),
-    (TRUST, trust.peer, "peer", "alice alice.pub"),
-    (TRUST, trust.sign, "sign", "offer/ --to alice"),
-    (TRUST, trust.verify, "verify", "offer/"),
-    (TRUST, trust.encrypt, "encrypt", "delta/ --to age1... --out delta.age"),
-    (TRUST, trust.decrypt, "decrypt", "delta.age --out delta/"),
+    (BOTH, publish.card, "card", "offer/ --licence apache-2.0"),
+    (BOTH, publish.push, "push", "offer/ owner/tiny-offer"),
+    (BOTH, publish.pull, "pull", "owner/tiny-offer --out offer/"),
+    (TRUST, signing.keygen, "keygen", ""),
+    (TRUST, signing.peer, "peer", "alice alice.pub"),
+    (TRUST, signing.sign, "sign", "offer/ --to alice"),
+    (TRUST, signing.verify, "verify", "offer/"),
+    (TRUST, signing.encrypt, "encrypt", "delta/ --to age1... --out delta.age"),
+    (TRUST, signing.decrypt, "decrypt", "delta.age --out delta/"),
 )
 # of several processes that torchrun starts, one runs these: there is nothing to share in them
 ALONE = ("plug", "report", "card", "push", "pull", "keygen", "peer", "sign", "encrypt", "decrypt")

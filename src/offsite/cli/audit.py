@@ -9,8 +9,8 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
+from offsite.cli.output import Lines, emit, headed, note
 from offsite.cli.shared import DpOptions
-from offsite.cli.show import Lines, emit, headed, note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.show import emit, note
+from offsite.cli.output import emit, note
 
 
 def demo(

@@ -9,8 +9,8 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
+from offsite.cli.output import emit
 from offsite.cli.shared import Machine, RowOptions
-from offsite.cli.show import emit
 from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:

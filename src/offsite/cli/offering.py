@@ -13,8 +13,8 @@ from torch.utils.data import Subset
 from offsite.audit.gate import Gate
 from offsite.audit.recovered import OfferAudit
 from offsite.audit.training import spread
-from offsite.cli.choice import RecipeOptions
-from offsite.cli.show import Lines, describe, headed, note, warning
+from offsite.cli.output import Lines, describe, headed, note, warning
+from offsite.cli.recipe import RecipeOptions
 from offsite.compress.forecast import seconds_of, span
 from offsite.compress.recipe import Recipe
 from offsite.compress.scaleot.step import resolve_adapter

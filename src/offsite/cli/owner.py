@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.choice import RecipeOptions
 from offsite.cli.decoding import DecodeOptions
 from offsite.cli.groups import grouped
+from offsite.cli.output import emit, headed, note
+from offsite.cli.recipe import RecipeOptions
 from offsite.cli.shared import GateOptions, Machine, RowOptions
-from offsite.cli.show import emit, headed, note
 from offsite.cli.trial import TrialOptions
 
 Out = Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")]

@@ -9,8 +9,8 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
+from offsite.cli.output import emit, note
 from offsite.cli.shared import Machine, RowOptions
-from offsite.cli.show import emit, note
 from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def score(
     from dataclasses import asdict
     from functools import reduce
 
-    from offsite.cli.present import score_lines
+    from offsite.cli.results import score_lines
     from offsite.lab.environment import environment
     from offsite.scores.others import Others
     from offsite.scores.scores import Scores, check_role

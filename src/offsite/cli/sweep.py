@@ -10,9 +10,9 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
-from offsite.cli.research import show_rows
+from offsite.cli.lab import show_rows
+from offsite.cli.output import note
 from offsite.cli.shared import GridOptions, Machine, RowOptions
-from offsite.cli.show import note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offsite.cli.output import emit, note
 from offsite.cli.shared import Machine, RowOptions
-from offsite.cli.show import emit, note
 from offsite.errors import OffsiteError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
+from offsite.cli.output import emit, headed
 from offsite.cli.shared import DpOptions, Machine
-from offsite.cli.show import emit, headed
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 
@@ -62,7 +62,7 @@ def tune(
 
     import torch
 
-    from offsite.cli.present import tuned_json, tuned_lines
+    from offsite.cli.results import tuned_json, tuned_lines
     from offsite.exchange.manifest import OfferManifest, parse_reach, read_manifest
     from offsite.exchange.offer import Offer
     from offsite.files import check_free

@@ -9,7 +9,7 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
-from offsite.cli.show import emit, headed
+from offsite.cli.output import emit, headed
 from offsite.training.options import TrainOptions
 
 

@@ -36,14 +36,16 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(
         with new_folder(tmp_path / "out"):
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("offsite.cli.look.emit", half_written)
+    monkeypatch.setattr("offsite.cli.inspecting.emit", half_written)
     status, out, err = run("tasks")
     assert (status, out, err) == (128 + number, "", "Interrupted.\n")
     assert not any(tmp_path.iterdir()) and signal.getsignal(number) is before
 
 
 def test_an_ignored_signal_stays_ignored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offsite.cli.look.emit", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr(
+        "offsite.cli.inspecting.emit", lambda *_: os.kill(os.getpid(), signal.SIGHUP)
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     try:
         assert run("tasks")[0] == 0
@@ -75,7 +77,7 @@ def test_a_removed_folder_is_named(tmp_path: Path) -> None:
 
 def test_what_an_output_cannot_encode_is_an_escape(tmp_path: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-    code = 'exec "$0" -c "from offsite.cli.surroundings import prepare; prepare(); print(chr(252))"'
+    code = 'exec "$0" -c "from offsite.cli.process import prepare; prepare(); print(chr(252))"'
     assert started(code, tmp_path, **ascii_only) == (0, "\\xfc\n", "")
 
 

@@ -10,8 +10,8 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
+from offsite.cli.output import command, emit, note
 from offsite.cli.shared import GridOptions, Machine, RowOptions
-from offsite.cli.show import command, emit, note
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
 

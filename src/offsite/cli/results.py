@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from offsite.cli.show import Lines, describe, headed
+from offsite.cli.output import Lines, describe, headed
 from offsite.deltas import method_text
 from offsite.scores.scores import DERIVED, TITLES, Scores
 from offsite.scores.settings import private_settings, settings_of

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from offsite.cli import options as o
-from offsite.cli.show import emit
+from offsite.cli.output import emit
 
 
 def inspect(
