@@ -4,7 +4,10 @@ The model and the data are the shared ones described in ``CONTRIBUTING.md``. Of 
 training text the first 3 MB are taken (articles are shuffled), of the books 4 MB from the middle,
 and for prompt_decoders.py samples of other books and articles; the pictures of numbers are drawn
 here. CIFAR-10, which is sorted by class, is shuffled, and 4,000 pictures of it are taken. Of large
-sets of questions the first 2,000 are taken beside the whole. Models that others pretrained, such as
+sets of questions the first 2,000 are taken beside the whole; SciQ has one file, of which the first
+600 questions are for tuning. For models of code, the modeling files of the installed transformers
+are the private text (about 3 MB, and 1 MB of other models for the test), and the standard library
+of Python is the public text. Models that others pretrained, such as
 SmolLM2 and DINOv2, are linked from ``build/models``, where ``hf download REPO --local-dir
 build/models/NAME`` puts them.
 
@@ -15,9 +18,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import transformers
 
 from benchmarks import two_digits
 
@@ -43,10 +49,30 @@ def samples(source: Path, target: str, count: int, size: int, shift: float = 0.0
         (TARGET / f"public/{target}{index:02}.txt").write_bytes(lines)
 
 
-def beginning(source: Path, target: Path, lines: int) -> None:
-    """The first lines of a file."""
-    kept = source.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-    target.write_text("".join(kept), encoding="utf-8")
+def beginning(source: Path, target: Path, lines: int, rest: Path | None = None) -> None:
+    """The first lines of a file, and the others into ``rest``."""
+    given = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    target.write_text("".join(given[:lines]), encoding="utf-8")
+    if rest is not None:
+        rest.write_text("".join(given[lines:]), encoding="utf-8")
+
+
+def code(files: Iterable[Path], target: Path, size: int, skip: int = 0) -> None:
+    """About ``size`` characters of Python files in a random order, after the first ``skip``."""
+    order = sorted(files)
+    np.random.default_rng(0).shuffle(order)
+    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in order)
+    target.write_text(text[skip : skip + size], encoding="utf-8")
+
+
+def write_code(target: Path) -> None:
+    """A private text of code, its test, and a public text of code."""
+    target.mkdir(parents=True, exist_ok=True)
+    models = list(Path(transformers.__file__).parent.glob("models/*/modeling_*.py"))
+    code(models, target / "train.txt", 3_000_000)
+    code(models, target / "test.txt", 1_000_000, skip=3_000_000)
+    library = Path(sysconfig.get_path("stdlib")).glob("*.py")
+    code(library, target / "public.txt", 4_000_000)
 
 
 def pictures(source: Path, target: Path) -> None:
@@ -91,6 +117,9 @@ def main(shared: Path, models: Path) -> None:
         shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)
     for name in ("piqa", "csqa"):
         beginning(TARGET / f"qa/{name}/train.jsonl", TARGET / f"qa/{name}/train_2000.jsonl", 2_000)
+    sciq = TARGET / "qa/sciq"
+    beginning(sciq / "val.jsonl", sciq / "first_600.jsonl", 600, sciq / "last_400.jsonl")
+    write_code(TARGET / "code")
     pictures(data / "vision/cifar10.npz", TARGET / "cifar10.npz")
     two_digits.write(data / "vision/mnist.npz", TARGET)
     model = "vit-two-digits"
