@@ -261,6 +261,23 @@ def test_every_file_is_opened_once_and_alone(
     assert [kind for kind, _ in events] == ["open", "close"] * len(files)
 
 
+def test_a_whole_load_opens_every_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a file reads its header, so once a tensor is quadratic in the number of experts."""
+    language_model("llama").save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    stored = Checkpoint(str(tmp_path / "m")).stored
+    opened: list[str] = []
+
+    def noted(file: Path, **options: Any) -> Any:
+        opened.append(file.name)
+        return safe_open(file, **options)
+
+    monkeypatch.setattr(offsite.model.stored, "safe_open", noted)
+    assert stored.source()
+    assert sorted(opened) == sorted(file.name for file in (tmp_path / "m").glob("*.safetensors"))
+
+
 def test_experts_in_several_shards_load_as_transformers_makes_them(tmp_path: Path) -> None:
     config = transformers.MixtralConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=3,

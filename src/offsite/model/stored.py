@@ -48,12 +48,13 @@ class StoredModel:
     def source(self) -> dict[str, Any]:
         """The stored tensors that the model uses, unread, for transformers' own loader."""
         used = {key for keys in self.names.values() for key in keys}
-        files: dict[Path, Any] = {}
-        found: dict[str, Any] = {}
-        for key, tensor in self.stored.items():
-            if key in used:
-                file = files.setdefault(tensor.file, safe_open(tensor.file, framework="pt"))
-                found[key] = file.get_slice(tensor.key)
+        paths = {self.stored[key].file for key in used}
+        files: dict[Path, Any] = {path: safe_open(path, framework="pt") for path in paths}
+        found = {
+            key: files[tensor.file].get_slice(tensor.key)
+            for key, tensor in self.stored.items()
+            if key in used
+        }
         state = self.skeleton.state_dict()
         return found | {name: zeros(state[name]) for name in self.empty}
 
