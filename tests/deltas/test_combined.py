@@ -27,7 +27,7 @@ from offsite.lab.plan import Plan
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugged import Plugged
-from offsite.owner.plugging import place
+from offsite.owner.plugging import keep_apart
 from offsite.owner.serving import Served
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
@@ -149,7 +149,7 @@ def rack(tmp_path_factory: Any, tokenizer: Any) -> dict[str, Plugged]:
     text.write_text("the cat sat on the mat and sang of it. " * 40)
     offer, record = offered(tokenizer)
     return {
-        name: place(
+        name: keep_apart(
             small_model("llama"),
             tune(offer, text, METHOD_CASES[name], options=SHORT, task=TASK),
             record,

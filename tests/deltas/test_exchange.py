@@ -20,7 +20,7 @@ from offsite.model.blocks import get_blocks
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugged import Plugged
-from offsite.owner.plugging import merge_delta, place
+from offsite.owner.plugging import keep_apart, merge_delta
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
@@ -80,7 +80,7 @@ def test_through_an_offer_and_back(
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     cached = plugged.generate(ids, **options)
     assert cached.shape == (2, 16)
-    place(model, delta, record).save(tmp_path / "plugged")
+    keep_apart(model, delta, record).save(tmp_path / "plugged")
     served: Any = load_plugged(small_model("llama", dtype), tmp_path / "plugged")
     assert torch.equal(served.generate(ids, **options), cached)
     torch.testing.assert_close(output_of(served, batch), after, rtol=0, atol=TOLERANCE[dtype])
@@ -102,7 +102,7 @@ def rack(tmp_path_factory: Any, tokenizer: Any) -> dict[str, Plugged]:
     for name in RACK:
         (folder / name).mkdir()
         model, record, *_, delta = exchange(name, folder / name, tokenizer, folder / "train.txt")
-        deltas[name] = place(model, delta, record)
+        deltas[name] = keep_apart(model, delta, record)
     return deltas
 
 

@@ -32,7 +32,7 @@ from offsite.exchange.side import (
 from offsite.model.split import ends
 from offsite.model.tensors import describe, save_tensors
 from offsite.owner.offering import make_offer
-from offsite.owner.plugging import place, plug
+from offsite.owner.plugging import keep_apart, plug
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
@@ -96,7 +96,7 @@ def test_plugging_needs_the_very_decoder_and_serving_needs_none(
     plain = output_of(model, batch)
     tuned = output_of(plug(model, delta, record, side={NAME: folder / "offer"}), batch)
     assert not torch.equal(tuned, plain)
-    place(model, delta, record, side={NAME: TENSORS}).save(tmp_path / "plugged")
+    keep_apart(model, delta, record, side={NAME: TENSORS}).save(tmp_path / "plugged")
     assert torch.equal(output_of(load_plugged(model, tmp_path / "plugged"), batch), tuned)
     from peft import PeftModel
 

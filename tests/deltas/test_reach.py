@@ -25,7 +25,7 @@ from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
-from offsite.owner.plugging import merge_delta, place, plug
+from offsite.owner.plugging import keep_apart, merge_delta, plug
 from offsite.owner.serving import load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
@@ -108,7 +108,7 @@ def test_dropped_blocks_stay_as_they_are(tokenizer: Any, text_file: Path, tmp_pa
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"0", "1", "4", "5"}
     folder = tmp_path / "plugged"
-    place(model, delta, record).save(folder)
+    keep_apart(model, delta, record).save(folder)
     served = load_plugged(copy.deepcopy(model), folder)
     assert torch.equal(
         output_of(served, inputs_for(model)),

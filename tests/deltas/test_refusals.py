@@ -22,7 +22,7 @@ from offsite.exchange.record import Record
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
-from offsite.training.devices import accelerator
+from offsite.training.devices import accelerate_on
 from offsite.training.options import TrainOptions
 from offsite.training.train import _own_rate
 from offsite.tuner.tuning import run_tune, tune
@@ -80,7 +80,7 @@ def test_the_chosen_device_is_chosen_for_one_run(monkeypatch: pytest.MonkeyPatch
     import os
 
     monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
-    with accelerator(torch.device("cpu", 0)):
+    with accelerate_on(torch.device("cpu", 0)):
         assert os.environ["ACCELERATE_TORCH_DEVICE"] == "cpu:0"
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ
 

@@ -19,7 +19,7 @@ from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.lab.setting import Setting
 from offsite.lab.stages import plugged
 from offsite.model.blocks import get_blocks
-from offsite.owner.plugging import place
+from offsite.owner.plugging import keep_apart
 from offsite.owner.writing import write_plugged
 from offsite.tuner import limits
 from offsite.tuner.importing import import_peft
@@ -55,7 +55,7 @@ def test_a_small_norm_cannot_hide_a_large_change(pair: Any) -> None:
     with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
         ot.plug(model, big, record)
     with pytest.raises(ot.OffsiteError, match=r"but at most .* is plugged"):
-        place(model, big, record)
+        keep_apart(model, big, record)
 
 
 def test_each_middle_tensor_is_bounded_too(pair: Any) -> None:

@@ -47,7 +47,7 @@ def test_a_model_too_large_for_float32_is_compressed_as_it_is(
         return dict(made.model.named_parameters())
 
     whole = offer()
-    monkeypatch.setattr(cutting, "memory", lambda: 1000.0)
+    monkeypatch.setattr(cutting, "physical_memory", lambda: 1000.0)
     small = offer()
     assert seen == [torch.float32, torch.bfloat16]
     assert "too much" in capsys.readouterr().err

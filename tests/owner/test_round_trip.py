@@ -110,11 +110,11 @@ def test_untuned_delta_plugs_to_the_model_bit_for_bit(
     )
     from offsite.codec import to_json
     from offsite.exchange.delta import new_delta
-    from offsite.tuner.preparing import private_copy, rounded
+    from offsite.tuner.preparing import private_copy, to_offer_dtypes
     from offsite.tuner.tuning import drop_unchanged
 
     attached = method.attach(private_copy(offer), offer.manifest.adapter)
-    tensors = drop_unchanged(rounded(attached.tensors(), offer), offer)
+    tensors = drop_unchanged(to_offer_dtypes(attached.tensors(), offer), offer)
     delta = new_delta(offer.manifest, tensors, to_json(method), peft_config=attached.peft_config())
     if method == Full():
         assert not tensors

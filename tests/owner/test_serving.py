@@ -16,7 +16,7 @@ from offsite.model.heads import labels_of
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugged import Plugged
-from offsite.owner.plugging import place, plug
+from offsite.owner.plugging import keep_apart, plug
 from offsite.owner.serving import Served, load_plugged, to_tensors
 from offsite.tasks.image.classification import ImageClassification
 from offsite.training.options import TrainOptions
@@ -57,7 +57,7 @@ def test_a_head_is_kept_served_and_taken_away_again(family: str, name: str, tmp_
     model, offer, record, delta = tuned(family, METHODS[name], tmp_path)
     before, names = logits(model), labels_of(model)
     expected = logits(plug(model, delta, record))
-    place(model, delta, record).save(tmp_path / "plugged")
+    keep_apart(model, delta, record).save(tmp_path / "plugged")
     assert (tmp_path / "plugged" / "head.safetensors").is_file()
     plugged = Plugged.load(tmp_path / "plugged")
     assert plugged.labels == NAMES and not set(plugged.own) & set(plugged.head)
@@ -87,7 +87,7 @@ def test_two_heads_do_not_add_up(tmp_path: Path) -> None:
     model, _, record, delta = tuned("vit", LoRA(rank=2), tmp_path)
     served = Served(model)
     for name in ("one", "two"):
-        served.add(name, place(model, delta, record))
+        served.add(name, keep_apart(model, delta, record))
     served.switch("one")
     shown = logits(model)
     for wanted in ({"one": 1.0, "two": 1.0}, {"one": 0.5}):
@@ -100,7 +100,7 @@ def test_two_heads_do_not_add_up(tmp_path: Path) -> None:
 
 def test_a_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     model, _, record, delta = tuned("vit", Head(), tmp_path)
-    good = place(model, delta, record)
+    good = keep_apart(model, delta, record)
     for change in (
         {"labels": ("a", "b")},
         {"labels": ("a", "b", "b")},

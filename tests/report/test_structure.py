@@ -15,7 +15,7 @@ from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
-from offsite.owner.plugging import place
+from offsite.owner.plugging import keep_apart
 from offsite.owner.writing import tuned_names
 from offsite.report.inspection import inspect_path
 from offsite.report.structure import delta_tree, model_tree, spell
@@ -53,7 +53,7 @@ def exchange(tmp_path_factory: Any, tokenizer: Any) -> Path:
             offer, folder / "train.txt", METHOD_CASES[name], options=options, task=CausalText(32)
         )
         delta.save(folder / name)
-        place(model, delta, record).save(folder / f"{name}-plugged")
+        keep_apart(model, delta, record).save(folder / f"{name}-plugged")
     return Path(folder)
 
 

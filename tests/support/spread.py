@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from offsite.deltas import LoRA
 from offsite.model.blocks import get_blocks
 from offsite.tasks.text.causal import CausalText
-from offsite.training.precision import held
+from offsite.training.precision import in_precision
 from offsite.training.processes import main_process
-from offsite.training.sharding import share_root
+from offsite.training.sharding import shard_root
 from offsite.training.tunable import Tunable
 from tests.support.models import language_model
 
@@ -32,12 +32,12 @@ def main() -> None:
     task = CausalText(max_length=16)
 
     def look() -> list[torch.Tensor]:
-        share_root(tunable := Tunable(runner, task.loss))
+        shard_root(tunable := Tunable(runner, task.loss))
         loss = tunable(**batch)["loss"]
         return [loss.detach(), *torch.autograd.grad(loss, [p for _, p in tunable.trained])]
 
     whole = look()
-    with held(runner, torch.float32, torch.device("cpu"), shard=True):
+    with in_precision(runner, torch.float32, torch.device("cpu"), shard=True):
         found = look()
         frozen = [p for i in (1, 2, 3, 4) for p in get_blocks(model)[i].parameters()]
         own = sum(p.to_local().numel() for p in frozen if isinstance(p, DTensor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offsite.training.devices import found_accelerator, own_generators, pick_device
+from offsite.training.devices import available_accelerator, fork_generators, pick_device
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_card")
 def test_a_build_for_cuda_without_a_card_computes_on_the_cpu() -> None:
-    assert found_accelerator() is None
+    assert available_accelerator() is None
     assert pick_device() == torch.device("cpu")
 
 
 @pytest.mark.usefixtures("no_card")
 def test_generators_go_back_where_a_build_for_cuda_has_no_card() -> None:
     before = torch.get_rng_state()
-    with own_generators(7):
+    with fork_generators(7):
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(7)))
     assert torch.equal(torch.get_rng_state(), before)

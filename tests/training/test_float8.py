@@ -14,7 +14,7 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
 from offsite.training.float8 import FLOAT8, Float8Linear, in_float8, product, scaled
 from offsite.training.options import TrainOptions
-from offsite.training.precision import choose, held, weights_in
+from offsite.training.precision import choose_precision, in_precision, weight_dtype
 from offsite.training.train import train
 from tests.support.models import language_model
 from tests.training.test_speed import TASK, rows
@@ -59,7 +59,7 @@ def test_only_frozen_blocks_are_cast_and_they_come_back(family: str) -> None:
     model = language_model(family)
     runner: Any = LoRA(rank=2).attach(model, [0, 5]).model
     before = list(runner.modules())
-    with in_float8(runner, CPU), held(runner, torch.bfloat16, CPU):
+    with in_float8(runner, CPU), in_precision(runner, torch.bfloat16, CPU):
         cast = [any(isinstance(m, Float8Linear) for m in b.modules()) for b in get_blocks(model)]
         assert cast == [False, True, True, True, True, False]
         weights = sum(p.numel() for b in get_blocks(model)[1:5] for p in b.parameters())
@@ -73,7 +73,7 @@ def test_float8_learns_what_float32_learns() -> None:
         torch.manual_seed(0)
         model: Any = LoRA(rank=4).attach(language_model("llama"), [0, 5]).model
         eight = in_float8(model, CPU) if precision == "float8" else nullcontext()
-        with eight, held(model, weights_in(precision), CPU):
+        with eight, in_precision(model, weight_dtype(precision), CPU):
             done = train(
                 model, rows(), loss=TASK.loss, collate=TASK.collate, device=CPU,
                 options=TrainOptions(steps=20, lr=1e-2, precision=precision),
@@ -93,7 +93,7 @@ def test_what_cannot_be_in_float8_is_refused() -> None:
 
 
 def test_the_other_weights_are_then_in_bfloat16() -> None:
-    assert weights_in("float8") == torch.bfloat16
-    assert choose("float8", torch.bfloat16, CPU) == "float8"
+    assert weight_dtype("float8") == torch.bfloat16
+    assert choose_precision("float8", torch.bfloat16, CPU) == "float8"
     with pytest.raises(OffsiteError, match="float16"):
-        choose("float8", torch.float16, CPU)
+        choose_precision("float8", torch.float16, CPU)

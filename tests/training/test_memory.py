@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offsite.training.memory import give_back
+from offsite.training.memory import trim_memory
 
 
 def resident() -> int:
@@ -26,6 +26,6 @@ def test_gaps_between_tensors_in_use_go_back() -> None:
     kept = tensors[1::20]
     before = resident()
     del tensors
-    give_back()
+    trim_memory()
     assert before - resident() > 100 * 2**20
     assert all(bool((tensor == 1).all()) for tensor in kept)

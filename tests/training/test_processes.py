@@ -68,5 +68,5 @@ def test_a_block_stays_one_graph_where_gradients_are_shared(
 
 def test_buffers_are_not_sent_before_every_step() -> None:
     """Packed integer weights of frozen blocks are buffers."""
-    made = _arguments(TrainOptions(precision="float32"), "unused", 1, CPU, None, False)
+    made = _arguments(TrainOptions(precision="float32"), None, "unused", 1, CPU, None)
     assert made.ddp_broadcast_buffers is False

@@ -13,7 +13,7 @@ from torch import nn
 
 from offsite.training import recording
 from offsite.training.options import TrainOptions
-from offsite.training.recording import Recorded, Recorder, recordable, replay
+from offsite.training.recording import Recorded, Recorder, can_record, replay
 
 CPU = torch.device("cpu")
 
@@ -140,6 +140,6 @@ def test_a_replay_leaves_gradients_that_are_its_own(parameter: nn.Parameter) -> 
 
 def test_only_one_process_on_a_gpu_records() -> None:
     cuda = torch.device("cuda")
-    assert recordable(TrainOptions(), cuda) and not recordable(TrainOptions(), CPU)
-    assert not recordable(TrainOptions(gradient_checkpointing=True), cuda)
-    assert not recordable(TrainOptions(precision="float16"), cuda)
+    assert can_record(TrainOptions(), cuda) and not can_record(TrainOptions(), CPU)
+    assert not can_record(TrainOptions(gradient_checkpointing=True), cuda)
+    assert not can_record(TrainOptions(precision="float16"), cuda)

@@ -18,9 +18,9 @@ from offsite.model import replay
 from offsite.model.blocks import alias, get_blocks
 from offsite.model.replay import forward
 from offsite.tasks.text.causal import CausalText
-from offsite.training.compiling import compiled, worth_compiling
+from offsite.training.compiling import compiled, should_compile
 from offsite.training.options import TrainOptions
-from offsite.training.precision import choose, held, native
+from offsite.training.precision import choose_precision, in_precision, native_precision
 from offsite.training.train import train
 from offsite.training.tunable import Tunable
 from tests.support.models import language_model
@@ -105,8 +105,8 @@ def test_compiled_blocks_compute_the_same() -> None:
 
 def test_compiling_must_pay() -> None:
     cuda = torch.device("cuda")
-    assert worth_compiling(1000, cuda) and not worth_compiling(10, cuda)
-    assert not worth_compiling(10**6, CPU)
+    assert should_compile(None, 1000, cuda) and not should_compile(None, 10, cuda)
+    assert not should_compile(None, 10**6, CPU) and should_compile(True, 1, CPU)
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2), Full(), DiffPruning()])
@@ -116,7 +116,7 @@ def test_what_is_frozen_is_held_in_half_and_what_trains_in_float32(method: Any) 
     get_blocks(model)[3] = alias(get_blocks(model)[2])
     runner = method.attach(model, [0, 5]).model
     before = {name: p.data for name, p in runner.named_parameters()}
-    with held(runner, torch.bfloat16, CPU):
+    with in_precision(runner, torch.bfloat16, CPU):
         for name, parameter in runner.named_parameters():
             exact = parameter.requires_grad or "parametrizations" in name
             assert parameter.dtype == (torch.float32 if exact else torch.bfloat16)
@@ -133,7 +133,7 @@ def test_what_is_frozen_is_held_in_half_and_what_trains_in_float32(method: Any) 
 def test_a_norm_of_which_a_part_trains_is_held_in_one_precision(family: str) -> None:
     runner: Any = BitFit().attach(language_model(family), [0, 5]).model
     ids = torch.stack([row["input_ids"] for row in rows(2)])
-    with held(runner, torch.bfloat16, CPU), torch.autocast("cpu", torch.bfloat16):
+    with in_precision(runner, torch.bfloat16, CPU), torch.autocast("cpu", torch.bfloat16):
         loss = TASK.loss(runner, {"input_ids": ids, "labels": ids})
         loss.backward()  # type: ignore[no-untyped-call]
     assert loss.isfinite()
@@ -146,7 +146,7 @@ def test_half_precision_learns_what_float32_learns() -> None:
         torch.manual_seed(0)
         model = Full().attach(language_model("llama"), [0, 5]).model
         dtype = getattr(torch, precision)
-        with held(model, dtype, CPU):
+        with in_precision(model, dtype, CPU):
             done = train(
                 model, rows(), loss=TASK.loss, collate=TASK.collate, device=CPU,
                 options=TrainOptions(steps=20, lr=1e-2, precision=precision),
@@ -156,11 +156,15 @@ def test_half_precision_learns_what_float32_learns() -> None:
 
 
 def test_precision_follows_what_is_given() -> None:
-    assert native(CPU) == choose(None, None, CPU) == "float32"
-    assert choose(None, torch.bfloat16, CPU) == choose("bfloat16", None, CPU) == "bfloat16"
-    assert choose("bfloat16", torch.float32, CPU) == "bfloat16"
+    assert native_precision(CPU) == choose_precision(None, None, CPU) == "float32"
+    assert (
+        choose_precision(None, torch.bfloat16, CPU)
+        == choose_precision("bfloat16", None, CPU)
+        == "bfloat16"
+    )
+    assert choose_precision("bfloat16", torch.float32, CPU) == "bfloat16"
     with pytest.raises(OffsiteError, match="use bfloat16 for both"):
-        choose("float32", torch.bfloat16, CPU)
+        choose_precision("float32", torch.bfloat16, CPU)
 
 
 def test_the_trainer_does_not_walk_through_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:

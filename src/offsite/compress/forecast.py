@@ -13,7 +13,7 @@ from offsite.compress.step import Context, Needs, Step
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import linear_shape
 from offsite.model.replay import forward
-from offsite.training.devices import own_generators
+from offsite.training.devices import fork_generators
 
 SIDE = 512  # of the matrix that is decomposed to see how fast this machine is
 
@@ -65,7 +65,7 @@ def decomposing(shapes: Sequence[tuple[int, int]], device: torch.device) -> floa
 
 def one_row(context: Context) -> Mapping[str, torch.Tensor]:
     """The first row of the data; no generator of the run moves."""
-    with own_generators():  # a loader draws a seed
+    with fork_generators():  # a loader draws a seed
         return next(context.batches(1, 1))
 
 

@@ -21,7 +21,7 @@ from offsite.errors import OffsiteError
 from offsite.model.split import Middle, Split, whole_middle
 from offsite.tasks.source import Source
 from offsite.tasks.task import Task
-from offsite.training.resume import begun
+from offsite.training.resume import has_state
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Context:
         if self.work is None:
             return self
         work = self.work / str(index)
-        return replace(self, work=work, resume=self.resume and begun(work))
+        return replace(self, work=work, resume=self.resume and has_state(work))
 
     def batches(self, count: int, size: int, seed: int | None = None) -> Iterator[dict[str, Any]]:
         """``count`` random calibration batches of ``size`` rows, on the model's device.

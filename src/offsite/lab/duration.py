@@ -8,7 +8,7 @@ from offsite.compress.forecast import passes_of, seconds_of
 from offsite.lab.cells import Cell
 from offsite.lab.lab import Lab
 from offsite.model.blocks import get_blocks
-from offsite.training.devices import own_generators
+from offsite.training.devices import fork_generators
 from offsite.training.train import total_steps
 
 ROWS = 4  # of the batch that is timed
@@ -23,7 +23,7 @@ def seconds(lab: Lab, cells: Iterable[Cell]) -> dict[Cell, float]:
     setting = lab.setting
     scored = setting.rows(setting.data.evaluation, setting.loaded)
     batch = setting.task.collate([scored[i % len(scored)] for i in range(ROWS)])
-    with own_generators():
+    with fork_generators():
         each = seconds_of(setting.model, batch) / ROWS
     return {cell: rows_passed(lab, cell, len(scored)) * each for cell in cells}
 

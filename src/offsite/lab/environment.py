@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from offsite.exchange.manifest import tool_versions
-from offsite.training.devices import found_accelerator
+from offsite.training.devices import available_accelerator
 
 
 def merged(environments: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def merged(environments: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """Machine, accelerator, versions and (in a checkout) the commit."""
-    device = found_accelerator()
+    device = available_accelerator()
     found = {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

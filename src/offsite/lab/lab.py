@@ -40,7 +40,7 @@ from offsite.lab.plan import Plan, Row, slug
 from offsite.lab.rows import make_row
 from offsite.lab.setting import Setting
 from offsite.training.identity import Identity
-from offsite.training.memory import give_back
+from offsite.training.memory import trim_memory
 
 
 class Lab:
@@ -146,7 +146,7 @@ class Lab:
         else:
             parts = (self.identity | Identity.of(**self.key(cell))).parts
             found = {"key": parts, "outcome": known(self.compute(cell))}
-            give_back()
+            trim_memory()
             found["environment"] = environment()
             write_file(path, json.dumps(found, allow_nan=False) + "\n")
         self.environments.append(found["environment"])

@@ -17,7 +17,7 @@ from offsite.model.heads import give_head, labels_of, same_classes
 from offsite.tasks.data import TaskData
 from offsite.tasks.task import Evaluation
 from offsite.training.devices import pick_device
-from offsite.training.precision import fitted
+from offsite.training.precision import with_precision
 
 
 class Setting:
@@ -34,7 +34,7 @@ class Setting:
         self.task, self.public = plan.tasks()
         self.data = data or check_plan(plan)
         self.processor = self.data.checkpoint.processor
-        self.options = fitted(plan.options, self.device)
+        self.options = with_precision(plan.options, self.device)
         self.tunings: Mapping[str, Tuning] = {
             name: Tuning.of(delta) for name, delta in plan.deltas.items()
         }

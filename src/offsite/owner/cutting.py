@@ -33,8 +33,8 @@ class Cut:
         middle: the blocks that stand between them now.
         rest: steps remain that need the whole model.
         native: the dtype that the weights came in.
-        others: tensors that came in another floating-point dtype, by name without block index, as
-            transformers keeps some of a few families in float32.
+        other_dtypes: tensors that came in another floating-point dtype, by name without block
+            index; transformers keeps some tensors of a few families in float32.
         fingerprint: of the full model.
         middle_parameters, model_bytes: the sizes of the full model.
     """
@@ -44,7 +44,7 @@ class Cut:
     middle: Middle
     rest: bool
     native: torch.dtype
-    others: frozenset[str]
+    other_dtypes: frozenset[str]
     fingerprint: str
     middle_parameters: int
     model_bytes: int
@@ -81,7 +81,7 @@ def cut_checkpoint(
         else whole_middle(model, split)
     )
     return Cut(
-        model, split, middle, not planned, native, others(skeleton, native),
+        model, split, middle, not planned, native, other_dtypes(skeleton, native),
         checkpoint.fingerprint,
         *sizes(skeleton, split, native),
     )  # fmt: skip
@@ -93,7 +93,7 @@ def working_dtype(skeleton: nn.Module, native: torch.dtype) -> torch.dtype:
     Weights in their own dtype are mapped from the checkpoint: the system reads a block when it
     computes and drops it when memory is short. Single layers are computed in float32 either way.
     """
-    size, room = sum(p.numel() for p in skeleton.parameters()) * 4, memory()
+    size, room = sum(p.numel() for p in skeleton.parameters()) * 4, physical_memory()
     if native == torch.float32 or size <= ROOM * room:
         return torch.float32
     say(
@@ -104,7 +104,7 @@ def working_dtype(skeleton: nn.Module, native: torch.dtype) -> torch.dtype:
     return native
 
 
-def memory() -> float:
+def physical_memory() -> float:
     """Bytes of this machine's memory; infinite where the system does not say."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -117,21 +117,21 @@ def cut_module(model: nn.Module, adapter: Adapter) -> Cut:
     split = make_split(adapter, len(get_blocks(model)))
     native = next(model.parameters()).dtype
     return Cut(
-        model, split, whole_middle(model, split), True, native, others(model, native),
+        model, split, whole_middle(model, split), True, native, other_dtypes(model, native),
         model_fingerprint(model),
         *sizes(model, split, native),
     )  # fmt: skip
 
 
-def any_block(name: str) -> str:
+def block_pattern(name: str) -> str:
     """The name of a tensor with a star for every index in it."""
     return re.sub(r"\.\d+(?=\.)", ".*", name)
 
 
-def others(model: nn.Module, native: torch.dtype) -> frozenset[str]:
+def other_dtypes(model: nn.Module, native: torch.dtype) -> frozenset[str]:
     """The floating-point tensors of a model in another dtype than ``native``, for any block."""
     return frozenset(
-        any_block(name)
+        block_pattern(name)
         for name, tensor in model.state_dict().items()
         if tensor.is_floating_point() and tensor.dtype != native
     )
@@ -143,5 +143,5 @@ def to_native(emulator: nn.Module, cut: Cut) -> None:
     for name, tensor in (*emulator.named_parameters(), *emulator.named_buffers()):
         if id(tensor) in kept:
             continue
-        if tensor.is_floating_point() and any_block(name) not in cut.others:
+        if tensor.is_floating_point() and block_pattern(name) not in cut.other_dtypes:
             tensor.data = tensor.data.to(cut.native)

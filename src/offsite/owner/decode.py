@@ -35,7 +35,7 @@ from offsite.tasks.source import Source
 from offsite.tasks.text.causal import CausalText
 from offsite.tasks.text.packing import window
 from offsite.training.options import TrainOptions
-from offsite.training.precision import held, native
+from offsite.training.precision import in_precision, native_precision
 from offsite.training.progress import say
 from offsite.training.train import train
 
@@ -132,7 +132,7 @@ class Decode:
         pair = _Pair(attached.model, mixture)
         options = TrainOptions(
             steps=self.steps, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
-            precision=native(device), compile=False,
+            precision=native_precision(device), compile=False,
         )  # fmt: skip
         with at_work([*pair.others, pair.student], device):
             history = train(
@@ -160,7 +160,7 @@ def at_work(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
     try:
         with ExitStack() as stack:
             for model in models:
-                stack.enter_context(held(model, DTYPES[native(device)], device))
+                stack.enter_context(in_precision(model, DTYPES[native_precision(device)], device))
             yield
     finally:
         for model, home in zip(models, homes, strict=True):

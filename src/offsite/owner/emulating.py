@@ -67,12 +67,12 @@ def emulate(cut: Cut, request: Request, device: torch.device) -> Emulated:
         OffsiteError: a recipe that cannot work with this model or its data, or a reach of ``all``
             over harmonizers, which stand for no block.
     """
-    made = compressed(cut, request, device) if cut.rest else chosen(cut)
+    made = compressed(cut, request, device) if cut.rest else kept_blocks(cut)
     to_native(made.model, cut)
     return made
 
 
-def chosen(cut: Cut) -> Emulated:
+def kept_blocks(cut: Cut) -> Emulated:
     """The emulator of a recipe that only chooses blocks: the model of those that were read."""
     middle = cut.middle
     verbatim = {

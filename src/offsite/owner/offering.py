@@ -92,7 +92,7 @@ def make_offer(
     check_name(name)
     check_data(recipe, data)
     groups, parts = read_sides(side or {}), parse_parts(leave_out, task.name)
-    source = model if isinstance(model, nn.Module) else named(model, task)
+    source = model if isinstance(model, nn.Module) else as_checkpoint(model, task)
     if isinstance(source, Checkpoint):
         processor = processor or source.processor
     request = Request(adapter, recipe, task, data, processor, seed, dtype, reach, work, resume)
@@ -116,7 +116,7 @@ def make_offer(
     return Offer(made.model, manifest, processor, record=record, family=made.family), record
 
 
-def named(model: str | Path | Checkpoint, task: Task) -> Checkpoint:
+def as_checkpoint(model: str | Path | Checkpoint, task: Task) -> Checkpoint:
     """The model that a folder or hub name stands for."""
     return model if isinstance(model, Checkpoint) else Checkpoint.of(model, task.auto_class)
 

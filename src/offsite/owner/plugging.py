@@ -73,7 +73,7 @@ def merge_delta(
     return tuned
 
 
-def place(
+def keep_apart(
     model: str | Path | nn.Module, delta: Delta, record: Record, *, side: Given | None = None
 ) -> Plugged:
     """Check a delta like :func:`merge_delta` and keep it apart from the model.

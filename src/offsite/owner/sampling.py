@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from offsite.training.devices import own_generators
+from offsite.training.devices import fork_generators
 from offsite.training.progress import track
 
 SAMPLE = "sample"
@@ -38,7 +38,7 @@ def sampled_rows(
         short = min(PROMPT, *(len(row) for row in rows), length - 1)
         starts = torch.stack([rows[i % len(rows)][:short] for i in range(count)])
     device = next(model.parameters()).device
-    with own_generators(seed, device):
+    with fork_generators(seed, device):
         parts = [
             drawn(model, part.to(device), length).cpu()
             for part in track(torch.split(starts, AT_ONCE), "sampling")

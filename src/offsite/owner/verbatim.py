@@ -28,12 +28,12 @@ def verbatim_tensors(full: nn.ModuleList, middle: Middle, native: torch.dtype) -
             name = name.replace(".up.bias", ".bias")  # of a low-rank layer
             if (other := original.get(name)) is None:
                 continue
-            if count := tensor.numel() if tensor is other else equal(tensor, other, native):
+            if count := tensor.numel() if tensor is other else count_equal(tensor, other, native):
                 same[f"{position}.{name}"] = count
     return same
 
 
-def equal(tensor: torch.Tensor, original: torch.Tensor, native: torch.dtype) -> int:
+def count_equal(tensor: torch.Tensor, original: torch.Tensor, native: torch.dtype) -> int:
     """How many numbers of a tensor are its original's, in their place or their row or column."""
     tensor, original = tensor.detach(), original.detach()
     if tensor.shape == original.shape:

@@ -20,7 +20,7 @@ from offsite.model.checkpoint import load_model, quiet
 from offsite.model.processor import load_processor
 from offsite.owner.decode import Decoding
 from offsite.owner.plugged import Plugged
-from offsite.owner.plugging import merge_delta, place
+from offsite.owner.plugging import keep_apart, merge_delta
 
 
 def write_plugged(
@@ -72,7 +72,7 @@ def write_plugged(
         decoding.check(delta, apart=as_adapter)
     full = load_model(model, record.auto_class)  # as the record knows it
     if as_adapter:
-        plugged = place(full, delta, record, side=side)
+        plugged = keep_apart(full, delta, record, side=side)
         with new_folder(out, around=ledger.accepting(manifest, out)) as partial:
             plugged.fill(partial)
         return plugged

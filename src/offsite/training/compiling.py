@@ -16,9 +16,9 @@ WORTH = 200  # batches; below, compiling takes longer than it saves
 GRAPHS = 64  # kinds of block, shapes and modes that may each have a graph
 
 
-def worth_compiling(batches: int, device: torch.device) -> bool:
-    """Whether so many batches on this device save more time than compiling takes."""
-    return device.type == "cuda" and batches >= WORTH
+def should_compile(asked: bool | None, batches: int, device: torch.device) -> bool:
+    """Whether to compile: as asked, or else where so many batches save more time than it takes."""
+    return (device.type == "cuda" and batches >= WORTH) if asked is None else asked
 
 
 @contextmanager

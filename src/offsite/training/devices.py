@@ -16,7 +16,7 @@ RANKS = ("RANK", "RANKID", "WORLD_SIZE", "PMI_SIZE")
 ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's device
 
 
-def found_accelerator() -> torch.device | None:
+def available_accelerator() -> torch.device | None:
     """The accelerator of this machine; None where torch was built for one and there is none."""
     if not torch.accelerator.is_available():
         return None
@@ -35,7 +35,7 @@ def pick_device(name: str | None = None) -> torch.device:
         own = local_rank()
         if own is not None and own < torch.accelerator.device_count():
             torch.accelerator.set_device_index(own)
-        return found_accelerator() or torch.device("cpu")
+        return available_accelerator() or torch.device("cpu")
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -44,8 +44,8 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 @contextmanager
-def accelerator(device: torch.device) -> Iterator[None]:
-    """Let accelerate take this device, and nothing else from the environment, for now.
+def accelerate_on(device: torch.device) -> Iterator[None]:
+    """Within the ``with``, accelerate uses this device and no other variable of the environment.
 
     Its own variables choose a precision or a framework, and those of schedulers and MPI say that
     other processes take part; a run must not depend on them. Those of torchrun stay.
@@ -64,14 +64,14 @@ def accelerator(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def own_generators(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
-    """Put the random generators of the CPU and of the accelerator back at the end.
+def fork_generators(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
+    """Restore the random generators of the CPU and of the accelerator at the end.
 
     Args:
         seed: to begin with inside the ``with``; None goes on from where the generators are.
         device: an accelerator that is used inside; None for the current one.
     """
-    used = found_accelerator()
+    used = available_accelerator()
     devices: list[int] = []
     if used is not None:
         own = device.index if device is not None and device.type == used.type else None

@@ -16,8 +16,10 @@ from typing import Any
 
 from offsite.files import sha256_file
 
-# what a configuration says of where and with what it was made, and nothing of what is computed
-MADE = ("dtype", "torch_dtype", "transformers_version", "is_local", "local_files_only")
+# entries of a configuration that say where and with what it was made, not what it computes
+PROVENANCE = (
+    "dtype", "torch_dtype", "transformers_version", "is_local", "local_files_only", "name_or_path",
+)  # fmt: skip
 MISSING = object()
 
 
@@ -92,17 +94,19 @@ def plain(value: Any) -> Any:
 
 def config_identity(config: Any) -> Any:
     """A configuration (or None) without the dtype, paths and versions it came with."""
-    return None if config is None else lasting(config.to_dict())
+    return None if config is None else without_provenance(config.to_dict())
 
 
-def lasting(value: Any) -> Any:
+def without_provenance(value: Any) -> Any:
     """The entries of a configuration that say what is computed."""
     if isinstance(value, Mapping):
-        named = {str(key): part for key, part in value.items()}
-        out = (*MADE, "name_or_path")
-        return {k: lasting(v) for k, v in named.items() if k not in out and not k.startswith("_")}
+        return {
+            str(key): without_provenance(part)
+            for key, part in value.items()
+            if str(key) not in PROVENANCE and not str(key).startswith("_")
+        }
     if isinstance(value, (list, tuple)):
-        return [lasting(part) for part in value]
+        return [without_provenance(part) for part in value]
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
@@ -115,7 +119,7 @@ def processor_identity(processor: Any) -> str | None:
         processor.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix == ".json":
-                found[path.name] = lasting(json.loads(path.read_text(encoding="utf-8")))
+                found[path.name] = without_provenance(json.loads(path.read_text(encoding="utf-8")))
             elif path.is_file():
                 found[path.name] = sha256_file(path)
     return Identity(found).digest

@@ -1,4 +1,4 @@
-"""Training that goes on when a batch does not fit into memory, and memory given back after it."""
+"""Train on when a batch does not fit into memory, and return freed memory to the system."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
                     "use a smaller batch size."
                 )
             self._shrink(size)
-            release(model, begun)
+            undo_pass(model, begun)
 
     def _shrink(self, size: int) -> None:
         if size > 1:
@@ -107,7 +107,7 @@ def rows_between(inputs: dict[str, Any], start: int, end: int) -> dict[str, Any]
     return {k: v[start:end] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
-def release(model: nn.Module, begun: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+def undo_pass(model: nn.Module, begun: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
     """Free what a failed pass left, and put the gradients back to what they were before it."""
     model.zero_grad(set_to_none=True)
     for parameter, gradient in begun:
@@ -117,11 +117,11 @@ def release(model: nn.Module, begun: list[tuple[nn.Parameter, torch.Tensor]]) ->
         torch.accelerator.empty_cache()
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return freed memory of the CPU to the system.
 
-    Where weights, gradients and moments lay, glibc keeps small gaps between what is still in use
-    for later: half a gigabyte after SmolLM2-135M was tuned. Elsewhere this does nothing.
+    glibc keeps freed gaps between what is still in use: half a gigabyte after SmolLM2-135M was
+    tuned. With another C library this does nothing.
     """
     gc.collect()
     if sys.platform == "linux":

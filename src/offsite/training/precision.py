@@ -18,23 +18,23 @@ from offsite.training.sharding import sharded
 RECOMPUTED = ".parametrizations."  # torch's place for a weight to which a difference is added
 
 
-def native(device: torch.device) -> str:
+def native_precision(device: torch.device) -> str:
     """``"bfloat16"`` on a GPU that computes in it, else ``"float32"``."""
     gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if gpu else "float32"
 
 
-def weights_in(precision: str) -> torch.dtype:
+def weight_dtype(precision: str) -> torch.dtype:
     """In which dtype frozen weights are held that are computed with in a precision."""
     return torch.bfloat16 if precision == "float8" else DTYPES[precision]
 
 
-def fitted(options: TrainOptions, device: torch.device) -> TrainOptions:
+def with_precision(options: TrainOptions, device: torch.device) -> TrainOptions:
     """The options with a precision, where they leave it to the device."""
-    return replace(options, precision=options.precision or native(device))
+    return replace(options, precision=options.precision or native_precision(device))
 
 
-def choose(precision: str | None, dtype: torch.dtype | None, device: torch.device) -> str:
+def choose_precision(precision: str | None, dtype: torch.dtype | None, device: torch.device) -> str:
     """The precision to train in, where one, both or none of precision and dtype are given.
 
     Args:
@@ -45,16 +45,16 @@ def choose(precision: str | None, dtype: torch.dtype | None, device: torch.devic
         OffsiteError: weights in half precision, but another precision to compute in.
     """
     half = next((k for k, v in DTYPES.items() if v == dtype and v != torch.float32), None)
-    if half and precision is not None and weights_in(precision) != dtype:
+    if half and precision is not None and weight_dtype(precision) != dtype:
         raise OffsiteError(
             f"Weights in {half} cannot be trained with in precision {precision}; use {half} for "
             "both, or leave the dtype out."
         )
-    return precision or half or native(device)
+    return precision or half or native_precision(device)
 
 
 @contextmanager
-def held(
+def in_precision(
     model: nn.Module, dtype: torch.dtype, device: torch.device, shard: bool = False
 ) -> Iterator[None]:
     """Move a model to a device: what is frozen in ``dtype``, what trains in float32.

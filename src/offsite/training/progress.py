@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def track(items: Iterable[Any], text: str, total: int | None = None) -> Any:
-    """Iterate with a bar on standard error; silent when that is no terminal."""
+    """Iterate with a bar on standard error; silent when that is not a terminal."""
     return tqdm(items, desc=text, total=total, disable=None, leave=False)
 
 
@@ -20,5 +20,5 @@ def say(text: str) -> None:
 
 
 def counter(total: int, text: str) -> Any:
-    """A bar on standard error to update by hand; silent when that is no terminal."""
+    """A bar on standard error to update by hand; silent when that is not a terminal."""
     return tqdm(total=total, desc=text, disable=None)

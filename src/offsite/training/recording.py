@@ -91,7 +91,7 @@ def shape_of(inputs: Mapping[str, Any], items: Any) -> tuple[Any, ...]:
     )
 
 
-def recordable(options: TrainOptions, device: torch.device) -> bool:
+def can_record(options: TrainOptions, device: torch.device) -> bool:
     """Whether steps of a run can be recorded: one process on a GPU, and nothing computed twice."""
     simple = not options.gradient_checkpointing and options.precision != "float16"
     return device.type == "cuda" and process_count() == 1 and simple

@@ -28,7 +28,7 @@ def work_folder(out: Path, resume: bool) -> Path:
         OffsiteError: it holds the state of an interrupted run and ``resume`` is not asked for.
     """
     work = out.with_name(f"{out.name}.work")
-    if not resume and begun(work):
+    if not resume and has_state(work):
         raise OffsiteError(
             f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start "
             "afresh."
@@ -36,7 +36,7 @@ def work_folder(out: Path, resume: bool) -> Path:
     return work
 
 
-def begun(work: Path) -> bool:
+def has_state(work: Path) -> bool:
     """Whether a folder holds more than the note of what was asked."""
     return work.is_dir() and any(
         path.name != RUN and path.suffix != ".partial" for path in work.iterdir()
@@ -93,7 +93,7 @@ def _noted(work: Path, asked: Identity, resume: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not begun(work):
+        if not has_state(work):
             (work / RUN).unlink(missing_ok=True)
             with suppress(OSError):  # another process of torchrun has been here
                 work.rmdir()

@@ -25,7 +25,7 @@ from offsite.training.processes import process_count
 ROOM = 0.5  # share of a device's memory that frozen weights may take before they are spread
 
 
-def spreads(
+def should_shard(
     options: TrainOptions, model: nn.Module, dtype: torch.dtype, device: torch.device
 ) -> bool:
     """Whether to spread the frozen blocks: what the options say, or whether memory asks for it.
@@ -92,7 +92,7 @@ def frozen_blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     ]
 
 
-def share_root(root: nn.Module) -> None:
+def shard_root(root: nn.Module) -> None:
     """Let one module lead the spread blocks inside it, so that the next is fetched ahead."""
     if any(isinstance(module, FSDPModule) for module in root.modules()):
         own = {p for m in root.modules() for p in m._parameters.values() if p is not None}

@@ -28,15 +28,15 @@ from transformers.trainer_callback import PrinterCallback
 from offsite.errors import OffsiteError
 from offsite.model.quiet import quiet
 from offsite.training.checkpoints import Sealing, newest_checkpoint, saving
-from offsite.training.compiling import compiled, worth_compiling
-from offsite.training.devices import accelerator
+from offsite.training.compiling import compiled, should_compile
+from offsite.training.devices import accelerate_on
 from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
-from offsite.training.precision import fitted
+from offsite.training.precision import with_precision
 from offsite.training.processes import process_count
-from offsite.training.recording import Recorder, recordable
+from offsite.training.recording import Recorder, can_record
 from offsite.training.resume import Interrupted
-from offsite.training.sharding import share_root
+from offsite.training.sharding import shard_root
 from offsite.training.tunable import Loss, Tunable
 from offsite.training.watch import Watch
 
@@ -99,24 +99,24 @@ def train(
         raise OffsiteError("Early stopping needs evaluation data; give it with --eval-data.")
     checkpoint = _checkpoint(work) if resume else None
     total = total_steps(options, len(data))  # type: ignore[arg-type]
-    options = fitted(options, device)
-    compiling = options.compile
-    if compiling is None:
-        compiling = worth_compiling(total * options.accumulate, device)
-    with tempfile.TemporaryDirectory() as scratch, accelerator(device), compiled(model, compiling):
-        share_root(tunable := Tunable(model.to(device), loss))
+    options = with_precision(options, device)
+    compiling = should_compile(options.compile, total * options.accumulate, device)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        accelerate_on(device),
+        compiled(model, compiling),
+    ):
+        shard_root(tunable := Tunable(model.to(device), loss))
         trainer = FittingTrainer(
             model=tunable,
-            args=_arguments(
-                options, str(work or scratch), total, device, eval_data, work is not None
-            ),
+            args=_arguments(options, work, scratch, total, device, eval_data),
             train_dataset=data,
             eval_dataset=eval_data,
             data_collator=collate,
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         trainer.divisible = divisible
-        if steady and recordable(options, device):
+        if steady and can_record(options, device):
             trainer.recorder = Recorder([p for _, p in tunable.trained])
         trainer.remove_callback(PrinterCallback)
         for parameters, lr in rates:
@@ -181,11 +181,11 @@ def _own_rate(trainer: Trainer, parameters: list[nn.Parameter], lr: float) -> No
 
 def _arguments(
     options: TrainOptions,
-    folder: str,
+    work: Path | None,
+    scratch: str,
     total: int,
     device: torch.device,
     eval_data: Dataset[Any] | None,
-    save: bool,
 ) -> TrainingArguments:
     every = options.eval_every or max(1, total // 10)
     missing = set(options.report_to) - set(known := get_available_reporting_integrations())
@@ -195,7 +195,7 @@ def _arguments(
             f"{', '.join(sorted(known)) or 'none'}."
         )
     arguments = TrainingArguments(
-        output_dir=folder,
+        output_dir=str(work or scratch),
         max_steps=options.steps or -1,
         num_train_epochs=options.epochs,
         learning_rate=options.lr or 1e-4,
@@ -213,7 +213,7 @@ def _arguments(
         logging_nan_inf_filter=False,  # it would wait for the device after every batch
         eval_strategy="steps" if eval_data is not None else "no",
         eval_steps=every,
-        save_strategy="steps" if save or options.patience else "no",
+        save_strategy="steps" if work is not None or options.patience else "no",
         save_steps=every if options.patience else options.save_every,
         save_total_limit=2,
         load_best_model_at_end=bool(options.patience),

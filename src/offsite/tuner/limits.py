@@ -15,10 +15,10 @@ from transformers import TrainerCallback
 from offsite.exchange.bounds import OutOfBounds, check_change
 from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
-from offsite.training.devices import own_generators
+from offsite.training.devices import fork_generators
 from offsite.training.processes import main_process
 from offsite.training.progress import say
-from offsite.tuner.preparing import Prepared, private_copy, rounded
+from offsite.tuner.preparing import Prepared, private_copy, to_offer_dtypes
 
 SOON = 10.0  # seconds of tuning before the first look
 
@@ -49,9 +49,9 @@ class Limits(TrainerCallback):  # type: ignore[misc]
         if not self.pending:
             return
         method, blocks = self.ready.attached.method, self.offer.manifest.adapter
-        with own_generators():  # attaching draws numbers that training needs
+        with fork_generators():  # attaching draws numbers that training needs
             copy = method.attach(private_copy(self.offer), blocks)
-        copy.load(rounded(self.ready.attached.tensors(), self.offer))
+        copy.load(to_offer_dtypes(self.ready.attached.tensors(), self.offer))
         try:
             check_change(self.offer.model, copy.merge())
         except OutOfBounds as error:

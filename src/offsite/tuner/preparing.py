@@ -22,7 +22,7 @@ from offsite.model.tensors import TORCH, describe
 from offsite.tasks.data import rows_of
 from offsite.tasks.task import Task
 from offsite.training.options import TrainOptions
-from offsite.training.precision import choose, weights_in
+from offsite.training.precision import choose_precision, weight_dtype
 from offsite.training.train import with_lr
 
 Rates = list[tuple[Iterable[nn.Parameter], float]]
@@ -81,11 +81,11 @@ def prepare(
         parameter.requires_grad_(True)
     rates: Rates = [(head.values(), options.head_lr)]
     rates += attached.rates if own_rates else []
-    fits_contract(attached, offer)
+    check_fits_contract(attached, offer)
     return Prepared(model, attached, head, rates, rows, eval_rows)
 
 
-def settle(
+def fill_defaults(
     asked: TrainOptions,
     method: Method,
     dtype: torch.dtype | None,
@@ -98,9 +98,9 @@ def settle(
         dtype: of the frozen weights, where it was chosen.
         private: whether the run is differentially private, which by default is in float32.
     """
-    precision = choose(asked.precision or ("float32" if private else None), dtype, device)
+    precision = choose_precision(asked.precision or ("float32" if private else None), dtype, device)
     filled = replace(with_lr(asked, method.lr), precision=precision)
-    return filled, precision, dtype or weights_in(precision)
+    return filled, precision, dtype or weight_dtype(precision)
 
 
 def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
     return tuple(range(len(get_blocks(offer.model))))
 
 
-def fits_contract(attached: Attached, offer: Offer) -> None:
+def check_fits_contract(attached: Attached, offer: Offer) -> None:
     """Refuse, before any training, what the offer's owner would refuse after it.
 
     Raises:
@@ -163,7 +163,7 @@ def private_copy(offer: Offer) -> nn.Module:
     return copied
 
 
-def rounded(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
+def to_offer_dtypes(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
     """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
     contract = offer.manifest.contract
     wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}

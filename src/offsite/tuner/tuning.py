@@ -31,12 +31,12 @@ from offsite.training.float8 import in_float8
 from offsite.training.guarantee import Guarantee
 from offsite.training.identity import Identity
 from offsite.training.options import TrainOptions
-from offsite.training.precision import held
+from offsite.training.precision import in_precision
 from offsite.training.resume import same_run
-from offsite.training.sharding import sharded, spreads
+from offsite.training.sharding import sharded, should_shard
 from offsite.training.train import History, train
 from offsite.tuner.limits import Limits
-from offsite.tuner.preparing import Prepared, check_usable, prepare, rounded, settle
+from offsite.tuner.preparing import Prepared, check_usable, fill_defaults, prepare, to_offer_dtypes
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def run_tune(
             "it again without --resume."
         )
     asked, device = options or TrainOptions(), pick_device(None if device is None else str(device))
-    options, precision, frozen = settle(asked, method, dtype, device, budget is not None)
+    options, precision, frozen = fill_defaults(asked, method, dtype, device, budget is not None)
     ready = prepare(
         offer, data, eval_data, method, task, options=options, own_rates=asked.lr is None,
         reach=reach, one_by_one=budget is not None,
@@ -140,14 +140,14 @@ def run_tune(
 
     runner, home = ready.attached.model, next(offer.model.parameters())
     trainable, limits = ready.trainable, Limits(ready, offer, reach)
-    work, shard = None if budget else work, spreads(options, runner, frozen, device)
+    work, shard = None if budget else work, should_shard(options, runner, frozen, device)
     eight = in_float8(runner, device) if precision == "float8" else nullcontext()
     try:
-        with eight, held(runner, frozen, device, shard), same_run(work, run, resume):
+        with eight, in_precision(runner, frozen, device, shard), same_run(work, run, resume):
             history, dp = fit(ready, task, options, budget, device, work, resume, limits)
-            changed, head = what_travels(ready, offer)
+            changed, head = delta_tensors(ready, offer)
             limits.look()
-        to_dtype(ready, offer, home.dtype)
+        restore_dtypes(ready, offer, home.dtype)
         evaluation = None
         if ready.eval_rows is not None:
             with sharded(runner, device) if shard else nullcontext():
@@ -180,19 +180,19 @@ def fit(
     return history, None
 
 
-def what_travels(ready: Prepared, offer: Offer) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def delta_tensors(ready: Prepared, offer: Offer) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """The tensors of the delta in the offer's precision, and the names of those of a head.
 
     The tuned model then holds these tensors too: what is scored is what travels.
     """
-    tensors = rounded(ready.attached.tensors(), offer)
+    tensors = to_offer_dtypes(ready.attached.tensors(), offer)
     ready.attached.load(tensors)
-    head = rounded(ready.head, offer)
+    head = to_offer_dtypes(ready.head, offer)
     set_head(ready.head, head)
     return drop_unchanged(tensors, offer) | head, tuple(head)
 
 
-def to_dtype(ready: Prepared, offer: Offer, dtype: torch.dtype) -> None:
+def restore_dtypes(ready: Prepared, offer: Offer, dtype: torch.dtype) -> None:
     """Hold the adapter blocks and a head in the offer's own precision again."""
     blocks = get_blocks(ready.model)
     own = [p for i in offer.manifest.adapter for p in blocks[i].parameters()]

@@ -30,7 +30,7 @@ from offsite.model.layers import Harmonizer
 from offsite.model.replay import Call, observe, relative_error, watch
 from offsite.model.stored import model_fingerprint
 from offsite.tasks.source import data_identity
-from offsite.training.devices import own_generators
+from offsite.training.devices import fork_generators
 from offsite.training.identity import Identity
 from offsite.training.progress import track
 from offsite.training.resume import same_run
@@ -96,7 +96,7 @@ def start(context: Context, training: Training) -> State:
     with torch.no_grad():
         observe(model, probe, [])
     handle.remove()
-    with own_generators(context.seed):
+    with fork_generators(context.seed):
         hidden = block_config(model).hidden_size
         harmonizers = nn.ModuleList(
             Harmonizer(hidden, training.rank, tuples[0]) for _ in range(total)
