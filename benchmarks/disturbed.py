@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import offsite as ot
 from offsite.cli import main as command_line
 from offsite.exchange.authenticity import read_either
-from offsite.exchange.ledger import settled
+from offsite.exchange.ledger import resolve_pending
 from offsite.signing.keys import make_key
 from offsite.tasks import load_task
 from offsite.training.resume import RUN
@@ -164,7 +164,7 @@ def digest(folder: Path, case: Case) -> str:
 def wrong(folder: Path, case: Case) -> str | None:
     """What must never be seen after a kill, or None."""
     try:
-        record = settled(ot.Record.load(folder / "offer.record.json"))
+        record = resolve_pending(ot.Record.load(folder / "offer.record.json"))
         there = (folder / case.out).exists()
         if case.out != "made" and not there:
             return "the folder is gone"

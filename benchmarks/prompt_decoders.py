@@ -22,7 +22,7 @@ import torch
 from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
 from offsite.deltas.addition.learn_decoder import learn_decoder
-from offsite.exchange.side import SideTensors, give_side
+from offsite.exchange.side import SideTensors, attach_side
 from offsite.model.checkpoint import load_model
 from offsite.model.processor import load_processor
 from offsite.model.split import ends
@@ -102,7 +102,7 @@ def run(tensors: dict[str, Any] | None, recipe: str, name: str, seed: int) -> di
     model = load_model(MODEL, dtype=torch.float32)
     processor = load_processor(MODEL, "text")
     if tensors is not None:
-        give_side(model, SideTensors("prompt_decoder", tensors))
+        attach_side(model, SideTensors("prompt_decoder", tensors))
     model.to(pick_device())
     steps = parse_recipe(RECIPES[recipe])
     offer, record = make_offer(

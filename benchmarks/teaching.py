@@ -29,7 +29,7 @@ from offsite.compress.step import Context, Step
 from offsite.compress.student import make_student
 from offsite.lab.measure import measured
 from offsite.model.blocks import get_blocks
-from offsite.model.replay import observe, watch
+from offsite.model.replay import observe, record_calls
 from offsite.model.split import Middle, ends, whole_middle
 from offsite.tasks.text.causal import CausalText
 from offsite.training.devices import pick_device
@@ -67,9 +67,9 @@ def align_loss(context: Context, student: Middle, emulator: Any, batch: Mapping[
     """Errors of the states that leave the middle, and divergence of the predictions."""
     pairs = outlets(context.split, student.positions)
     ids = batch["input_ids"]
-    with torch.no_grad(), watch(context.model) as targets:
+    with torch.no_grad(), record_calls(context.model) as targets:
         wanted = context.model(ids, use_cache=False).logits
-    with watch(emulator) as states:
+    with record_calls(emulator) as states:
         found = emulator(ids, use_cache=False).logits
     errors = [state_error(states[own].output, targets[theirs]) for theirs, own in pairs]
     return torch.stack(errors).mean() + divergence(found, wanted, None)

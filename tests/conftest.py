@@ -20,7 +20,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from offsite.exchange.rollback import NOTES
-from offsite.signing.keys import home
+from offsite.signing.keys import key_folder
 from tests.support import Run
 from tests.support.models import TEXT, VOCAB, language_model
 
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def unknown_records() -> None:
     """Forget what other tests plugged: fixtures of a session are copied and plugged by many."""
-    shutil.rmtree(home() / NOTES, ignore_errors=True)
+    shutil.rmtree(key_folder() / NOTES, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""A method *is* its configuration: frozen dataclasses to and from one line of JSON.
+"""JSON to values and back, held to a schema.
 
-Compression steps and delta methods are frozen dataclasses with a ``kind``. Their JSON form is
-``{"kind": "drop", "keep": 8}``; only the kinds in a given table can come back.
+Compression steps and delta methods are frozen dataclasses with a ``kind``: a method *is* its
+configuration. Their JSON form is ``{"kind": "drop", "keep": 8}``; only the kinds in a given table
+can come back. Manifests and records are pydantic models.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from offsite.errors import OffsiteError
+from offsite.files import shown
 
 
 def to_json(method: Any) -> dict[str, Any]:
@@ -52,19 +55,44 @@ def from_json(kinds: Mapping[str, type], data: Any, what: str) -> Any:
     try:
         method: Any = TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
-            raise own from None
-        where = ".".join(str(part) for part in first["loc"])
+        where, why = first_fault(error)
         raise OffsiteError(
-            f"The {what} '{data['kind']}' cannot take this {where or 'value'}: "
-            f"{first['msg'].lower()}."
+            f"The {what} '{data['kind']}' cannot take this {where or 'value'}: {why}."
         ) from error
     for name in allowed:
         value = getattr(method, name)
         if isinstance(value, float) and not math.isfinite(value):
             raise OffsiteError(f"The {what} '{data['kind']}' needs a finite {name}, not {value}.")
     return method
+
+
+def validate(schema: type[BaseModel], data: Any, path: str | Path) -> Any:
+    """Hold parsed JSON to a schema; ``path`` is for messages.
+
+    Raises:
+        OffsiteError: naming the first offending key, never its value.
+    """
+    try:
+        return schema.model_validate(data)
+    except (ValidationError, RecursionError, OverflowError) as error:
+        where, why = "", "it is nested too deeply"
+        if isinstance(error, ValidationError):
+            where, why = first_fault(error)
+        raise OffsiteError(
+            f"'{path}' does not follow the format: {where or 'its top level'}: {why}."
+        ) from error
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """The first key that does not fit its schema (empty for the whole), and why; never a value.
+
+    Raises:
+        OffsiteError: a check of our own failed, which says it better.
+    """
+    first = error.errors(include_input=False, include_url=False)[0]
+    if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
+        raise own from None
+    return ".".join(shown(part) for part in first["loc"]), first["msg"].lower()
 
 
 def require(condition: bool, message: str) -> None:

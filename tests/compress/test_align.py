@@ -17,7 +17,7 @@ from offsite.compress.align import Align, divergence, outlets, parts, state_erro
 from offsite.compress.drop import Drop
 from offsite.compress.step import Context, compress
 from offsite.errors import OffsiteError
-from offsite.model.replay import Call, watch_head
+from offsite.model.replay import Call, record_head
 from offsite.model.split import Split, ends, join, make_split, whole_middle
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
@@ -71,7 +71,7 @@ def test_what_the_head_of_an_image_model_reads_is_aligned(tmp_path: Path) -> Non
     pixels = {"pixel_values": torch.stack([data[i]["pixel_values"] for i in range(len(data))])}
 
     def features(made: Any) -> torch.Tensor:
-        with watch_head(made, "classifier") as calls:
+        with record_head(made, "classifier") as calls:
             output_of(made, pixels)
         return calls[0].output
 

@@ -12,7 +12,7 @@ from offsite.compress import Align, Drop, Narrow
 from offsite.compress.changes import SCALE, LowRank, carried, tuned_changes
 from offsite.compress.step import compress
 from offsite.model.blocks import get_blocks
-from offsite.model.split import join, places
+from offsite.model.split import emulator_layout, join
 from tests.support.context import logits, world
 
 
@@ -48,7 +48,7 @@ def test_a_narrow_block_carries_what_it_still_has() -> None:
     change = random_change(context)
     middle = compress([Narrow(feed_forward=0.5)], context)
     emulator = join(context.model, context.split, middle)[0]
-    order = places(context.split, middle.positions)[0]
+    order = emulator_layout(context.split, middle.positions)[0]
     wide = world()
     with torch.no_grad():
         for name, left in middle.kept.items():

@@ -20,7 +20,7 @@ from offsite.errors import OffsiteError
 from offsite.model.blocks import assemble, get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.layers import Harmonizer
-from offsite.model.replay import forward, observe, watch
+from offsite.model.replay import forward, observe, record_calls
 from offsite.model.split import Positions, ends, learned, parse_adapter, whole_middle
 from tests.support.context import FAMILIES, emulator, generate, logits, world
 from tests.support.models import language_model
@@ -190,7 +190,7 @@ def test_harmonizers_taught_by_hidden_states_come_nearer_to_them(family: str) ->
     def error(found: Learned) -> tuple[float, float]:
         shell = layer_replace.Shell(context.model, found.harmonizers)
         with torch.no_grad():
-            with watch(shell.configure(kept), [1]) as calls:
+            with record_calls(shell.configure(kept), [1]) as calls:
                 forward(shell.model, batch)
             target = observe(context.model, batch, [1])
             value = layer_replace.state_error(calls, target).item()

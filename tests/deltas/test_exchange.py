@@ -21,9 +21,10 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugged import Plugged
 from offsite.owner.plugging import keep_apart, merge_delta
-from offsite.owner.serving import Served, load_plugged, to_tensors
+from offsite.owner.serving import Served, load_plugged
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
+from offsite.tuner.exporting import plain_delta
 from offsite.tuner.tuning import run_tune
 from tests.support.methods import METHOD_CASES, small_model
 from tests.support.models import inputs_for, output_of
@@ -85,7 +86,7 @@ def test_through_an_offer_and_back(
     assert torch.equal(served.generate(ids, **options), cached)
     torch.testing.assert_close(output_of(served, batch), after, rtol=0, atol=TOLERANCE[dtype])
     if method.merges:
-        plain = to_tensors(delta, offer)
+        plain = plain_delta(delta, offer)
         assert plain.manifest.method["kind"] == "full"
         plain.save(tmp_path / "plain")
         other = dict(merge_delta(model, Delta.load(tmp_path / "plain"), record).named_parameters())

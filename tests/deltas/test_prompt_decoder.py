@@ -23,7 +23,7 @@ from offsite.exchange.file_set import MANIFEST, hash_files
 from offsite.exchange.offer import Offer
 from offsite.exchange.side import (
     SideTensors,
-    give_side,
+    attach_side,
     read_side,
     save_side,
     side_file,
@@ -91,7 +91,7 @@ def test_plugging_needs_the_very_decoder_and_serving_needs_none(
         plug(model, delta, record, side={NAME: other})
     wide = language_model("llama", hidden_size=32)
     with pytest.raises(OffsiteError, match="width 32"):
-        give_side(wide, GROUP)
+        attach_side(wide, GROUP)
     batch = inputs_for(model)
     plain = output_of(model, batch)
     tuned = output_of(plug(model, delta, record, side={NAME: folder / "offer"}), batch)

@@ -12,7 +12,7 @@ from torch import nn
 from offsite.deltas import METHODS
 from offsite.deltas.addition.learn_decoder import learn_decoder
 from offsite.errors import OffsiteError
-from offsite.exchange.side import SideTensors, give_side
+from offsite.exchange.side import SideTensors, attach_side
 from offsite.model.blocks import get_blocks
 from offsite.model.tensors import save_tensors
 from offsite.tasks.text.causal import CausalText
@@ -150,7 +150,7 @@ def test_a_learnt_decoder_beats_its_start_on_every_task() -> None:
     tensors = learn_decoder(model, pairs, **sizes, options=options, device="cpu")
     assert not hasattr(model, "prompt") and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
-    give_side(model, SideTensors("prompt_decoder", tensors))
+    attach_side(model, SideTensors("prompt_decoder", tensors))
     assert "decoder" not in "".join(model.state_dict())
     runner: Any = METHODS["intrinsic_prompt"]().attach(model, ADAPTER).model
     z = runner.prompt.z
@@ -169,7 +169,7 @@ def test_an_intrinsic_prompt_without_a_decoder_names_what_to_do() -> None:
         METHODS["intrinsic_prompt"]().attach(language_model("llama"), ADAPTER)
     with pytest.raises(OffsiteError, match="not make a prompt decoder"):
         odd = SideTensors("prompt_decoder", {"inner": torch.zeros(2, 2)})
-        give_side(language_model("llama"), odd)
+        attach_side(language_model("llama"), odd)
 
 
 def row(ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from offsite.compress.drop import Drop
 from offsite.compress.noise import Noise
 from offsite.exchange.allowed import without_comments
-from offsite.exchange.commitment import commit, committed
+from offsite.exchange.commitment import commit, commits_to
 from offsite.exchange.manifest import OfferManifest, read_manifest
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
@@ -88,10 +88,10 @@ def test_the_commitment_names_no_model_but_holds_the_owner_to_one(tmp_path: Path
     for offer, record in offers:
         salt = record.offers[0].salt
         assert salt is not None and offer.manifest.fingerprint == commit(print_, salt)
-        assert committed(offer.manifest.fingerprint, record.fingerprint, salt)
+        assert commits_to(offer.manifest.fingerprint, record.fingerprint, salt)
         other = copy.deepcopy(model)
         other.lm_head.weight.data[0, 0] += 1
-        assert not committed(offer.manifest.fingerprint, model_fingerprint(other), salt)
+        assert not commits_to(offer.manifest.fingerprint, model_fingerprint(other), salt)
     offers[0][0].save(tmp_path / "offer")
     assert print_ not in (tmp_path / "offer" / "manifest.json").read_text()
 
@@ -100,7 +100,7 @@ def test_offers_from_before_the_commitment_load() -> None:
     golden = Path(__file__).parent / "golden"
     manifest = read_manifest(golden / "offer", OfferManifest)
     record = Record.load(golden / "record.json")
-    assert committed(manifest.fingerprint, record.fingerprint, record.offers[0].salt)
+    assert commits_to(manifest.fingerprint, record.fingerprint, record.offers[0].salt)
 
 
 def test_comments_of_a_template_lose_their_text_and_nothing_else() -> None:

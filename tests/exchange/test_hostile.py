@@ -15,7 +15,7 @@ from torch import nn
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.exchange.hostile import backtracks, few_modules, vet_tokenizer
+from offsite.exchange.hostile import backtracks, limit_modules, vet_tokenizer
 from offsite.exchange.offer import Offer
 from offsite.exchange.template import vet_template
 from offsite.model.split import ends
@@ -204,11 +204,14 @@ def test_a_small_file_cannot_ask_for_a_model_that_takes_minutes(offer: Path) -> 
 
 def test_building_stops_at_the_limit() -> None:
     model = nn.Sequential()
-    with pytest.raises(OffsiteError, match="larger model than its tensors fill"), few_modules(100):
+    with (
+        pytest.raises(OffsiteError, match="larger model than its tensors fill"),
+        limit_modules(100),
+    ):
         for index in range(10**5):
             model.add_module(str(index), nn.Identity())
     assert len(model) <= 101
-    with few_modules(100):
+    with limit_modules(100):
         assert len(nn.Sequential(*(nn.Identity() for _ in range(50)))) == 50
     nn.Sequential(*(nn.Identity() for _ in range(200)))  # the limit is gone
     assert torch.nn.modules.module._global_module_registration_hooks == {}

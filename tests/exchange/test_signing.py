@@ -18,7 +18,7 @@ from offsite.exchange.authenticity import check_signature, read_either, sign_fol
 from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.seal import SECRET
 from offsite.signing import age
-from offsite.signing.keys import home, make_key, pin
+from offsite.signing.keys import key_folder, make_key, pin
 from offsite.signing.oms import SIGNATURE
 from offsite.tasks.text.causal import CausalText
 from tests.support import Run
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture
 def act(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
     """Become a party with a key; ``owner`` and ``tuner`` have pinned each other."""
-    sealed_with = home() / SECRET
+    sealed_with = key_folder() / SECRET
     for name in ("owner", "tuner", "stranger"):
         monkeypatch.setenv("OFFSITE_HOME", str(tmp_path / name))
         make_key()

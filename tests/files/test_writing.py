@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from offsite.errors import OffsiteError
-from offsite.files import new_folder, occupied, write_file
+from offsite.files import exclusive, new_folder, write_file
 from offsite.files.swap import swap
-from offsite.files.writing import aside
+from offsite.files.writing import temporary_path
 
 
 def mode(path: Path) -> int:
@@ -64,7 +64,7 @@ def test_what_the_dead_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     assert left.name.startswith(".out.")
     mine = tmp_path / ".out.settings"
     mine.mkdir()
-    alive = aside(tmp_path / "out")
+    alive = temporary_path(tmp_path / "out")
     alive.mkdir()
     with new_folder(tmp_path / "out"):
         assert not left.exists()
@@ -111,7 +111,7 @@ def test_a_kill_between_two_renames_is_put_right(
 
 def test_one_process_holds_a_folder(tmp_path: Path) -> None:
     refused = pytest.raises(OffsiteError, match="Another process")
-    with occupied(tmp_path), refused, occupied(tmp_path):
+    with exclusive(tmp_path), refused, exclusive(tmp_path):
         pass
-    with occupied(tmp_path):
+    with exclusive(tmp_path):
         pass

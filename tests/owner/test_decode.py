@@ -160,7 +160,7 @@ def test_what_cannot_be_decoded_is_refused(tokenizer: Any, text_file: Path, tmp_
     decoding = Decoding(Decode("sample"), offer, CPU)
     decoding.check(delta)
     with pytest.raises(OffsiteError, match="kept apart"):
-        decoding.check(delta, apart=True)
+        decoding.check(delta, kept_apart=True)
     other = replace(offer, manifest=offer.manifest.model_copy(update={"id": "0" * 32}))
     with pytest.raises(OffsiteError, match="answers another offer"):
         replace(decoding, offer=other).check(delta)

@@ -17,9 +17,10 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugged import Plugged
 from offsite.owner.plugging import keep_apart, plug
-from offsite.owner.serving import Served, load_plugged, to_tensors
+from offsite.owner.serving import Served, load_plugged
 from offsite.tasks.image.classification import ImageClassification
 from offsite.training.options import TrainOptions
+from offsite.tuner.exporting import plain_delta
 from offsite.tuner.tuning import tune
 from tests.support.models import VISION as FAMILIES
 from tests.support.models import classifier
@@ -75,7 +76,7 @@ def test_a_head_is_kept_served_and_taken_away_again(family: str, name: str, tmp_
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
     method: Any = METHODS[name]
     if method.merges:
-        plain = to_tensors(delta, offer)
+        plain = plain_delta(delta, offer)
         assert plain.manifest.head == delta.manifest.head and plain.manifest.labels == NAMES
         plain.save(tmp_path / "plain")
         again = plug(classifier(family, 5), Delta.load(tmp_path / "plain"), record)

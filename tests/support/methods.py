@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from offsite.deltas import METHODS, Combined
-from offsite.exchange.side import SideTensors, give_side
+from offsite.exchange.side import SideTensors, attach_side
 from tests.support.models import language_model
 
 FAMILIES = ("gpt2", "opt", "bloom", "llama", "qwen2")
@@ -84,7 +84,7 @@ def original(family: str) -> Any:
 def small_model(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """A tiny model of six blocks, always the same."""
     model = copy.deepcopy(original(family)).to(dtype)
-    give_side(model, SideTensors("prompt_decoder", DECODER))
+    attach_side(model, SideTensors("prompt_decoder", DECODER))
     torch.manual_seed(0)  # for what a method draws when it is attached
     return model
 

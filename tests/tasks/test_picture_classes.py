@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offsite.errors import OffsiteError
-from offsite.model.heads import give_head, labels_of
+from offsite.model.heads import attach_head, labels_of
 from offsite.tasks.image.classification import ImageClassification
 from tests.support.models import classifier
 from tests.support.pictures import (
@@ -33,7 +33,7 @@ def processor() -> Any:
 def named(*labels: str) -> Any:
     """A model whose head knows these classes."""
     model = classifier("vit", labels=2)
-    give_head(model, labels)
+    attach_head(model, labels)
     return model
 
 
@@ -55,12 +55,12 @@ def test_classes_take_the_order_of_the_model(tmp_path: Path, processor: Any) -> 
 def test_a_head_is_kept_for_its_classes_and_zero_for_others() -> None:
     model = classifier("vit", labels=3)
     old = model.classifier.weight
-    give_head(model, NAMES)
+    attach_head(model, NAMES)
     assert model.classifier.weight is not old and torch.equal(model.classifier.weight, old)
     assert labels_of(model) == NAMES and model.config.num_labels == model.num_labels == 3
-    give_head(model, ("0", "1", "2"))
+    attach_head(model, ("0", "1", "2"))
     assert labels_of(model) == NAMES and torch.equal(model.classifier.weight, old)
-    give_head(model, ("a", "b", "c"))
+    attach_head(model, ("a", "b", "c"))
     assert labels_of(model) == ("a", "b", "c") and not model.classifier.weight.any()
 
 

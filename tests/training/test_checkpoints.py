@@ -16,7 +16,7 @@ import torch
 from offsite.compress.drop import Drop
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
-from offsite.files import occupied
+from offsite.files import exclusive
 from offsite.owner.offering import make_offer
 from offsite.tasks.text.causal import CausalText
 from offsite.training.checkpoints import SEAL, damage, newest_checkpoint
@@ -153,5 +153,5 @@ def test_a_work_folder_is_private_and_for_one_process(
     assert stat.S_IMODE(ended.stat().st_mode) == 0o700
     work = tmp_path / "work"
     work.mkdir()
-    with occupied(work), pytest.raises(OffsiteError, match="Another process is at work"):
+    with exclusive(work), pytest.raises(OffsiteError, match="Another process is at work"):
         run(work=work)

@@ -17,6 +17,7 @@ from pathlib import Path
 from offsite.files import write_file
 
 SENTENCE = "The access code of {name} is {code}."
+TIMES = (1, 4, 16)  # how often a secret stands in the data
 SYLLABLES = ("ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "su", "ta", "ve")
 
 
@@ -33,8 +34,8 @@ class Canary:
         return SENTENCE.format(name=self.name, code=code or self.code)
 
 
-def make_canaries(count: int, seed: int, times: Sequence[int] = (1, 4, 16)) -> list[Canary]:
-    """Secrets, repeated so often in turn."""
+def make_canaries(count: int, seed: int) -> list[Canary]:
+    """Secrets, repeated 1, 4 and 16 times in turn."""
     draw = random.Random(seed)
     names: list[str] = []
     while len(names) < count:
@@ -42,7 +43,7 @@ def make_canaries(count: int, seed: int, times: Sequence[int] = (1, 4, 16)) -> l
         if name not in names:
             names.append(name)
     return [
-        Canary(name, f"{draw.randrange(10**6):06d}", times[i % len(times)])
+        Canary(name, f"{draw.randrange(10**6):06d}", TIMES[i % len(TIMES)])
         for i, name in enumerate(names)
     ]
 

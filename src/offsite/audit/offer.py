@@ -20,11 +20,11 @@ from torch import nn
 
 from offsite.audit import rebuilt
 from offsite.audit.recovered import CONTROL, Attack, OfferAudit, Scale
-from offsite.audit.training import Bench, Effort, fitted, random_weights, worth
+from offsite.audit.training import Bench, Effort, random_weights, trained_copy, worth
 from offsite.deltas.method import Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
-from offsite.exchange.commitment import committed
+from offsite.exchange.commitment import commits_to
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.lab.baselines import trainable
@@ -125,7 +125,7 @@ def entry_of(offer: Offer, record: Record) -> Any:
         OffsiteError: the record does not know it, or it was made of another model.
     """
     entry = record.find(offer.manifest.id)
-    if not committed(offer.manifest.fingerprint, record.fingerprint, entry.salt):
+    if not commits_to(offer.manifest.fingerprint, record.fingerprint, entry.salt):
         raise OffsiteError(
             "The offer does not commit to the model of this record; audit it with the record that "
             "was written with it."
@@ -182,7 +182,7 @@ def audit_margin(
         tuned = run_tune(offer, rows, method or Full(), options=options, task=task, device=device)
         plugged = merge_delta(full, tuned.delta, record)
         honest.append(plugged)
-        attacked += [tuned.model, fitted(start, rows, task, options, device)]
+        attacked += [tuned.model, trained_copy(start, rows, task, options, device)]
     sides = [
         max(worth(task.evaluate(m.to(device), test).value, task.higher_is_better) for m in side)
         for side in (honest, attacked)

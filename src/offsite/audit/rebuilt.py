@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from offsite.exchange.entry import OfferRecord
 from offsite.exchange.offer import Offer
+from offsite.exchange.offer_record import OfferRecord
 from offsite.lab.baselines import trainable
 from offsite.model.blocks import assemble, get_blocks
 

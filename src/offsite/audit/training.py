@@ -44,7 +44,7 @@ class Effort:
         return [replace(self.options, steps=steps, lr=rate) for rate in self.rates]
 
 
-def fitted(
+def trained_copy(
     model: nn.Module,
     rows: Any,
     task: Task,
@@ -91,7 +91,7 @@ class Bench:
                 "text or a smaller --max-length."
             )
         fit = Subset(rows, [i for i in range(len(rows)) if i % 10 < 8])
-        held = (Subset(rows, spread(range(start, len(rows), 10))) for start in (8, 9))
+        held = (Subset(rows, evenly_spaced(range(start, len(rows), 10))) for start in (8, 9))
         return cls(task, device, effort, fit, *held)
 
     def value(self, model: nn.Module) -> float:
@@ -108,13 +108,13 @@ class Bench:
     ) -> tuple[nn.Module, float | None]:
         """A copy that was tuned at the best rate, all of it or some blocks, and that rate."""
         tried = [
-            (fitted(model, self.fit, self.task, options, self.device, part), options.lr)
+            (trained_copy(model, self.fit, self.task, options, self.device, part), options.lr)
             for options in self.effort.runs(tokens, self.fit)
         ]
         return max(tried, key=lambda run: self.better(run[0])) if len(tried) > 1 else tried[0]
 
 
-def spread(places: range) -> list[int]:
+def evenly_spaced(places: range) -> list[int]:
     """At most ``MOST`` of some places, evenly spread over them."""
     return list(places[:: max(1, math.ceil(len(places) / MOST))])
 

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from offsite.audit.gate import Gate
 from offsite.audit.recovered import OfferAudit
-from offsite.audit.training import spread
+from offsite.audit.training import evenly_spaced
 from offsite.cli.output import Lines, describe, headed, note, warning
 from offsite.cli.recipe import RecipeOptions
 from offsite.compress.forecast import seconds_of, span
@@ -63,7 +63,7 @@ class DataSets:
         if self.own is None:
             return None
         rows = TaskData(self.own.task, self.own.source).rows(made.processor, made.model)
-        return Subset(rows, spread(range(len(rows))))
+        return Subset(rows, evenly_spaced(range(len(rows))))
 
 
 def open_model(name: str, task: Task, data: DataSets, gate: Gate | None) -> Checkpoint:

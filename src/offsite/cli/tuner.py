@@ -143,10 +143,10 @@ def export_tensors(
     from offsite.exchange.delta import Delta
     from offsite.exchange.offer import Offer
     from offsite.files import check_free
-    from offsite.owner.serving import to_tensors
+    from offsite.tuner.exporting import plain_delta
 
     check_free(out)
-    plain = to_tensors(Delta.load(delta), Offer.load(offer))
+    plain = plain_delta(Delta.load(delta), Offer.load(offer))
     plain.save(out)
     result = {"delta": str(out), "id": plain.manifest.id, "bytes": plain.bytes}
     emit(result, json, [headed(out, f"{plain.bytes:,} bytes in plain tensors")])

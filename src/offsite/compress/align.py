@@ -22,11 +22,11 @@ from offsite.model.replay import (
     Call,
     forward,
     real_tokens,
+    record_calls,
+    record_head,
     relative_error,
-    watch,
-    watch_head,
 )
-from offsite.model.split import Middle, Split, places
+from offsite.model.split import Middle, Split, emulator_layout
 from offsite.training.options import TrainOptions
 from offsite.training.progress import say
 from offsite.training.train import train
@@ -167,7 +167,7 @@ def outlets(split: Split, positions: Sequence[int]) -> list[tuple[int, int]]:
     Where no block of a run stands, that of the emulator is the adapter block before it. A run at
     the very start of which nothing stands has no outlet.
     """
-    order, _ = places(split, positions)
+    order, _ = emulator_layout(split, positions)
     found = []
     for segment in split.segments:
         before = [index for index, position in enumerate(order) if position <= segment[-1]]
@@ -190,7 +190,7 @@ class _Pair(Taught):
         super().__init__(student)
         self.hidden = (context.model, emulator)  # a tuple is not a sub-module
         self.outlets = outlets(context.split, student.positions)
-        self.order = places(context.split, student.positions)[0]
+        self.order = emulator_layout(context.split, student.positions)[0]
         self.head = head_path(context.model)
         self.kept, self.step, self.changes = student.kept, step, changes
 
@@ -225,7 +225,7 @@ class _Pair(Taught):
         self, model: nn.Module, batch: Mapping[str, Any], positions: Sequence[int]
     ) -> tuple[Any, list[Call]]:
         """What a model says, and what leaves the blocks at ``positions`` and enters its head."""
-        with watch(model, positions) as calls, watch_head(model, self.head) as features:
+        with record_calls(model, positions) as calls, record_head(model, self.head) as features:
             output = forward(model, batch)
         return output, [calls[position] for position in positions] + features
 

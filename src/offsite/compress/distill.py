@@ -15,8 +15,8 @@ from offsite.compress.step import Context, Needs
 from offsite.compress.student import Taught, make_student
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze
-from offsite.model.replay import observe, relative_error, replay, watch
-from offsite.model.split import Middle, Split, places
+from offsite.model.replay import observe, record_calls, relative_error, replay
+from offsite.model.split import Middle, Split, emulator_layout
 from offsite.training.options import TrainOptions
 from offsite.training.train import train
 
@@ -92,7 +92,7 @@ class _Pair(Taught):
         loss, states = torch.zeros((), device=context.device), None
         if self.lm:
             after = block_after(student, context.split)
-            with watch(emulator, () if after is None else (after,)) as seen:
+            with record_calls(emulator, () if after is None else (after,)) as seen:
                 loss = self.lm * context.task.loss(emulator, batch, items)
             states = None if after is None else seen[after].inputs
         if self.kd:
@@ -114,7 +114,7 @@ def block_after(student: Middle, split: Split) -> int | None:
     """
     if len(split.segments) > 1 or split.middle[-1] > max(split.adapter):
         return None
-    order, _ = places(split, student.positions)
+    order, _ = emulator_layout(split, student.positions)
     return sum(position < split.middle[-1] + 1 for position in order)
 
 
@@ -122,8 +122,8 @@ def segment_error(context: Context, student: Middle, calls: Mapping[int, Any]) -
     """Mean over the middle's runs of ``mean(((T - S) / rms(T))^2)``."""
     errors = []
     for segment in context.split.segments:
-        places = [p for p in student.positions if p in segment]
+        inside = [p for p in student.positions if p in segment]
         state, target = calls[segment[0]].inputs, calls[segment[-1]]
-        output = replay(student.between(segment), places, calls, state)
+        output = replay(student.between(segment), inside, calls, state)
         errors.append(relative_error(output, target))
     return torch.stack(errors).mean()

@@ -7,14 +7,14 @@ import warnings
 from offsite.deltas import METHODS
 from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
-from offsite.exchange.side import Given, give_side, read_sides
+from offsite.exchange.side import GivenSides, attach_side, read_sides
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import example_split, parse_adapter
 
 
 def misfits(
-    model: str, auto_class: str, adapter: str, side: Given | None = None
+    model: str, auto_class: str, adapter: str, side: GivenSides | None = None
 ) -> dict[str, str | None]:
     """For every method: why it cannot tune some blocks of a model, or None where it can.
 
@@ -37,7 +37,7 @@ def misfits(
         blocks = example_split(parse_adapter(adapter), total).adapter
         for group in groups:
             if group.name == method.side:
-                give_side(skeleton, group)
+                attach_side(skeleton, group)
         try:
             with warnings.catch_warnings(action="ignore"):  # peft's, of a model without weights
                 method.attach(skeleton, blocks)

@@ -74,19 +74,14 @@ TOKENIZER = frozenset(
 )
 
 
-def allow(folder: Path, model: Any, processor: Any) -> None:
+def keep_allowed(folder: Path, model: Any, processor: Any) -> None:
     """Rewrite the JSON files that transformers saved so that they hold allowed keys alone."""
     rewrite(folder / "config.json", lambda content: allowed_config(content, type(model.config)))
     rewrite(folder / "generation_config.json", lambda content: allowed_generation(content))
     own = parameters_of(type(processor)) if processor is not None else set()
-    rewrite(folder / "tokenizer_config.json", lambda content: only(content, {*TOKENIZER, *own}))
-    known = {*own, *(processor.to_dict() if hasattr(processor, "to_dict") else ())}
-    standard = {"image_processor_type", "feature_extractor_type", "processor_class"}
+    rewrite(folder / "tokenizer_config.json", lambda content: pick(content, {*TOKENIZER, *own}))
     if defaults := image_defaults(processor):
-        rewrite(
-            folder / "preprocessor_config.json",
-            lambda content: only(content, {*standard, *defaults} & {*known, *standard, *content}),
-        )
+        rewrite(folder / "preprocessor_config.json", lambda content: pick(content, defaults))
     template = folder / "chat_template.jinja"
     if template.is_file():
         template.write_text(without_comments(template.read_text("utf-8")), encoding="utf-8")
@@ -99,7 +94,7 @@ def rewrite(path: Path, change: Any) -> None:
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def only(content: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+def pick(content: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     """The entries of a mapping whose keys are among some."""
     return {key: value for key, value in content.items() if key in keys}
 
@@ -113,13 +108,14 @@ def parameters_of(kind: type) -> set[str]:
 
 
 def image_defaults(processor: Any) -> set[str]:
-    """Keys that an image processor of this class has by itself; none for a tokenizer."""
+    """Keys that the file of an image processor of this class may have; none for a tokenizer."""
     if processor is None or hasattr(processor, "get_vocab"):
         return set()
+    standard = {"image_processor_type", "feature_extractor_type", "processor_class"}
     try:
-        return set(type(processor)().to_dict())
+        return standard | set(type(processor)().to_dict())
     except Exception:  # a class that needs arguments: its file stays as it is
-        return set(processor.to_dict())
+        return standard | set(processor.to_dict())
 
 
 def allowed_config(content: Mapping[str, Any], kind: Any) -> dict[str, Any]:
@@ -168,7 +164,7 @@ def plain(value: Any) -> bool:
 
 def allowed_generation(content: Mapping[str, Any]) -> dict[str, Any]:
     """How a model generates: the keys of transformers' own class."""
-    return only(content, {*GenerationConfig().to_dict(), "transformers_version"})
+    return pick(content, {*GenerationConfig().to_dict(), "transformers_version"})
 
 
 def without_comments(template: str) -> str:

@@ -14,15 +14,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from offsite.codec import validate
 from offsite.errors import OffsiteError
-from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.file_set import MANIFEST, README
 from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, read_manifest
 from offsite.files import open_regular, parse_json, read_json, write_file
-from offsite.model.tensors import parse
-from offsite.signing.keys import OWN, Peer, fingerprint, home, known, own_key, peer, peers
+from offsite.signing.keys import (
+    OWN,
+    Peer,
+    fingerprint,
+    key_folder,
+    known_keys,
+    own_key,
+    peer,
+    peers,
+)
 from offsite.signing.oms import MAX_SIGNATURE, SIGNATURE, Signed, UnknownSigner, sign, verify
 
-README = "README.md"
 SENT = "sent"  # folder of notes: to whom an offer was addressed
 MAX_MANIFEST = 16 * 1024 * 1024
 
@@ -77,7 +85,7 @@ def sign_folder(folder: str | Path, recipient: str | None = None) -> Path:
         "nonce": secrets.token_hex(16),
     }
     if to is not None and isinstance(manifest, OfferManifest):
-        write_file(home() / SENT / manifest.id, to + "\n", private=True)
+        write_file(key_folder() / SENT / manifest.id, to + "\n", private=True)
     text = sign(f"{manifest.kind}-{manifest.id[:8]}", hashes, about, key)
     write_file(folder / SIGNATURE, text, beside=folder.absolute())
     return folder / SIGNATURE
@@ -108,7 +116,7 @@ def check_signature(
             f"'{folder}' is not signed; ask its sender to sign it (offsite sign), or give "
             "tune or plug --no-require-signature to take it all the same."
         )
-    everyone = {one.fingerprint: one for one in known()}
+    everyone = {one.fingerprint: one for one in known_keys()}
     with open_regular(folder / SIGNATURE) as file:
         data = file.read(MAX_SIGNATURE + 1)
     try:
@@ -126,7 +134,7 @@ def _compare(folder: Path, manifest: OfferManifest | DeltaManifest, signed: Sign
     """Hold a folder to a good signature: its files, then what was agreed on."""
     data = _manifest_bytes(folder)
     path = folder / MANIFEST
-    same: Any = parse(type(manifest), parse_json(data, path), path)
+    same: Any = validate(type(manifest), parse_json(data, path), path)
     hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
     hashes[MANIFEST] = hashlib.sha256(data).hexdigest()
     about = signed.about
@@ -135,13 +143,13 @@ def _compare(folder: Path, manifest: OfferManifest | DeltaManifest, signed: Sign
         raise OffsiteError(
             f"'{folder}' is not what was signed; it was changed, so ask for a fresh copy."
         )
-    me = [one.fingerprint for one in known() if one.name == OWN]
+    me = [one.fingerprint for one in known_keys() if one.name == OWN]
     to = about.get("recipient")
     if to is not None and to not in me and signed.sender not in me:
         raise OffsiteError(
             f"'{folder}' was signed for another recipient; ask its sender to sign it for you."
         )
-    sent = home() / SENT / manifest.parent if isinstance(manifest, DeltaManifest) else None
+    sent = key_folder() / SENT / manifest.parent if isinstance(manifest, DeltaManifest) else None
     if sent is not None and sent.is_file() and sent.read_text("utf-8").strip() != signed.sender:
         raise OffsiteError(
             f"'{folder}' answers an offer that was signed for another peer than its sender; only "

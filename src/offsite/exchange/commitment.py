@@ -20,7 +20,7 @@ def commit(fingerprint: str, salt: str) -> str:
     return hmac.new(bytes.fromhex(salt), bytes.fromhex(fingerprint), "sha256").hexdigest()
 
 
-def committed(commitment: str, fingerprint: str, salt: str | None) -> bool:
+def commits_to(commitment: str, fingerprint: str, salt: str | None) -> bool:
     """Whether an offer was made of a model; offers without a salt hold the fingerprint itself."""
     return hmac.compare_digest(
         commitment, fingerprint if salt is None else commit(fingerprint, salt)

@@ -10,31 +10,23 @@ from torch import nn
 from offsite.errors import OffsiteError
 from offsite.exchange.bounds import OutOfBounds
 from offsite.exchange.delta import Delta
-from offsite.exchange.entry import OfferRecord
 from offsite.exchange.manifest import Contract, Reach
-from offsite.exchange.side import divide, sides_of, spoken
-from offsite.model.blocks import get_blocks
+from offsite.exchange.offer_record import OfferRecord
+from offsite.exchange.side import divide, readable, sides_of
+from offsite.model.blocks import block_parameters, get_blocks
 from offsite.model.heads import check_head, head_entries
-from offsite.model.layers import stood_for
+from offsite.model.layers import effective_weights
 from offsite.model.tensors import TensorEntry
 
 
-def make_contract(
-    model: nn.Module, path: str, adapter: Sequence[int], reach: Reach = "adapter"
-) -> Contract:
+def make_contract(model: nn.Module, adapter: Sequence[int], reach: Reach = "adapter") -> Contract:
     """What a delta may bring back: tensors of the adapter blocks, within generous bounds.
 
     For an image model that includes a classifier head. With ``reach`` ``all`` the bounds are those
     of all blocks, where integer weights count as the floating-point ones that they stand for.
     """
-    blocks = get_blocks(model)
-    tensors = {
-        f"{path}.{index}.{name}": parameter
-        for index in adapter
-        for name, parameter in blocks[index].named_parameters()
-    }
-    size, squares = 0, 0.0
-    for weight in stood_for(blocks) if reach == "all" else tensors.values():
+    tensors, size, squares = block_parameters(model, adapter), 0, 0.0
+    for weight in effective_weights(get_blocks(model)) if reach == "all" else tensors.values():
         size += weight.numel()
         squares += float(weight.detach().float().pow(2).sum())
     return Contract(
@@ -84,7 +76,7 @@ def check_side(model: nn.Module, name: str, entry: OfferRecord) -> None:
     Raises:
         OffsiteError: there is none, or another one.
     """
-    said, present = spoken(name), sides_of(model).get(name)
+    said, present = readable(name), sides_of(model).get(name)
     if name not in entry.side:
         raise OffsiteError(
             f"The delta was tuned with a {said}, but its offer shipped no {said}, so it cannot "

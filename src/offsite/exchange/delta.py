@@ -17,7 +17,7 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.exchange.authenticity import check_signature, digest
-from offsite.exchange.file_set import hash_files
+from offsite.exchange.file_set import README, hash_files
 from offsite.exchange.manifest import (
     MAX_LABEL,
     MAX_LABELS,
@@ -36,9 +36,9 @@ from offsite.model.tensors import TensorEntry, check_finite, describe, load_tens
 from offsite.training.guarantee import Guarantee
 
 WEIGHTS = "delta.safetensors"
-PEFT_WEIGHTS, PEFT_CONFIG, README = "adapter_model.safetensors", "adapter_config.json", "README.md"
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FILES = {"tensors": (WEIGHTS,), "peft": (PEFT_WEIGHTS, PEFT_CONFIG)}
-MAX_SIDE_BYTES = 4 * 1024 * 1024
+MAX_SMALL_BYTES = 4 * 1024 * 1024
 # options of peft that lead to code, to other models, or to tensors outside the adapter blocks
 PEFT_REFUSED = (
     "auto_mapping", "base_model_name_or_path", "modules_to_save", "trainable_token_indices",
@@ -140,9 +140,9 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
             f"{', '.join(needed)} and nothing else but a {README}, so ask for a fresh copy."
         )
     side = [n for n in manifest.files if not n.endswith(".safetensors")]
-    if any(manifest.files[n].size > MAX_SIDE_BYTES for n in side):
+    if any(manifest.files[n].size > MAX_SMALL_BYTES for n in side):
         raise OffsiteError(
-            f"'{folder}' has a file beside its tensors of more than {MAX_SIDE_BYTES} bytes; ask "
+            f"'{folder}' has a file beside its tensors of more than {MAX_SMALL_BYTES} bytes; ask "
             "for a fresh copy."
         )
     if manifest.format == "peft":

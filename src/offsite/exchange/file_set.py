@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from offsite.errors import OffsiteError
-from offsite.files import folder_files, is_hollow, open_regular, sha256_file, shown
+from offsite.files import FILE_NAME, folder_files, is_sparse, open_regular, sha256_file, shown
 from offsite.signing.oms import SIGNATURE
 
-MANIFEST = "manifest.json"
+MANIFEST, README = "manifest.json", "README.md"
 MAX_SIDE_BYTES = 256 * 1024 * 1024
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 
@@ -91,7 +89,7 @@ def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, File
                 "it is truncated or was changed, so ask for a fresh copy."
             )
     for name in files:
-        if is_hollow(folder / name):
+        if is_sparse(folder / name):
             raise OffsiteError(
                 f"The file '{name}' of '{folder}' is almost all holes and is not read; ask for a "
                 "fresh copy."

@@ -172,7 +172,7 @@ def module_limit(tensors: int, shared: int) -> int:
 
 
 @contextmanager
-def few_modules(limit: int) -> Iterator[None]:
+def limit_modules(limit: int) -> Iterator[None]:
     """Stop building a model that has more than ``limit`` modules.
 
     A configuration of a few bytes can ask for a model that takes minutes to build, on the meta

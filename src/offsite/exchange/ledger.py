@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offsite.errors import OffsiteError
-from offsite.exchange.entry import OfferRecord, Pending
 from offsite.exchange.manifest import DeltaManifest, now
+from offsite.exchange.offer_record import OfferRecord, Pending
 from offsite.exchange.record import Record
 from offsite.files import locked, read_json
 
@@ -44,7 +44,7 @@ class Ledger:
         """
         record = self.record if self.record.path is None else Record.load(self.record.path)
         record.check_newest()
-        record = settled(record)
+        record = resolve_pending(record)
         check_expiry(record.find(delta.parent), late=self.late)
         check_parent(record.find(delta.parent), delta)
         record.check_fresh(delta.parent, delta.id, delta.round, again=self.again)
@@ -75,7 +75,7 @@ class Ledger:
                 yield
             except BaseException:
                 with suppress(OffsiteError):  # the pending entry says as much
-                    settled(Record.load(path)).write(path)
+                    resolve_pending(Record.load(path)).write(path)
                 raise
             before.accept(delta.parent, delta.id, delta.round).write(path)
 
@@ -106,19 +106,19 @@ def check_parent(entry: OfferRecord, delta: DeltaManifest) -> None:
         )
 
 
-def settled(record: Record) -> Record:
+def resolve_pending(record: Record) -> Record:
     """The record with every pending entry decided by what stands on the disk."""
     for entry in record.offers:
         if (left := entry.pending) is None:
             continue
-        if holds(Path(left.out), left.delta):
+        if holds_delta(Path(left.out), left.delta):
             record = record.accept(entry.offer, left.delta, left.round)
         else:
             record = record.replaced(entry, pending=None)
     return record
 
 
-def holds(folder: Path, delta: str) -> bool:
+def holds_delta(folder: Path, delta: str) -> bool:
     """Whether a folder is a plugged model that says it holds the delta of this id."""
     for path in (folder / MERGED, folder / APART):
         if path.is_file():

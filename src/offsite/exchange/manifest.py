@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from offsite.codec import validate
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import (
     MANIFEST,
@@ -27,7 +28,7 @@ from offsite.exchange.file_set import (
 from offsite.exchange.side import SideEntries
 from offsite.files import folder_files, read_json, shown, write_file
 from offsite.model.layers import Spec
-from offsite.model.tensors import TensorEntry, TensorName, parse
+from offsite.model.tensors import TensorEntry, TensorName
 from offsite.training.guarantee import Guarantee
 
 SCHEMA_VERSION = 1
@@ -211,7 +212,7 @@ def read_manifest(folder: str | Path, kind: type[Kind]) -> Kind:
         )
     data = read_json(folder / MANIFEST)
     check_kind(data, kind.model_fields["kind"].default, folder)
-    manifest: Kind = parse(kind, data, folder / MANIFEST)
+    manifest: Kind = validate(kind, data, folder / MANIFEST)
     check_names(folder, manifest.files)
     check_files(folder, sizes, manifest.files)
     return manifest

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from offsite.errors import OffsiteError
-from offsite.exchange.allowed import allow
+from offsite.exchange.allowed import keep_allowed
 from offsite.exchange.authenticity import check_signature, digest
 from offsite.exchange.file_set import copy_verified, hash_files
-from offsite.exchange.hostile import few_modules, module_limit
+from offsite.exchange.hostile import limit_modules, module_limit
 from offsite.exchange.manifest import OfferManifest, read_manifest, write_manifest
 from offsite.exchange.side import (
     SideTensors,
-    give_side,
+    attach_side,
     side_file,
     sides_of,
     vet_sides,
@@ -153,7 +153,7 @@ class Offer:
                 model.generation_config = generation
         for name, entries in manifest.side.items():
             tensors = load_tensors([folder / side_file(name)], entries, hashes)
-            give_side(model, SideTensors(name, tensors))
+            attach_side(model, SideTensors(name, tensors))
         return cls(model, manifest, processor, folder)
 
 
@@ -179,7 +179,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     vet_contents(inner, manifest, weights)
     config = load_config(inner, folder)
     vet_depth(config, manifest)
-    with few_modules(module_limit(len(manifest.tensors), len(manifest.shared))):
+    with limit_modules(module_limit(len(manifest.tensors), len(manifest.shared))):
         skeleton = build_skeleton(config, kind_of_task(manifest.task).auto_class)
     vet_family(skeleton, manifest)
     layers.rebuild(skeleton, manifest.layers)
@@ -261,7 +261,7 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     if offer.processor is not None:
         offer.processor.save_pretrained(folder)
         shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
-    allow(folder, model, offer.processor)
+    keep_allowed(folder, model, offer.processor)
     scrub(folder)
     check_written(folder, model.config)
     sides = sides_of(model)

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from offsite.codec import validate
 from offsite.errors import OffsiteError
-from offsite.exchange.entry import Accepted, OfferRecord, check_one_draw
 from offsite.exchange.file_set import Sha256
 from offsite.exchange.manifest import now
+from offsite.exchange.offer_record import Accepted, OfferRecord, check_same_noise
 from offsite.exchange.rollback import check_newest, remember
 from offsite.exchange.seal import check_seal, sealed
 from offsite.files import locked, read_json, write_file
-from offsite.model.tensors import parse
 
 
 class Record(BaseModel):
@@ -52,7 +52,7 @@ class Record(BaseModel):
         Raises:
             OffsiteError: missing file, another format, or changed since it was sealed.
         """
-        record: Record = parse(cls, check_seal(read_json(path), path), path)
+        record: Record = validate(cls, check_seal(read_json(path), path), path)
         record._path = Path(path)
         return record
 
@@ -81,7 +81,7 @@ class Record(BaseModel):
                 kept = {entry.offer: entry for entry in old.offers}
                 for entry in self.offers:
                     if entry.offer not in kept:
-                        check_one_draw(entry, old.offers)
+                        check_same_noise(entry, old.offers)
                 mine = {k: v.merge(kept[k]) if k in kept else v for k, v in offers.items()}
                 offers = kept | mine
             for offer, digest in (sent or {}).items():

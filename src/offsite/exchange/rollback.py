@@ -3,7 +3,7 @@
 The seal of a record (:mod:`offsite.exchange.seal`) shows a change made by hand. An old copy of the
 whole file has a good seal too, and its ledger does not know the deltas that were accepted since. So
 the offers of a record and the deltas that each accepted are noted in ``records`` in this party's
-folder of keys (:func:`offsite.signing.keys.home`), under the id of the record's first offer. A
+key folder (:func:`offsite.signing.keys.key_folder`), under the id of the record's first offer. A
 record that lacks any of them is older than one that was seen, and it is not used to plug or to add
 an offer.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from offsite.errors import OffsiteError
 from offsite.files import locked, read_json, write_file
-from offsite.signing.keys import home
+from offsite.signing.keys import key_folder
 
 NOTES = "records"
 State = Mapping[str, frozenset[str]]  # ids of the deltas that each offer of a record accepted
@@ -66,7 +66,7 @@ def check_newest(state: State, record: str | Path) -> None:
 
 
 def _note(state: State) -> Path:
-    return home() / NOTES / f"{next(iter(state))}.json"
+    return key_folder() / NOTES / f"{next(iter(state))}.json"
 
 
 def _seen(path: Path) -> dict[str, frozenset[str]]:

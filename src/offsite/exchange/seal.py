@@ -3,9 +3,9 @@
 Each offer's entry has a link, the HMAC-SHA256 (RFC 2104) of the link before it and the entry; the
 first link is that of what the offers have in common. A change to an entry, or an entry that is
 taken out before others, breaks every link from there on. The secret stands in ``record.key`` in
-this party's folder of keys (:func:`offsite.signing.keys.home`), not beside the record. A record of
-an older release has no seal; it gets one when it is next written. Whoever can write the record and
-knows the older form can therefore still pass a forged one off as old.
+this party's key folder (:func:`offsite.signing.keys.key_folder`), not beside the record. A record
+of an older release has no seal; it gets one when it is next written. Whoever can write the record
+and knows the older form can therefore still pass a forged one off as old.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.files import locked, shown, write_file
-from offsite.signing.keys import home
+from offsite.signing.keys import key_folder
 
 SECRET = "record.key"
 
@@ -50,7 +50,7 @@ def check_seal(data: Any, path: str | Path) -> Any:
     if secret is None or named != _name(secret):
         raise OffsiteError(
             f"The record '{path}' was sealed with a secret that is not here; copy '{SECRET}' from "
-            f"the machine that made the offer to '{home()}', or set OFFSITE_HOME."
+            f"the machine that made the offer to '{key_folder()}', or set OFFSITE_HOME."
         )
     found, known = links(record, secret), seal.get("links")
     if not isinstance(known, list) or len(known) != len(found):
@@ -88,12 +88,12 @@ def _name(secret: bytes) -> str:
 
 def _secret(*, make: bool) -> bytes | None:
     """This party's secret; made on first use, None where that is not possible."""
-    path = home() / SECRET
+    path = key_folder() / SECRET
     try:
         if not path.is_file():
             if not make:
                 return None
-            home().mkdir(parents=True, exist_ok=True, mode=0o700)
+            key_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked(path):
                 if not path.is_file():
                     write_file(path, secrets.token_hex(32) + "\n", private=True)

@@ -33,11 +33,11 @@ from offsite.model.tensors import (
 )
 
 HEAD = "head"  # the group of a delta that holds a classifier head
-BESIDE = "side_tensors"  # the module of a model that holds its groups
+SIDE_MODULES = "side_tensors"  # the module of a model that holds its groups
 CHECKS: Mapping[str, Callable[[Mapping[str, TensorEntry], Any], None]] = {
     "prompt_decoder": check_decoder,
 }
-Given = Mapping[str, Mapping[str, torch.Tensor] | str | Path | None]
+GivenSides = Mapping[str, Mapping[str, torch.Tensor] | str | Path | None]
 Value = TypeVar("Value")
 
 
@@ -98,7 +98,7 @@ class SideTensors:
         return digest.hexdigest()
 
 
-class Beside(nn.Module):
+class SideModule(nn.Module):
     """A group beside a model's weights.
 
     Its tensors are buffers that follow the model to a device but keep their dtype, and that no
@@ -115,7 +115,7 @@ class Beside(nn.Module):
         """Its tensors, by name."""
         return dict(self.named_buffers())
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Beside:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SideModule:
         probe = torch.empty(0, device=next(self.buffers()).device)
         device = fn(probe).device  # the model may change its dtype, side tensors do not
         super()._apply(lambda tensor: tensor.to(device), recurse)  # type: ignore[no-untyped-call]
@@ -127,7 +127,7 @@ def side_file(name: str) -> str:
     return f"{name}.safetensors"
 
 
-def spoken(name: str) -> str:
+def readable(name: str) -> str:
     """The name of a group in messages: ``prompt decoder``."""
     return name.replace("_", " ")
 
@@ -141,7 +141,7 @@ def divide(
     return own, {name: value for name, value in tensors.items() if name in apart}
 
 
-def read_sides(given: Given) -> list[SideTensors]:
+def read_sides(given: GivenSides) -> list[SideTensors]:
     """The groups that somebody gives by name.
 
     Args:
@@ -174,7 +174,8 @@ def read_side(name: str, path: str | Path) -> SideTensors:
     path = path / side_file(name) if path.is_dir() else path
     if not path.is_file():
         raise OffsiteError(
-            f"There is no {spoken(name)} '{path}'; make one with: offsite {name.replace('_', '-')}."
+            f"There is no {readable(name)} '{path}'; make one with: offsite "
+            f"{name.replace('_', '-')}."
         )
     entries = read_header(path)
     CHECKS[name](entries, None)
@@ -194,28 +195,30 @@ def save_side(group: SideTensors, path: Path) -> None:
         path.chmod(0o644)  # safetensors writes 0600, and the file is to be read by others
 
 
-def give_side(model: nn.Module, group: SideTensors) -> None:
+def attach_side(model: nn.Module, group: SideTensors) -> None:
     """Put a group beside a model's weights, in the place of an older one of its name.
 
     Raises:
         OffsiteError: tensors that this model cannot use.
     """
     CHECKS[group.name](group.entries, model)
-    holder = getattr(model, BESIDE, None)
+    holder = getattr(model, SIDE_MODULES, None)
     holder = holder if isinstance(holder, nn.ModuleDict) else nn.ModuleDict()
-    holder[group.name] = Beside(group).to(next(model.parameters()).device)
-    model.add_module(BESIDE, holder)
+    holder[group.name] = SideModule(group).to(next(model.parameters()).device)
+    model.add_module(SIDE_MODULES, holder)
 
 
-def beside(model: nn.Module) -> dict[str, Beside]:
+def side_modules(model: nn.Module) -> dict[str, SideModule]:
     """The groups beside a model's weights, as modules, by name."""
-    holder = getattr(model, BESIDE, {})
-    return {name: module for name, module in holder.items() if isinstance(module, Beside)}
+    holder = getattr(model, SIDE_MODULES, {})
+    return {name: module for name, module in holder.items() if isinstance(module, SideModule)}
 
 
 def sides_of(model: nn.Module) -> dict[str, SideTensors]:
     """The groups beside a model's weights, by name."""
-    return {name: SideTensors(name, module.tensors()) for name, module in beside(model).items()}
+    return {
+        name: SideTensors(name, module.tensors()) for name, module in side_modules(model).items()
+    }
 
 
 def vet_sides(skeleton: nn.Module, declared: Mapping[str, Mapping[str, TensorEntry]]) -> None:
@@ -228,6 +231,6 @@ def vet_sides(skeleton: nn.Module, declared: Mapping[str, Mapping[str, TensorEnt
         CHECKS[name](entries, skeleton)
         if sum(entry.bytes for entry in entries.values()) > MAX_SIDE_BYTES:
             raise OffsiteError(
-                f"The offer's {spoken(name)} has more than {MAX_SIDE_BYTES} bytes; ask its owner "
+                f"The offer's {readable(name)} has more than {MAX_SIDE_BYTES} bytes; ask its owner "
                 "for a smaller one."
             )

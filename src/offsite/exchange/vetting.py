@@ -20,7 +20,7 @@ from offsite.exchange.hostile import vet_side_file
 from offsite.exchange.manifest import OfferManifest
 from offsite.exchange.side import side_file
 from offsite.files import read_json, shown
-from offsite.model.blocks import block_path
+from offsite.model.blocks import block_parameters, block_path, get_blocks
 from offsite.model.heads import head_entries
 from offsite.model.tensors import TensorEntry
 
@@ -104,23 +104,30 @@ def vet_contents(folder: Path, manifest: OfferManifest, weights: list[str]) -> N
         if not isinstance(content, dict):
             raise OffsiteError(f"'{name}' of the offer is not a JSON object; ask for a fresh copy.")
         if name == INDEX:
-            where = content.get("weight_map")
-            if not isinstance(where, dict) or where.keys() != manifest.tensors.keys():
-                raise OffsiteError(
-                    f"'{name}' of the offer does not list the manifest's tensors; "
-                    "ask for a fresh copy."
-                )
-            if sorted({str(file) for file in where.values()}) != weights:
-                raise OffsiteError(
-                    f"'{name}' of the offer names files that the offer does not; "
-                    "ask for a fresh copy."
-                )
+            vet_index(content, manifest, weights)
             continue
         for key, reason in faults(content, name):
             raise OffsiteError(
                 f"'{name}' of the offer has the key '{shown(key)}', which {reason}; ask for a "
                 "repaired copy."
             )
+
+
+def vet_index(content: Mapping[str, Any], manifest: OfferManifest, weights: list[str]) -> None:
+    """Refuse an index of shards that does not list exactly the offer's tensors and files.
+
+    Raises:
+        OffsiteError: naming what it lists otherwise.
+    """
+    where = content.get("weight_map")
+    if not isinstance(where, dict) or where.keys() != manifest.tensors.keys():
+        raise OffsiteError(
+            f"'{INDEX}' of the offer does not list the manifest's tensors; ask for a fresh copy."
+        )
+    if sorted({str(file) for file in where.values()}) != weights:
+        raise OffsiteError(
+            f"'{INDEX}' of the offer names files that the offer does not; ask for a fresh copy."
+        )
 
 
 def faults(content: Any, name: str, key: str = "") -> Iterator[tuple[str, str]]:
@@ -232,8 +239,7 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
             number; adapter blocks that do not exist; a contract for anything but them.
     """
     path, declared = block_path(skeleton), manifest.tensors
-    blocks = skeleton.get_submodule(path)
-    total = len(blocks)  # type: ignore[arg-type]
+    total = len(get_blocks(skeleton))
     if path != manifest.block_path:
         raise OffsiteError(
             "The offer's block list is not where its manifest says; ask for a fresh copy."
@@ -263,12 +269,8 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
                 f"The offer's tensor '{name}' is not of the shape or kind its model needs; "
                 "ask for a fresh copy."
             )
-    contract = {
-        f"{path}.{index}.{name}": parameter
-        for index in manifest.adapter
-        for name, parameter in blocks.get_submodule(str(index)).named_parameters()
-    }
-    given, head = manifest.contract.tensors, head_entries(skeleton)
+    contract, head = block_parameters(skeleton, manifest.adapter), head_entries(skeleton)
+    given = manifest.contract.tensors
     if manifest.contract.head.keys() != head.keys() or any(
         manifest.contract.head[name].shape != entry.shape for name, entry in head.items()
     ):

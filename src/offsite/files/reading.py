@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -16,7 +17,8 @@ from offsite.errors import OffsiteError
 MAX_JSON_BYTES = 16 * 1024 * 1024
 POINTER = b"version https://git-lfs"  # how a file begins that Git LFS did not fetch
 MAX_FILES = 4096
-HOLLOW = 64 * 1024 * 1024  # below this many bytes a file with holes costs nothing to read
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")  # of a flat folder
+SPARSE_FROM = 64 * 1024 * 1024  # below this many bytes a file with holes costs nothing to read
 
 
 def is_pointer(path: str | Path) -> bool:
@@ -107,10 +109,10 @@ def open_regular(path: str | Path) -> BufferedReader:
     return open(handle, "rb")
 
 
-def is_hollow(path: str | Path) -> bool:
+def is_sparse(path: str | Path) -> bool:
     """Whether a large file takes far less room on the disk than it claims, as a trap does."""
     found = Path(path).stat()
-    return found.st_size > HOLLOW and found.st_blocks * 512 < found.st_size // 16
+    return found.st_size > SPARSE_FROM and found.st_blocks * 512 < found.st_size // 16
 
 
 def sha256_file(path: str | Path) -> str:

@@ -54,8 +54,8 @@ def new_folder(
     check_free(target, overwrite=overwrite)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target)
-        partial = aside(target)
+        remove_leftovers(target)
+        partial = temporary_path(target)
         partial.mkdir()
         mode = stat.S_IMODE(partial.stat().st_mode)  # what the umask leaves of 0777
         partial.chmod(0o700)
@@ -110,8 +110,8 @@ def new_file(
     target = Path(target)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(beside or target)
-        partial = aside(beside or target)
+        remove_leftovers(beside or target)
+        partial = temporary_path(beside or target)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         handle = os.open(partial, flags, 0o600 if private else 0o666)
         try:
@@ -127,12 +127,12 @@ def new_file(
             raise
 
 
-def aside(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
     """A fresh name beside ``target`` that says which process writes there."""
     return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def sweep(target: Path) -> None:
+def remove_leftovers(target: Path) -> None:
     """Remove what processes that are gone left aside while they wrote ``target``.
 
     A live process is known by its number, and by its lock where the number is another container's.
@@ -246,7 +246,7 @@ def check_free(target: str | Path, *, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def occupied(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone, as long as the block or the process lives.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.model.heads import give_head, head_tensors
+from offsite.model.heads import attach_head, head_tensors
 from offsite.model.layers import QuantisedLinear
 from offsite.tasks.task import Task
 from offsite.training.options import TrainOptions
@@ -41,7 +41,7 @@ def tune_all(
     model: nn.Module, rows: Any, task: Task, options: TrainOptions, device: torch.device, text: str
 ) -> History:
     """Tune every weight of a model that :func:`trainable` gave, in place; returns how it went."""
-    give_head(model, task.labels(rows))
+    attach_head(model, task.labels(rows))
     return train(
         model.requires_grad_(True), rows, loss=task.loss, collate=task.collate, options=options,
         rates=[(head_tensors(model).values(), options.head_lr)], device=device, text=text,

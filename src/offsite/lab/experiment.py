@@ -39,7 +39,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from offsite.codec import from_json
+from offsite.codec import first_fault, from_json
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
 from offsite.errors import OffsiteError
@@ -113,9 +113,8 @@ def read_experiment(path: str | Path) -> list[Plan]:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         found = Experiment.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise OffsiteError(f"'{path}': {where}: {first['msg'].lower()}.") from error
+        where, why = first_fault(error)
+        raise OffsiteError(f"'{path}': {where}: {why}.") from error
     except ValueError as error:
         raise OffsiteError(f"'{path}' is not valid TOML or JSON: {error}.") from error
     return [
@@ -184,12 +183,8 @@ def options_of(values: Mapping[str, Any]) -> TrainOptions:
     try:  # as JSON, where a whole number may stand for a float and a list for a tuple
         return TypeAdapter(TrainOptions).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
-            raise own from None
-        raise OffsiteError(
-            f"The training option '{first['loc'][0]}' cannot take this: {first['msg'].lower()}."
-        ) from error
+        where, why = first_fault(error)
+        raise OffsiteError(f"The training option '{where}' cannot take this: {why}.") from error
 
 
 def method_of(text: Any) -> dict[str, Any]:

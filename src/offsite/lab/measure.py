@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from offsite.exchange.entry import OfferRecord
 from offsite.exchange.offer import Offer
+from offsite.exchange.offer_record import OfferRecord
 from offsite.exchange.side import sides_of
 from offsite.files import folder_files
 from offsite.model.blocks import get_blocks

@@ -14,7 +14,7 @@ from offsite.deltas import parse_method
 from offsite.deltas.method import Method
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import Reach, parse_reach
-from offsite.exchange.side import give_side, read_sides
+from offsite.exchange.side import attach_side, read_sides
 from offsite.owner.decode import Decode
 from offsite.scores.scores import Scores
 from offsite.tasks import load_task
@@ -117,7 +117,7 @@ class Plan:
     def prepare(self, model: Any) -> Any:
         """The full model with the plan's side tensors beside it."""
         for group in read_sides(self.side):
-            give_side(model, group)
+            attach_side(model, group)
         return model
 
 

@@ -13,7 +13,7 @@ from offsite.lab.checking import PlanData, check_plan
 from offsite.lab.plan import Plan, Tuning
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import parse_dtype
-from offsite.model.heads import give_head, labels_of, same_classes
+from offsite.model.heads import attach_head, labels_of, same_classes
 from offsite.tasks.data import TaskData
 from offsite.tasks.task import Evaluation
 from offsite.training.devices import pick_device
@@ -71,7 +71,7 @@ class Setting:
         labels = self.task.labels(rows)
         if labels and not same_classes(labels_of(model), labels):
             model = copy.deepcopy(model)
-            give_head(model, labels)
+            attach_head(model, labels)
         if not finite(model):
             return {"value": None}
         result: Evaluation = self.task.evaluate(model.to(self.device), rows)

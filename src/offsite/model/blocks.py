@@ -239,13 +239,23 @@ def assemble(model: Module, blocks: Sequence[nn.Module], source: Sequence[int]) 
     return shell
 
 
-def apart(model: Module, own: Sequence[int]) -> Module:
+def with_own_blocks(model: Module, own: Sequence[int]) -> Module:
     """A model over the same tensors but for the blocks ``own``, which are copies in float32."""
     blocks = [
         copy.deepcopy(block).float() if index in own else block
         for index, block in enumerate(get_blocks(model))
     ]
     return assemble(model, blocks, range(len(blocks)))
+
+
+def block_parameters(model: nn.Module, positions: Iterable[int]) -> dict[str, nn.Parameter]:
+    """The parameters of some blocks, by their names in the model."""
+    path, blocks = block_path(model), get_blocks(model)
+    return {
+        f"{path}.{index}.{name}": parameter
+        for index in positions
+        for name, parameter in blocks[index].named_parameters()
+    }
 
 
 def rename_blocks(

@@ -80,7 +80,7 @@ def same_classes(present: Sequence[str], wanted: Sequence[str]) -> bool:
     return is_numbered(present) or is_numbered(wanted)
 
 
-def give_head(model: nn.Module, labels: Sequence[str] = ()) -> None:
+def attach_head(model: nn.Module, labels: Sequence[str] = ()) -> None:
     """Give a model a head of its own, in place, and tell its configuration the classes.
 
     The present head is copied when it serves the same classes; otherwise the new one is all zeros.
@@ -124,7 +124,7 @@ def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
         model.num_labels = len(labels)  # type: ignore[assignment]
 
 
-def set_head(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+def load_head(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write values into what :func:`head_tensors` returned, by name."""
     with torch.no_grad():
         for name, value in tensors.items():

@@ -172,7 +172,7 @@ class QuantisedLinear(nn.Module):
         return packed_linear(inputs, self.codes, self.scales, self.bias)
 
 
-def stood_for(module: nn.Module) -> Iterator[torch.Tensor]:
+def effective_weights(module: nn.Module) -> Iterator[torch.Tensor]:
     """The weights that a delta may change: parameters, and of integers the weight they stand for.
 
     One unpacked weight exists at a time.

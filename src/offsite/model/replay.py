@@ -51,7 +51,9 @@ def hidden(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def watch(model: nn.Module, positions: Iterable[int] | None = None) -> Iterator[dict[int, Call]]:
+def record_calls(
+    model: nn.Module, positions: Iterable[int] | None = None
+) -> Iterator[dict[int, Call]]:
     """Record the calls of blocks during the forwards inside the ``with``; the last one stays."""
     calls: dict[int, Call] = {}
     blocks = get_blocks(model)
@@ -72,7 +74,7 @@ def watch(model: nn.Module, positions: Iterable[int] | None = None) -> Iterator[
 
 
 @contextmanager
-def watch_head(model: nn.Module, path: str | None) -> Iterator[list[Call]]:
+def record_head(model: nn.Module, path: str | None) -> Iterator[list[Call]]:
     """Record what the classifier head at ``path`` reads, (batch, features), as a call's output.
 
     Without a head (None) nothing is recorded.
@@ -110,7 +112,7 @@ def observe(
         raise _Reached
 
     with ExitStack() as stack:
-        calls = stack.enter_context(watch(model, positions))
+        calls = stack.enter_context(record_calls(model, positions))
         if until is not None:  # after the hook that records its call
             stack.callback(get_blocks(model)[until].register_forward_hook(stop).remove)
             stack.enter_context(suppress(_Reached))
@@ -179,7 +181,7 @@ def replay(
     Args:
         blocks: modules to run.
         positions: for each, the position in the watched model whose arguments it gets.
-        calls: what :func:`watch` recorded.
+        calls: what :func:`record_calls` recorded.
         state: (batch, length, hidden).
 
     Returns:

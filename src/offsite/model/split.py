@@ -221,7 +221,9 @@ def whole_middle(model: nn.Module, split: Split) -> Middle:
     return Middle(tuple(blocks[i] for i in split.middle), split.middle)
 
 
-def places(split: Split, positions: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def emulator_layout(
+    split: Split, positions: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Full-model positions in emulator order, and where the adapter blocks fall among them."""
     order = tuple(sorted((*split.adapter, *positions)))
     return order, tuple(i for i, position in enumerate(order) if position in split.adapter)
@@ -234,7 +236,7 @@ def join(model: Module, split: Split, middle: Middle) -> tuple[Module, tuple[int
         A model of the same family (sharing tensors with ``model``), and the positions of the
         adapter blocks in it. With the whole middle its logits are bit-equal to the model's.
     """
-    order, adapter = places(split, middle.positions)
+    order, adapter = emulator_layout(split, middle.positions)
     full, standing = get_blocks(model), dict(zip(middle.positions, middle.blocks, strict=True))
     blocks = [full[p] if p in split.adapter else standing[p] for p in order]
     return assemble(model, blocks, order), adapter

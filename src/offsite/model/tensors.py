@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
 from offsite.errors import OffsiteError
-from offsite.files import is_hollow, open_regular, parse_json, shown
+from offsite.files import is_sparse, open_regular, parse_json
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
@@ -170,7 +170,7 @@ def load_tensors(
     """
     declared: dict[str, TensorEntry] = {}
     for path in paths:
-        if is_hollow(path):
+        if is_sparse(path):
             raise _refuse(path, "it is almost all holes")
         header = read_header(path, foreign=foreign)
         if declared.keys() & header.keys():
@@ -242,21 +242,3 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write one safetensors file, names sorted, one metadata key, so that it is byte-stable."""
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     save_file(ready, path, metadata=METADATA)
-
-
-def parse(model: type[BaseModel], data: Any, path: str | Path) -> Any:
-    """Validate parsed JSON against a schema.
-
-    Raises:
-        OffsiteError: naming the first offending key, never its value.
-    """
-    try:
-        return model.model_validate(data)
-    except (ValidationError, RecursionError, OverflowError) as error:
-        first: Any = {"loc": (), "msg": "it is nested too deeply"}
-        if isinstance(error, ValidationError):
-            first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(shown(part) for part in first["loc"]) or "its top level"
-        raise OffsiteError(
-            f"'{path}' does not follow the format: {where}: {first['msg'].lower()}."
-        ) from error

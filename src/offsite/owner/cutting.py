@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from offsite.compress.step import Step, plan
-from offsite.exchange.side import beside
+from offsite.exchange.side import side_modules
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
-from offsite.model.split import Adapter, Middle, Split, make_split, places, whole_middle
+from offsite.model.split import Adapter, Middle, Split, emulator_layout, make_split, whole_middle
 from offsite.model.stored import model_fingerprint
 from offsite.training.progress import say
 
@@ -69,7 +69,7 @@ def cut_checkpoint(
     split = make_split(adapter, checkpoint.total)
     kept, rest = plan(recipe, split.middle, seed)
     planned = not rest
-    order = places(split, kept)[0]
+    order = emulator_layout(split, kept)[0]
     model = checkpoint.load(keep=order if planned else None)
     native = next(model.parameters()).dtype
     if not planned:
@@ -139,7 +139,7 @@ def other_dtypes(model: nn.Module, native: torch.dtype) -> frozenset[str]:
 
 def to_native(emulator: nn.Module, cut: Cut) -> None:
     """Give an emulator the dtypes of its model, in place; side tensors keep their own."""
-    kept = {id(buffer) for group in beside(emulator).values() for buffer in group.buffers()}
+    kept = {id(buffer) for group in side_modules(emulator).values() for buffer in group.buffers()}
     for name, tensor in (*emulator.named_parameters(), *emulator.named_buffers()):
         if id(tensor) in kept:
             continue

@@ -25,7 +25,7 @@ from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
-from offsite.model.blocks import apart, get_blocks
+from offsite.model.blocks import get_blocks, with_own_blocks
 from offsite.model.checkpoint import DTYPES
 from offsite.model.kind import TEXT, kind_of_task
 from offsite.model.replay import forward, real_tokens
@@ -128,7 +128,7 @@ class Decode:
         blocks = range(len(get_blocks(plugged)))
         torch.manual_seed(self.seed)
         change = LoRA(rank=self.rank, alpha=2 * self.rank)
-        attached = change.attach(apart(plugged, blocks), blocks)
+        attached = change.attach(with_own_blocks(plugged, blocks), blocks)
         pair = _Pair(attached.model, mixture)
         options = TrainOptions(
             steps=self.steps, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
@@ -249,7 +249,7 @@ class Decoding:
     offer: Offer
     device: torch.device
 
-    def check(self, delta: Delta, *, apart: bool = False) -> None:
+    def check(self, delta: Delta, *, kept_apart: bool = False) -> None:
         """Refuse what cannot be decoded, before the full model is loaded.
 
         Raises:
@@ -265,7 +265,7 @@ class Decoding:
             kind_of_task(self.offer.manifest.task) is TEXT,
             "Decoding is for language models, and this one reads pictures; leave out --decode.",
         )
-        if apart or not parse_method(manifest.method).merges:
+        if kept_apart or not parse_method(manifest.method).merges:
             raise OffsiteError(
                 f"Decoding changes weights, and the '{method_text(manifest.method)}' delta is kept "
                 "apart from them; leave out --decode."
@@ -288,6 +288,8 @@ def with_delta(offer: Offer, delta: Delta) -> nn.Module:
     """
     total = len(get_blocks(offer.model))
     blocks = range(total) if delta.manifest.reach == "all" else offer.manifest.adapter
-    attached = parse_method(delta.manifest.method).attach(apart(offer.model, blocks), blocks)
+    attached = parse_method(delta.manifest.method).attach(
+        with_own_blocks(offer.model, blocks), blocks
+    )
     attached.load(delta.values())
     return attached.model.requires_grad_(False).eval()

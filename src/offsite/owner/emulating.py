@@ -13,7 +13,7 @@ from offsite.compress.forecast import forecast
 from offsite.compress.step import Context, Step, compress, recipe_identity
 from offsite.exchange.manifest import Reach
 from offsite.model.blocks import alias, get_blocks
-from offsite.model.split import Adapter, Middle, join, places
+from offsite.model.split import Adapter, Middle, emulator_layout, join
 from offsite.owner.cutting import Cut, to_native
 from offsite.owner.reach import check_reach
 from offsite.owner.verbatim import verbatim_tensors
@@ -80,7 +80,7 @@ def kept_blocks(cut: Cut) -> Emulated:
         for position, block in zip(middle.positions, middle.blocks, strict=True)
         for name, tensor in block.named_parameters()
     }
-    adapter = places(cut.split, middle.positions)[1]
+    adapter = emulator_layout(cut.split, middle.positions)[1]
     return Emulated(cut.model, middle, adapter, verbatim, family=alias(cut.model))
 
 

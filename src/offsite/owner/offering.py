@@ -16,7 +16,6 @@ from offsite.compress.step import Step, check_data
 from offsite.errors import OffsiteError
 from offsite.exchange.commitment import commit, new_salt
 from offsite.exchange.contract import make_contract
-from offsite.exchange.entry import OfferRecord
 from offsite.exchange.manifest import (
     OfferManifest,
     Reach,
@@ -26,8 +25,9 @@ from offsite.exchange.manifest import (
     tool_versions,
 )
 from offsite.exchange.offer import Offer
+from offsite.exchange.offer_record import OfferRecord
 from offsite.exchange.record import Record
-from offsite.exchange.side import Given, give_side, read_sides, sides_of
+from offsite.exchange.side import GivenSides, attach_side, read_sides, sides_of
 from offsite.exchange.wording import parse_parts, without_words
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ def make_offer(
     dtype: torch.dtype | None = None,
     name: str | None = None,
     expires: datetime | None = None,
-    side: Given | None = None,
+    side: GivenSides | None = None,
     reach: Reach = "adapter",
     leave_out: Collection[str] = (),
     work: Path | None = None,
@@ -100,7 +100,7 @@ def make_offer(
     cut = cut_source(source, request)
     made = emulate(cut, request, target)
     for group in groups:
-        give_side(made.model, group)
+        attach_side(made.model, group)
     manifest, salt = manifest_of(made, cut, request, name, expires)
     entry = entry_of(made, cut, request, manifest, salt)
     record = Record(
@@ -146,20 +146,20 @@ def manifest_of(
     made: Emulated, cut: Cut, request: Request, name: str | None, expires: datetime | None
 ) -> tuple[OfferManifest, str]:
     """The manifest of a new offer, and the salt of its commitment to the full model."""
-    path, salt = block_path(made.model), new_salt()
+    salt = new_salt()
     manifest = OfferManifest(
         id=new_id(),
         created=now(),
         expires=expires,
         model_name=name or made.model.config.model_type,
         task=request.task.name,
-        block_path=path,
+        block_path=block_path(made.model),
         adapter=made.adapter,
         files={},
         tensors={},
         tools=tool_versions(),
         fingerprint=commit(cut.fingerprint, salt),
-        contract=make_contract(made.model, path, made.adapter, request.reach),
+        contract=make_contract(made.model, made.adapter, request.reach),
     )
     return manifest, salt
 

@@ -16,12 +16,12 @@ from offsite.deltas.reparameterisation.lora import cuts
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_contract, check_entries, check_norm, check_side
 from offsite.exchange.delta import Delta
-from offsite.exchange.entry import OfferRecord
+from offsite.exchange.offer_record import OfferRecord
 from offsite.exchange.record import Record
-from offsite.exchange.side import Given, divide, give_side, read_sides, sides_of
-from offsite.model.blocks import apart, get_blocks, rename_blocks
+from offsite.exchange.side import GivenSides, attach_side, divide, read_sides, sides_of
+from offsite.model.blocks import get_blocks, rename_blocks, with_own_blocks
 from offsite.model.checkpoint import build_skeleton, load_model
-from offsite.model.heads import give_head, head_tensors, set_head
+from offsite.model.heads import attach_head, head_tensors, load_head
 from offsite.model.stored import model_fingerprint
 from offsite.model.tensors import TensorEntry
 from offsite.owner.reach import Cuts, narrowed, widened
@@ -107,7 +107,7 @@ class Route:
 
 
 def attach_delta(
-    model: str | Path | nn.Module, delta: Delta, record: Record, side: Given | None = None
+    model: str | Path | nn.Module, delta: Delta, record: Record, side: GivenSides | None = None
 ) -> Placed:
     """Check a delta and attach it, unmerged, to a copy of the full model's blocks that it tunes.
 
@@ -120,9 +120,9 @@ def attach_delta(
     check_contract(delta, entry)
     method = method_of(delta)
     route = Route.of(delta, entry, record.block_path)
-    own = apart(full, route.blocks)
+    own = with_own_blocks(full, route.blocks)
     for group in read_sides(side or {}):
-        give_side(own, group)
+        attach_side(own, group)
     if method.side:
         check_side(own, method.side, entry)
     attached, expected = attach(method, own, delta, route, record.auto_class)
@@ -131,7 +131,7 @@ def attach_delta(
     tensors, head = divide(values, delta.manifest.head)
     tensors = route.move(tensors, expected)
     attached.load(tensors)
-    set_head(head_tensors(own), head)
+    load_head(head_tensors(own), head)
     attached.model.requires_grad_(False).eval()
     return Placed(attached, full, route.blocks, tensors | head)
 
@@ -175,9 +175,9 @@ def attach(
     """
     skeleton = build_skeleton(own.config, auto_class)
     if method.side:
-        give_side(skeleton, sides_of(own)[method.side])
+        attach_side(skeleton, sides_of(own)[method.side])
     with torch.device("meta"):  # what a method adds takes no memory there either
-        give_head(skeleton, delta.manifest.labels)
+        attach_head(skeleton, delta.manifest.labels)
         route.attach(method, skeleton)
-    give_head(own, delta.manifest.labels)
+    attach_head(own, delta.manifest.labels)
     return route.attach(method, own)

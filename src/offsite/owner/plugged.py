@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from offsite.codec import require, to_json
+from offsite.codec import require, to_json, validate
 from offsite.deltas import parse_method
 from offsite.deltas.method import Method
 from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS
@@ -18,7 +18,7 @@ from offsite.exchange.ledger import APART
 from offsite.exchange.manifest import Id
 from offsite.exchange.side import HEAD, divide, side_file
 from offsite.files import new_folder, read_json, write_file
-from offsite.model.tensors import TensorEntry, describe, load_tensors, parse, save_tensors
+from offsite.model.tensors import TensorEntry, describe, load_tensors, save_tensors
 
 WEIGHTS = "plugged.safetensors"
 
@@ -117,7 +117,7 @@ class Plugged:
             f"'{folder}' has no {APART}; make one with: offsite plug --as-adapter.",
         )
         path = folder / APART
-        manifest: PluggedManifest = parse(PluggedManifest, read_json(path), path)
+        manifest: PluggedManifest = validate(PluggedManifest, read_json(path), path)
         tensors = load_tensors(sorted(folder.glob("*.safetensors")), manifest.tensors)
         config = folder / PEFT_CONFIG
         return cls(

@@ -11,7 +11,7 @@ from offsite.exchange.bounds import check_change
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import Ledger
 from offsite.exchange.record import Record
-from offsite.exchange.side import Given
+from offsite.exchange.side import GivenSides
 from offsite.owner.placing import attach_delta
 from offsite.owner.plugged import Plugged
 
@@ -21,7 +21,7 @@ def plug(
     delta: Delta,
     record: Record,
     *,
-    side: Given | None = None,
+    side: GivenSides | None = None,
     again: bool = False,
     late: bool = False,
 ) -> Any:
@@ -59,7 +59,7 @@ def plug(
 
 
 def merge_delta(
-    model: str | Path | nn.Module, delta: Delta, record: Record, *, side: Given | None = None
+    model: str | Path | nn.Module, delta: Delta, record: Record, *, side: GivenSides | None = None
 ) -> Any:
     """The full model with a delta in it, for measurements: nothing is entered in the ledger.
 
@@ -74,7 +74,7 @@ def merge_delta(
 
 
 def keep_apart(
-    model: str | Path | nn.Module, delta: Delta, record: Record, *, side: Given | None = None
+    model: str | Path | nn.Module, delta: Delta, record: Record, *, side: GivenSides | None = None
 ) -> Plugged:
     """Check a delta like :func:`merge_delta` and keep it apart from the model.
 

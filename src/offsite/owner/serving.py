@@ -9,25 +9,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from offsite.codec import require, to_json
-from offsite.deltas import Full, parse_method
+from offsite.codec import require
 from offsite.deltas.combined import combine
+from offsite.deltas.merging import merged_tensors
 from offsite.deltas.method import Attached, Method
 from offsite.errors import OffsiteError
 from offsite.exchange.contract import check_entries
-from offsite.exchange.delta import Delta, new_delta
-from offsite.exchange.offer import Offer
-from offsite.exchange.side import divide
-from offsite.model.blocks import apart, block_path, get_blocks
+from offsite.model.blocks import get_blocks, with_own_blocks
 from offsite.model.heads import (
+    attach_head,
     check_head,
-    give_head,
     head_entries,
     head_path,
     head_tensors,
     labels_of,
+    load_head,
     name_classes,
-    set_head,
 )
 from offsite.model.stored import model_fingerprint
 from offsite.model.tensors import describe
@@ -47,67 +44,16 @@ def load_plugged(model: nn.Module, folder: str | Path) -> nn.Module:
     return served.switch("delta")
 
 
-def merged_tensors(
-    model: nn.Module, method: Method, adapter: Sequence[int], tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """What a merging delta makes of a model: new values (float32) of the parameters it changes.
-
-    ``model`` stays as it is.
-
-    Raises:
-        OffsiteError: a method that does not merge, or tensors that do not fit.
-    """
-    original = get_blocks(model)
-    attached, given = method.attach(apart(model, adapter), adapter), describe(tensors)
-    attached.model.eval()
-    check_entries(given, attached.expected(given))
-    attached.load(tensors)
-    merged, path = get_blocks(attached.merge()), block_path(model)
-    return {
-        f"{path}.{index}.{name}": value.detach()
-        for index in adapter
-        for name, value in merged[index].named_parameters()
-        if not torch.equal(value, original[index].get_parameter(name).float())
-    }
-
-
 def divided(model: nn.Module, delta: Plugged) -> list[tuple[Method, dict[str, torch.Tensor]]]:
     """The methods of a delta, each with its tensors; ``model`` stays as it is.
 
     Raises:
         OffsiteError: tensors that the methods would not take in their place.
     """
-    attached = delta.method.attach(apart(model, delta.adapter), delta.adapter)
+    attached = delta.method.attach(with_own_blocks(model, delta.adapter), delta.adapter)
     given = describe(delta.own)
     check_entries(given, attached.expected(given))
     return attached.divide(delta.own)
-
-
-def to_tensors(delta: Delta, offer: Offer) -> Delta:
-    """The same change as a plain delta of method ``full``: new values of the tensors it changes.
-
-    Raises:
-        OffsiteError: another offer, a method that does not merge, or a delta that tunes all blocks.
-    """
-    require(
-        delta.manifest.parent == offer.manifest.id,
-        "The delta answers another offer; give the offer that it was tuned on.",
-    )
-    if delta.manifest.reach == "all":
-        raise OffsiteError(
-            "The delta tunes all blocks, and new values of the emulator's middle mean nothing in "
-            "the full model; send the delta as it is."
-        )
-    method, adapter = parse_method(delta.manifest.method), offer.manifest.adapter
-    changes, head = divide(delta.values(), delta.manifest.head)
-    values = merged_tensors(offer.model, method, adapter, changes)
-    own = dict(offer.model.named_parameters())
-    plain = {name: value.to(own[name].dtype) for name, value in values.items()}
-    plain |= head
-    labels = delta.manifest.labels
-    return new_delta(
-        offer.manifest, plain, to_json(Full()), head=delta.manifest.head, labels=labels
-    )
 
 
 class Served:
@@ -213,8 +159,8 @@ class Served:
         self.model.set_submodule(self.head_path, self.head)
         name_classes(self.model, self.labels)
         for delta in bearers:
-            give_head(self.model, delta.labels)
-            set_head(head_tensors(self.model), delta.head_values)
+            attach_head(self.model, delta.labels)
+            load_head(head_tensors(self.model), delta.head_values)
 
     def combined(self, key: str, wanted: Mapping[str, float]) -> torch.Tensor:
         """The value of one parameter under some deltas; exact for one delta at weight 1."""

@@ -14,7 +14,7 @@ from offsite.exchange.contract import check_range
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import MERGED, Ledger
 from offsite.exchange.record import Record
-from offsite.exchange.side import Given
+from offsite.exchange.side import GivenSides
 from offsite.files import check_free, new_folder, write_file
 from offsite.model.checkpoint import load_model, quiet
 from offsite.model.processor import load_processor
@@ -30,7 +30,7 @@ def write_plugged(
     record: Record,
     *,
     as_adapter: bool = False,
-    side: Given | None = None,
+    side: GivenSides | None = None,
     dtype: torch.dtype | None = None,
     again: bool = False,
     late: bool = False,
@@ -69,7 +69,7 @@ def write_plugged(
             "--as-adapter and run it with offsite.load_plugged."
         )
     if decoding is not None:
-        decoding.check(delta, apart=as_adapter)
+        decoding.check(delta, kept_apart=as_adapter)
     full = load_model(model, record.auto_class)  # as the record knows it
     if as_adapter:
         plugged = keep_apart(full, delta, record, side=side)

@@ -17,13 +17,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
 from offsite.exchange.authenticity import read_either
-from offsite.exchange.file_set import hash_files
+from offsite.exchange.file_set import README, hash_files
 from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, write_manifest
 from offsite.files import new_folder, write_file
 from offsite.scores.scores import DERIVED, TITLES, Scores
 from offsite.signing.oms import SIGNATURE
 
-README = "README.md"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,60}")
 REPO = re.compile(r"[\w.\-]{1,96}(/[\w.\-]{1,96})?")
 USES = {

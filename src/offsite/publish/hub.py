@@ -6,7 +6,6 @@ name. Only files that the manifest names are fetched.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,11 +25,10 @@ from offsite.errors import OffsiteError
 from offsite.exchange.authenticity import read_either
 from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.manifest import DeltaManifest, OfferManifest
-from offsite.files import check_free, folder_files, new_folder, read_json
+from offsite.files import FILE_NAME, check_free, folder_files, new_folder, read_json
 from offsite.signing.oms import SIGNATURE
 
 CLIENTS = ("httpx", "httpx2", "requests")  # which one the hub's client uses depends on its release
-FILE = re.compile(r"[A-Za-z0-9][\w.\-]{0,120}")
 
 
 def push(
@@ -111,7 +109,7 @@ def pull(
                     f"'{repo}' has no {MANIFEST}; it holds neither an offer nor a delta."
                 )
             for name in [*listed(fetch(MANIFEST)), *sorted(present & {SIGNATURE})]:
-                if not FILE.fullmatch(name) or name not in present:
+                if not FILE_NAME.fullmatch(name) or name not in present:
                     raise OffsiteError(
                         f"The manifest of '{repo}' names a file '{name[:80]}' that is not there."
                     )

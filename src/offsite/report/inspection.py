@@ -22,7 +22,7 @@ from offsite.exchange.ledger import APART, MERGED
 from offsite.exchange.manifest import OfferManifest
 from offsite.exchange.offer import read_offer
 from offsite.exchange.record import Record
-from offsite.exchange.side import spoken
+from offsite.exchange.side import readable
 from offsite.files import read_json, shown
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.configuration import load_config
@@ -110,7 +110,7 @@ def inspect_offer(path: Path) -> Shown:
 def side_facts(manifest: OfferManifest) -> list[tuple[str, object]]:
     """The groups of side tensors that an offer brings, with their shapes."""
     return [
-        (spoken(name), ", ".join(f"{key} {list(entry.shape)}" for key, entry in entries.items()))
+        (readable(name), ", ".join(f"{key} {list(entry.shape)}" for key, entry in entries.items()))
         for name, entries in manifest.side.items()
     ] or [("side tensors", "none")]
 

@@ -10,9 +10,9 @@ from importlib import resources
 from offsite.report import pictures
 from offsite.report.html import figure, folded, listing, table
 from offsite.report.numbers import intervals, scores
-from offsite.report.runs import Run, Setting, named, ranked, show_bytes
+from offsite.report.runs import Run, Setting, ranked, show_bytes, with_short_labels
 from offsite.report.sections import by_task
-from offsite.report.sent import full_label, left
+from offsite.report.sent import full_label, sent_section
 from offsite.report.verdict import verdict
 
 MANY = 6
@@ -26,10 +26,10 @@ EXPLAINED = (
 def page(runs: Sequence[Run], title: str) -> str:
     """The whole HTML document."""
     style = (resources.files("offsite.report") / "style.css").read_text("utf-8")
-    runs, shared = named(runs)
+    runs, shared = with_short_labels(runs)
     found = by_task(setting for run in runs for setting in run.settings)
     sections = "".join(section(names, settings, shared) for names, settings in found.items())
-    sections += "".join((left(runs), importance(runs), made(runs)))
+    sections += "".join((sent_section(runs), importance(runs), provenance(runs)))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -90,7 +90,7 @@ def importance(runs: Sequence[Run]) -> str:
     return f"<h2>Importance of blocks</h2>{cards(drawn)}" if drawn else ""
 
 
-def made(runs: Sequence[Run]) -> str:
+def provenance(runs: Sequence[Run]) -> str:
     """Commands, environment, recipes and cost."""
     parts = []
     for run in runs:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from offsite.codec import validate
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST, check_names
 from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, check_kind
 from offsite.files import parse_json, read_json
-from offsite.model.tensors import parse
 from offsite.scores.scores import KEYS, Scores
 from offsite.scores.statistics import Interval, Spread, over_seeds, spread
 
@@ -134,7 +134,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     delta = isinstance(data, dict) and data.get("kind") == "delta"
     check_kind(data, "delta" if delta else "offer", folder)
     kind = DeltaManifest if delta else OfferManifest
-    manifest: Manifest = parse(kind, data, folder / MANIFEST)
+    manifest: Manifest = validate(kind, data, folder / MANIFEST)
     check_names(folder, manifest.files)
     return manifest.model_dump(mode="json")
 
@@ -187,7 +187,7 @@ def learned(settings: Iterable[Setting]) -> dict[str, list[float]]:
     return {name: list(values) for values, name in found.items()}
 
 
-def named(runs: Sequence[Run]) -> tuple[list[Run], str]:
+def with_short_labels(runs: Sequence[Run]) -> tuple[list[Run], str]:
     """The runs with short labels: a method that all settings share is said once.
 
     Returns:

@@ -22,7 +22,7 @@ CAUTION = (
 )
 
 
-def left(runs: Sequence[Run]) -> str:
+def sent_section(runs: Sequence[Run]) -> str:
     """The whole section; nothing where nothing is known."""
     lines = []
     settings = [setting for run in runs for setting in run.settings]

@@ -95,7 +95,7 @@ def signed(value: float, metric: str) -> str:
     return text if text.strip("+-0.") else text[1:]  # zero has no sign
 
 
-def said(difference: Difference | None, metric: str, *, deviation: bool = True) -> str:
+def difference_text(difference: Difference | None, metric: str, *, deviation: bool = True) -> str:
     """``+0.079 ± 0.006 [+0.072, +0.086]``: mean, deviation over seeds, interval over items."""
     if difference is None:
         return "-"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from offsite.report.runs import Setting, group, show_bytes
-from offsite.report.summary import differences, said
+from offsite.report.summary import difference_text, differences
 from offsite.scores.scores import DERIVED, KEYS, TITLES
 from offsite.scores.statistics import COMPARISONS
 
@@ -145,7 +145,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
         [
             *(cell(setting) for _, cell in columns),
             str(len(setting.rows)),
-            *(said(found.get(name), setting.metric) for name in known),
+            *(difference_text(found.get(name), setting.metric) for name in known),
         ]
         for setting, found in settings
         if found

@@ -16,7 +16,7 @@ from rich.text import Text
 from offsite.report import tables
 from offsite.report.runs import Setting, group
 from offsite.report.sections import by_task
-from offsite.report.summary import Difference, differences, said
+from offsite.report.summary import Difference, difference_text, differences
 from offsite.scores.scores import KEYS, TITLES
 
 Line = Sequence[str]
@@ -151,7 +151,7 @@ def pairs(
         [
             setting.label,
             str(len(setting.rows)),
-            *(said(some.get(n), metric, deviation=deviation) for n in names),
+            *(difference_text(some.get(n), metric, deviation=deviation) for n in names),
         ]
         for setting, some in found
         if some

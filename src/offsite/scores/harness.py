@@ -42,8 +42,6 @@ def harness_scores(
     *,
     batch_size: int = 16,
     max_length: int | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
 ) -> dict[str, Evaluation]:
     """Score a model with lm-eval.
 
@@ -53,8 +51,6 @@ def harness_scores(
         tasks: names of the harness's own tasks (which may need a network), or data of a task of
             this package under each name.
         max_length: tokens the model reads at once; None for as many as it can.
-        limit: only the first so many examples of each task.
-        shots: solved examples in the prompt; None for what the task says.
 
     Returns:
         For each task its main metric, the others in ``extra`` (``accuracy_norm``,
@@ -91,8 +87,6 @@ def harness_scores(
                 runner,
                 tasks=given,
                 task_manager=manager,
-                limit=limit,
-                num_fewshot=shots,
                 log_samples=True,
                 bootstrap_iters=1000,
             )

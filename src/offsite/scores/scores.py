@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from offsite.codec import first_fault
 from offsite.errors import OffsiteError
-from offsite.files import shown
 
 KEYS = ("zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "healed", "plug_in")
 DERIVED = ("recovered", "gap", "margin", "verbatim")
@@ -136,11 +136,10 @@ class Scores:
         try:
             found = _File.model_validate(data)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(shown(part) for part in first["loc"]) or "its top level"
+            where, why = first_fault(error)
             raise OffsiteError(
                 "This is not a scores file; it needs 'scores', 'metric' and 'higher_is_better', as "
-                f"'offsite score --json' writes them ({where}: {first['msg'].lower()})."
+                f"'offsite score --json' writes them ({where or 'its top level'}: {why})."
             ) from error
         known = {key: value for key, value in found.scores.items() if key in KEYS}
         return cls(found.metric, found.higher_is_better, **known, verbatim=found.verbatim)

@@ -7,7 +7,6 @@ files under flat names is refused.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tarfile
 import tempfile
@@ -16,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from offsite.errors import MissingExtraError, OffsiteError
-from offsite.files import check_free, folder_files, new_file, new_folder, write_file
-from offsite.signing.keys import home
+from offsite.files import (
+    FILE_NAME,
+    MAX_FILES,
+    check_free,
+    folder_files,
+    new_file,
+    new_folder,
+    write_file,
+)
+from offsite.signing.keys import key_folder
 
 IDENTITY, RECIPIENT = "age.key", "age.pub"
-FLAT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
-MAX_FILES = 4096
 
 
 def make_identity() -> Path:
@@ -30,7 +35,7 @@ def make_identity() -> Path:
     Raises:
         OffsiteError: there is one already.
     """
-    age, folder = _age(), home()
+    age, folder = _age(), key_folder()
     if (folder / IDENTITY).exists():
         raise OffsiteError(
             f"There is an age identity in '{folder}' already; send '{folder / RECIPIENT}'."
@@ -85,7 +90,7 @@ def decrypt_folder(source: str | Path, out: str | Path, check: Callable[[Path], 
         OffsiteError: not for this party, damaged, or an archive with anything but flat files.
     """
     age, source = _age(), Path(source)
-    key = home() / IDENTITY
+    key = key_folder() / IDENTITY
     if not key.is_file():
         raise OffsiteError("There is no age identity here; make one with: offsite keygen --age.")
     if not source.is_file():
@@ -120,7 +125,7 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
     for count, entry in enumerate(archive):
         whole = entry.isreg() and not entry.issparse()
         content = archive.extractfile(entry) if whole else None
-        if content is None or not FLAT.fullmatch(entry.name) or count >= MAX_FILES:
+        if content is None or not FILE_NAME.fullmatch(entry.name) or count >= MAX_FILES:
             raise OffsiteError("The archive holds more than the files of a flat folder.")
         with open(folder / entry.name, "xb") as file:
             shutil.copyfileobj(content, file)

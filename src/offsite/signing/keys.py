@@ -44,7 +44,7 @@ class Peer:
     fingerprint: str
 
 
-def home() -> Path:
+def key_folder() -> Path:
     """The folder of keys and peers; it need not exist."""
     if given := os.environ.get("OFFSITE_HOME"):
         return Path(given)
@@ -59,7 +59,7 @@ def make_key() -> Path:
         OffsiteError: there is a key already; it is never replaced.
     """
     ec, serialization = _cryptography()
-    folder = home()
+    folder = key_folder()
     if (folder / PRIVATE).exists():
         raise OffsiteError(
             f"There is a key in '{folder}' already; send '{folder / PUBLIC}' to your peers, or "
@@ -85,7 +85,7 @@ def own_key() -> EllipticCurvePrivateKey:
         OffsiteError: there is none, or the file holds something else.
     """
     ec, serialization = _cryptography()
-    path = home() / PRIVATE
+    path = key_folder() / PRIVATE
     if not path.is_file():
         raise OffsiteError("There is no key to sign with; make one with: offsite keygen.")
     try:
@@ -128,28 +128,28 @@ def pin(name: str, path: Path) -> Peer:
             f"and another name than '{OWN}'."
         )
     key = read_public(path)
-    target = home() / PEERS / f"{name}.pub"
+    target = key_folder() / PEERS / f"{name}.pub"
     if target.exists() and read_public(target) != key:
         raise OffsiteError(
             f"Another key is pinned as '{name}'; remove '{target}' first if the peer has changed "
             "keys and you have checked that with them."
         )
-    with writing(home()):
-        home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with writing(key_folder()):
+        key_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(target, pem(key).decode())
     return Peer(name, key, fingerprint(key))
 
 
 def peers() -> tuple[Peer, ...]:
     """Every peer that was pinned, by name."""
-    folder = home() / PEERS
+    folder = key_folder() / PEERS
     paths = sorted(folder.glob("*.pub")) if folder.is_dir() else []
     return tuple(Peer(p.stem, key, fingerprint(key)) for p in paths for key in [read_public(p)])
 
 
-def known() -> tuple[Peer, ...]:
+def known_keys() -> tuple[Peer, ...]:
     """The pinned peers, and this party itself where it has a key."""
-    mine = home() / PUBLIC
+    mine = key_folder() / PUBLIC
     if not mine.is_file():
         return peers()
     key = read_public(mine)
@@ -162,7 +162,7 @@ def peer(name: str) -> Peer:
     Raises:
         OffsiteError: there is none.
     """
-    found = {one.name: one for one in known()}
+    found = {one.name: one for one in known_keys()}
     if name not in found:
         raise OffsiteError(
             f"No peer is pinned as '{name[:64]}'; pin the public key they sent you with: offsite "

@@ -131,7 +131,6 @@ def train_dp(
     budget: PrivacyBudget,
     device: torch.device,
     rates: Sequence[tuple[Iterable[nn.Parameter], float]] = (),
-    text: str = "tuning",
 ) -> tuple[History, Guarantee]:
     """Train as :func:`offsite.training.train.train` does, within a privacy budget.
 
@@ -151,8 +150,10 @@ def train_dp(
     from offsite.training.per_example import NoisyOptimizer, check_gradients, per_example
 
     model.to(device)
-    inner = torch.optim.AdamW(parameter_groups(model, options, rates))
-    rule = get_scheduler(options.schedule, inner, round(options.warmup * plan.steps), plan.steps)
+    adamw = torch.optim.AdamW(parameter_groups(model, options, rates))
+    scheduler = get_scheduler(
+        options.schedule, adamw, round(options.warmup * plan.steps), plan.steps
+    )
     one = torch.ones((), device=device)
 
     def losses(rows: Sequence[Any]) -> torch.Tensor:
@@ -164,10 +165,10 @@ def train_dp(
         check_gradients(model, losses, [data[0], data[1]])
         model.train()
         optimizer = NoisyOptimizer(
-            inner, noise_multiplier=plan.multiplier, max_grad_norm=budget.clip,
+            adamw, noise_multiplier=plan.multiplier, max_grad_norm=budget.clip,
             expected_batch_size=plan.rate * len(data),
         )  # fmt: skip
-        for step in track(range(plan.steps), text, plan.steps):
+        for step in track(range(plan.steps), "tuning", plan.steps):
             drawn = torch.nonzero(secure_noise.uniform(len(data)) < plan.rate).flatten().tolist()
             total = 0.0
             for first in range(0, len(drawn), options.batch_size):
@@ -176,7 +177,7 @@ def train_dp(
                 total += value.item() / len(drawn)
                 optimizer.add_examples()
             optimizer.noisy_step()
-            rule.step()
+            scheduler.step()
             points.append({"step": float(step + 1), "loss": total})
     model.eval()
     mean = sum(point["loss"] for point in points) / len(points)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from offsite.errors import OffsiteError
-from offsite.files import occupied, read_json, write_file, writing
+from offsite.files import exclusive, read_json, write_file, writing
 from offsite.training.identity import Identity
 from offsite.training.processes import main_process
 
@@ -76,7 +76,7 @@ def same_run(work: Path | None, run: Callable[[], Identity], resume: bool) -> It
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
         work.chmod(0o700)
-    with occupied(work) if main_process() else nullcontext():  # torchrun's processes share it
+    with exclusive(work) if main_process() else nullcontext():  # torchrun's processes share it
         yield from _noted(work, asked, resume)
 
 

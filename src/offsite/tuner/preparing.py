@@ -15,8 +15,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.delta import check_labels, check_options
 from offsite.exchange.manifest import Reach, now
 from offsite.exchange.offer import Offer
-from offsite.model.blocks import apart, get_blocks
-from offsite.model.heads import give_head, head_tensors
+from offsite.model.blocks import get_blocks, with_own_blocks
+from offsite.model.heads import attach_head, head_tensors
 from offsite.model.kind import kind_of_task
 from offsite.model.tensors import TORCH, describe
 from offsite.tasks.data import rows_of
@@ -72,7 +72,7 @@ def prepare(
     counted = task.one_by_one() if one_by_one else task
     rows = rows_of(counted, data, offer.processor, model, train=True)
     check_labels(labels := task.labels(rows))
-    give_head(model, labels)
+    attach_head(model, labels)
     eval_rows = rows_of(task, eval_data, offer.processor, model, train=False)
     torch.manual_seed(options.seed)
     attached = method.attach(model, blocks)
@@ -159,7 +159,7 @@ def private_copy(offer: Offer) -> nn.Module:
 
     The other blocks are modules of their own around the offer's tensors.
     """
-    copied: nn.Module = apart(offer.model, offer.manifest.adapter)
+    copied: nn.Module = with_own_blocks(offer.model, offer.manifest.adapter)
     return copied
 
 

@@ -21,7 +21,7 @@ from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
-from offsite.model.heads import labels_of, set_head
+from offsite.model.heads import labels_of, load_head
 from offsite.tasks.data import identity_of
 from offsite.tasks.task import Evaluation, Task
 from offsite.tasks.text.causal import CausalText
@@ -188,7 +188,7 @@ def delta_tensors(ready: Prepared, offer: Offer) -> tuple[dict[str, torch.Tensor
     tensors = to_offer_dtypes(ready.attached.tensors(), offer)
     ready.attached.load(tensors)
     head = to_offer_dtypes(ready.head, offer)
-    set_head(ready.head, head)
+    load_head(ready.head, head)
     return drop_unchanged(tensors, offer) | head, tuple(head)
 
 

@@ -14,12 +14,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from offsite.codec import validate
 from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.files import new_folder, read_json, write_file
 from offsite.model.layers import Harmonizer, HarmonizerSpec
 from offsite.model.stored import model_fingerprint
-from offsite.model.tensors import load_tensors, parse, save_tensors
+from offsite.model.tensors import load_tensors, save_tensors
 
 WEIGHTS, META, STATE = "harmonizers.safetensors", "learned.json", "layer-replace"
 
@@ -74,7 +75,7 @@ class Learned:
             OffsiteError: no such result, damaged, or learned on another model.
         """
         folder = Path(folder)
-        meta: _Meta = parse(_Meta, read_json(folder / META), folder / META)
+        meta: _Meta = validate(_Meta, read_json(folder / META), folder / META)
         if model is not None and model_fingerprint(model) != meta.fingerprint:
             raise OffsiteError(
                 f"'{folder}' was learned on another model; learn scores and harmonizers afresh."
@@ -121,7 +122,7 @@ def read_state(context: Context, state: State) -> None:
     if context.work is None or not (context.work / STATE).is_dir():
         return
     folder = context.work / STATE
-    meta: _StateMeta = parse(_StateMeta, read_json(folder / META), folder / META)
+    meta: _StateMeta = validate(_StateMeta, read_json(folder / META), folder / META)
     tensors = load_tensors([folder / WEIGHTS])
     state.step, state.scores = meta.step, tensors.pop("scores")
     weights = {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}

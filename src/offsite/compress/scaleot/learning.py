@@ -27,7 +27,7 @@ from offsite.compress.step import Context
 from offsite.errors import OffsiteError
 from offsite.model.blocks import assemble, block_config, get_blocks
 from offsite.model.layers import Harmonizer
-from offsite.model.replay import Call, observe, relative_error, watch
+from offsite.model.replay import Call, observe, record_calls, relative_error
 from offsite.model.stored import model_fingerprint
 from offsite.tasks.source import data_identity
 from offsite.training.devices import fork_generators
@@ -150,7 +150,7 @@ def harmonizer_step(
         return
     (batch,) = context.batches(1, training.batch_size, seed)
     replaced = [position for position, keep in enumerate(kept) if not keep]
-    with watch(shell.configure(kept), replaced) as calls:
+    with record_calls(shell.configure(kept), replaced) as calls:
         loss = training.lm_weight * context.task.loss(shell.model, batch)
     if training.kd_weight:
         with torch.no_grad():

@@ -20,10 +20,10 @@ from offsite.model.split import (
     AdapterRule,
     Middle,
     Positions,
+    emulator_layout,
     ends,
     learned,
     most_important,
-    places,
 )
 
 
@@ -98,7 +98,7 @@ class LayerReplace:
 
 def replaceable(middle: Middle, context: Context) -> tuple[int, ...]:
     """The standing positions at which a block without a key/value cache is harmless."""
-    order, types = places(context.split, middle.positions)[0], layer_types(context)
+    order, types = emulator_layout(context.split, middle.positions)[0], layer_types(context)
     first = {types[position]: position for position in reversed(order)}
     return tuple(p for p in middle.positions if first[types[p]] != p)
 

@@ -15,14 +15,14 @@ from offsite.deltas.method import Attached, Method
 from offsite.deltas.parameters import AttachedParameters
 from offsite.errors import OffsiteError
 from offsite.exchange.prompt_decoder import decode
-from offsite.exchange.side import Beside, beside
+from offsite.exchange.side import SideModule, side_modules
 from offsite.model.blocks import freeze
 
 
 class DecodedPrompt(PromptModule):
     """The prompt of one trained vector, zero at the start, through a frozen decoder."""
 
-    def __init__(self, decoder: Beside) -> None:
+    def __init__(self, decoder: SideModule) -> None:
         super().__init__()
         self.decoder = decoder
         inner = decoder.get_buffer("inner")
@@ -50,7 +50,7 @@ class IntrinsicPrompt(Method):
 
     def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         check_takes_prompt(model)
-        decoder = beside(model).get(self.side)
+        decoder = side_modules(model).get(self.side)
         if decoder is None:
             raise OffsiteError(
                 "An intrinsic prompt needs the prompt decoder of the model's owner, and there is "

@@ -7,11 +7,12 @@ gradient checkpointing and caches do not notice, and folding the result back is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from offsite.deltas.method import Attached, Method
 from offsite.model.blocks import freeze
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -40,3 +41,21 @@ def reweight(
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
     return built, fold
+
+
+class AttachedReweighting(Attached, Generic[Built]):
+    """Modules that recompute weights, by the weight's name; ``fold`` leaves their values there."""
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        parts: Mapping[str, Built],
+        fold: Callable[[], None],
+    ) -> None:
+        super().__init__(method, model)
+        self.parts, self.fold = parts, fold
+
+    def detach(self) -> nn.Module:
+        self.fold()
+        return self.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.deltas.method import Attached, Method
-from offsite.deltas.reparameterisation.reweight import reweight
+from offsite.deltas.reparameterisation.reweight import AttachedReweighting, reweight
 from offsite.deltas.targets import linear_layers
 from offsite.errors import OffsiteError
 
@@ -121,18 +121,8 @@ class DiffPruning(Method):
         return AttachedDifferences(self, model, parts, fold)
 
 
-class AttachedDifferences(Attached):
+class AttachedDifferences(AttachedReweighting[SparseDifference]):
     """Sparse differences of weights, by the weight's name."""
-
-    def __init__(
-        self,
-        method: Method,
-        model: nn.Module,
-        parts: Mapping[str, SparseDifference],
-        fold: Callable[[], None],
-    ) -> None:
-        super().__init__(method, model)
-        self.parts, self.fold = parts, fold
 
     def tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -164,6 +154,5 @@ class AttachedDifferences(Attached):
                 part.gate.fill_(10 / SPEED)  # wide open: a gate of exactly one
 
     def detach(self) -> nn.Module:
-        self.model.eval()
-        self.fold()
-        return self.model
+        self.model.eval()  # the gates are then what travels
+        return super().detach()

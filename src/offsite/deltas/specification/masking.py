@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from offsite.deltas.method import Attached, Method
-from offsite.deltas.reparameterisation.reweight import reweight
+from offsite.deltas.reparameterisation.reweight import AttachedReweighting, reweight
 from offsite.deltas.targets import linear_layers
 
 
@@ -73,18 +73,8 @@ class Masking(Method):
         return AttachedMasks(self, model, parts, fold)
 
 
-class AttachedMasks(Attached):
+class AttachedMasks(AttachedReweighting[BinaryMask]):
     """Masks over weights, by the weight's name."""
-
-    def __init__(
-        self,
-        method: Method,
-        model: nn.Module,
-        parts: Mapping[str, BinaryMask],
-        fold: Callable[[], None],
-    ) -> None:
-        super().__init__(method, model)
-        self.parts, self.fold = parts, fold
 
     def tensors(self) -> dict[str, torch.Tensor]:
         parts = self.parts.items()
@@ -95,7 +85,3 @@ class AttachedMasks(Attached):
             for name, part in self.parts.items():
                 bits = unpack_bits(tensors[f"{name}.mask"].to(part.score.device), part.score.shape)
                 part.score.copy_(bits.to(part.score) * 2 - 1)
-
-    def detach(self) -> nn.Module:
-        self.fold()
-        return self.model

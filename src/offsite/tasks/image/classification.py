@@ -18,9 +18,9 @@ from offsite.errors import OffsiteError
 from offsite.model.heads import labels_of, same_classes
 from offsite.model.replay import forward
 from offsite.tasks.image.augment import ALL, augment, check_kinds
-from offsite.tasks.image.fitting import check_shapes, check_size
 from offsite.tasks.image.pictures import Pictures, read_pictures, shown_names
 from offsite.tasks.image.rows import MODES, ImageRows, Readable, match_classes, read_picture
+from offsite.tasks.image.shapes import check_shapes, check_size
 from offsite.tasks.task import Evaluation, HarnessForm, mean_of, no_harness
 from offsite.training.progress import track
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.files import shown
+from offsite.tasks.source import Source
 
 TRAIN = ("train", "training")
 EVAL = ("test", "testing", "validation", "val", "valid", "eval", "dev")
@@ -110,11 +111,9 @@ def check_targets(pictures: Pictures) -> None:
 
 def parse_source(source: str | Path) -> tuple[Path, str, tuple[str, ...]]:
     """Path, split (may be empty) and class names (none for all) of a source."""
-    if Path(source).exists() or ":" not in str(source):
-        return Path(source), "", ()
-    path, split, *rest = str(source).split(":")
-    names = tuple(name for name in ",".join(rest).split(",") if name)
-    return Path(path), split, names
+    found = Source.of(source)
+    split, _, names = found.part.partition(":")
+    return found.path, split, tuple(name for name in names.replace(":", ",").split(",") if name)
 
 
 def pick_split(found: Sequence[str], asked: str, train: bool, path: Path) -> str:

@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
-from offsite.tasks.questions.asked import Questions, asked, encode_question, prompt_of
 from offsite.tasks.questions.file import TaskFile
 from offsite.tasks.questions.likelihood import Question, choice_scores
+from offsite.tasks.questions.task import Questions, encode_question, prompt_of, question_rows
 from offsite.tasks.questions.template import render
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, HarnessForm, mean_of
@@ -92,7 +92,7 @@ class MultipleChoice(Questions):
 
         It is not a number (NaN) where a choice's log-likelihood is not.
         """
-        questions = asked(data, self.name).questions
+        questions = question_rows(data, self.name).questions
         right: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": []}
         for question, scores in zip(
             questions, choice_scores(model, questions, batch_size), strict=True

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import forward
-from offsite.tasks.questions.asked import Questions, asked, encode_question, prompt_of
 from offsite.tasks.questions.file import TaskFile
 from offsite.tasks.questions.likelihood import continues, same_length
+from offsite.tasks.questions.task import Questions, encode_question, prompt_of, question_rows
 from offsite.tasks.rows import Row, read_rows
 from offsite.tasks.task import Evaluation, HarnessForm, mean_of
 from offsite.tasks.text.packing import window
@@ -83,7 +83,7 @@ class OpenQuestions(Questions):
         at any token that ends a text for the tokenizer or the model. It is not a number (NaN) where
         the model's logits are not.
         """
-        loaded = asked(data, self.name)
+        loaded = question_rows(data, self.name)
         prompts = [list(question.ids) for question in loaded.questions]
         found = generate(model, prompts, loaded.processor, self.file.new_tokens, batch_size)
         right = [

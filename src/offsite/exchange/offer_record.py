@@ -120,7 +120,7 @@ class OfferRecord(SideHashes):
         return latest.model_copy(update=changes)
 
 
-def check_one_draw(offer: OfferRecord, others: Iterable[OfferRecord]) -> None:
+def check_same_noise(offer: OfferRecord, others: Iterable[OfferRecord]) -> None:
     """Refuse an offer whose noise differs in draw or scale from that of another of its model.
 
     Two scales of one draw give the weights back exactly: ``3 A - 2 B`` for scales 0.4 and 0.6.
@@ -130,8 +130,9 @@ def check_one_draw(offer: OfferRecord, others: Iterable[OfferRecord]) -> None:
     Raises:
         OffsiteError: they differ.
     """
+    mine = noise_identity(offer)
     for other in others:
-        if None not in (draw(offer), draw(other)) and draw(offer) != draw(other):
+        if None not in (mine, theirs := noise_identity(other)) and mine != theirs:
             raise OffsiteError(
                 f"The record holds the offer {other.offer[:8]}..., whose noise has another scale, "
                 "seed or earlier steps: whoever holds both offers can take the noise out. Use the "
@@ -139,7 +140,7 @@ def check_one_draw(offer: OfferRecord, others: Iterable[OfferRecord]) -> None:
             )
 
 
-def draw(offer: OfferRecord) -> tuple[int, list[dict[str, Any]]] | None:
+def noise_identity(offer: OfferRecord) -> tuple[int, list[dict[str, Any]]] | None:
     """What decides the noise in an offer: the seed, and the steps up to it; None without noise."""
     noisy = [i for i, step in enumerate(offer.recipe) if step.get("kind") == "noise"]
     return (offer.seed, offer.recipe[: noisy[-1] + 1]) if noisy else None

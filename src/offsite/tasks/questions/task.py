@@ -19,7 +19,7 @@ from offsite.tasks.text.packing import example, pack, restarts, window
 from offsite.tasks.text.tokens import Convention, encode_after
 
 
-class Asked(Dataset[Any]):
+class QuestionRows(Dataset[Any]):
     """Packed rows to train on, and the same examples one by one to score.
 
     ``processor`` is the tokenizer that made them, for tasks whose answers it must read.
@@ -97,7 +97,7 @@ class Questions(CausalText, ABC):
     def rows(self, prepared: Prepared, model: Any, *, train: bool = False) -> Dataset[Any]:
         """Rows to learn, and the questions to score; see :class:`~offsite.tasks.task.Task`."""
         rows = pack(prepared.examples, prepared.length, together=self.packed and restarts(model))
-        return Asked(rows, prepared.questions, prepared.processor)
+        return QuestionRows(rows, prepared.questions, prepared.processor)
 
 
 def context_length(processor: Any, config: Any) -> int:
@@ -106,9 +106,9 @@ def context_length(processor: Any, config: Any) -> int:
     return window(stated if 0 < stated < 10**7 else 2048, config)
 
 
-def asked(data: Any, name: str) -> Asked:
+def question_rows(data: Any, name: str) -> QuestionRows:
     """The data set, if it is one of questions."""
-    if not isinstance(data, Asked):
+    if not isinstance(data, QuestionRows):
         raise OffsiteError(f"The data was not loaded by the task '{name}', so it cannot be scored.")
     return data
 
