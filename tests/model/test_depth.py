@@ -77,6 +77,39 @@ def test_a_delta_of_such_a_model_plugs_back(tmp_path: Path) -> None:
             assert torch.equal(get_blocks(plugged)[position].state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("source", ["disk", "memory"])
+def test_numbers_that_the_configuration_lists_move_with_their_blocks(
+    source: str, tmp_path: Path
+) -> None:
+    """Gemma 3n as published: the first blocks are sparse, by a list with one number a block."""
+    torch.manual_seed(0)
+    own = {**OWN["Gemma3nTextConfig"], "activation_sparsity_pattern": [0.9] * 3 + [0.0] * 5}
+    config = transformers.Gemma3nTextConfig(
+        **SHAPE, **own, vocab_size_per_layer_input=4000, hidden_size_per_layer_input=4,
+        num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"] * 4,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    given = tmp_path / "model" if source == "disk" else model
+    offer, _ = make_offer(given, adapter=(0, 7), recipe=[Drop(keep=2)])
+    offer.save(tmp_path / "offer")
+    emulator, batch = Offer.load(tmp_path / "offer").model, inputs_for(model)
+    assert emulator.config.activation_sparsity_pattern == [0.9, 0.9, 0.0, 0.0]
+    with bypass(model, {2, 3, 4, 5}):
+        assert torch.equal(output_of(emulator, batch), output_of(model, batch))
+
+
+@pytest.mark.parametrize("source", ["disk", "memory"])
+def test_a_setting_derived_from_the_position_cannot_move(source: str, tmp_path: Path) -> None:
+    """DiffLlama scales by a number that it works out from the index."""
+    shape = {**SHAPE, "num_key_value_heads": 2, "num_attention_heads": 2}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.DiffLlamaConfig(**shape))
+    model.save_pretrained(tmp_path / "model")
+    given = tmp_path / "model" if source == "disk" else model
+    with pytest.raises(OffsiteError, match=r"differ by position \(in 'self_attn.lambda_init'\)"):
+        make_offer(given, adapter=ends(2, 2), recipe=[Drop(keep=2)])
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_a_block_whose_keys_are_read_must_stay(name: str, tmp_path: Path) -> None:
     model = build(name, readers=2)

@@ -8,10 +8,10 @@ This file is the only one that knows where blocks live and what must be renumber
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import nn
@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
 from offsite.model.depth import cut_ends
+from offsite.model.movable import check_movable, outline
 
 NOT_PER_BLOCK = ("out_features", "out_indices", "pool_scales", "architectures")
 Value = TypeVar("Value")
@@ -88,8 +89,10 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
     path = block_path(model)
     parent, _, name = path.rpartition(".")
     if list(source) != list(range(total)):
+        built = outline(model)
+        check_movable(get_blocks(model), get_blocks(built), source)
         setattr(model.get_submodule(parent), name, nn.ModuleList())
-        cut_ends(model, total, source)
+        cut_ends(model, built, total, source)
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
     for index, block in enumerate(blocks):
         for module in block.modules():
@@ -106,12 +109,10 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
     the derived ``stage_names`` of vision backbones are rebuilt.
 
     Raises:
-        OffsiteError: see :func:`set_blocks`.
+        OffsiteError: a block whose keys and values later blocks read is left out.
     """
-    config, blocks = block_config(model), get_blocks(model)
-    total, layer_types = len(blocks), getattr(config, "layer_types", None)
-    if list(source) != list(range(len(source))):
-        check_movable(config, blocks)
+    config, total = block_config(model), len(get_blocks(model))
+    layer_types = getattr(config, "layer_types", None)
     for key, value in list(vars(config).items()):
         if key.startswith("_") or key in NOT_PER_BLOCK or not isinstance(value, (list, tuple)):
             continue
@@ -122,9 +123,7 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
     own = config.to_dict().get("per_layer_config")
     if getattr(config, "scale_depth", None):  # MiniCPM3 divides it by the root of the depth
         config.scale_depth *= math.sqrt(len(source) / total)
-    config.num_hidden_layers = len(source)
-    if getattr(config, "decoder_layers", None) == total:  # BART and its kin count the encoder's
-        config.decoder_layers = len(source)
+    set_depth(config, total, len(source))
     if own:  # settings of single blocks, by position
         by_position = {int(index): settings for index, settings in own.items()}
         config.per_layer_config = {
@@ -136,6 +135,15 @@ def renumber(model: nn.Module, source: Sequence[int]) -> Any:
         config.stage_names = ["stem"] + [f"stage{i + 1}" for i in range(len(source))]
         config.out_features, config.out_indices = [config.stage_names[-1]], [len(source)]
     return config
+
+
+def set_depth(config: Any, total: int, count: int) -> None:
+    """Say that ``count`` of ``total`` blocks are left; BART counts those of its decoder apart."""
+    with suppress(NotImplementedError):  # ProphetNet counts decoder blocks alone
+        config.num_hidden_layers = count
+    for key in ("decoder_layers", "num_decoder_layers"):
+        if getattr(config, key, None) == total:
+            setattr(config, key, count)
 
 
 def own_config(config: Any, index: int) -> Any:
@@ -169,43 +177,6 @@ def readers_left(
             "that keeps every block."
         )
     return len(readers)
-
-
-def check_movable(config: Any, blocks: Iterable[nn.Module]) -> None:
-    """Refuse blocks whose arithmetic has a number that differs from one to the next.
-
-    Raises:
-        OffsiteError: naming it.
-    """
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise OffsiteError(
-            "This GPT-2 scales attention by the inverse of the block's index, so its blocks cannot "
-            "move; use a model without scale_attn_by_inverse_layer_idx."
-        )
-    found: dict[str, list[float]] = {}
-    for block in blocks:
-        for name, module in block.named_modules():
-            for key, value in vars(module).items():
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                if number and "drop" not in key:  # (stochastic depth is for training)
-                    found.setdefault(f"{name}.{key}".lstrip("."), []).append(value)
-    for key, values in found.items():
-        floats = [value for value in values if isinstance(value, float)]
-        if len(set(floats)) > 1 or outruns(values):
-            raise OffsiteError(
-                f"Blocks of this family differ by position (in '{key}'), so they cannot move; use "
-                "a recipe that keeps every block, or --whole."
-            )
-
-
-def outruns(values: Sequence[float]) -> bool:
-    """Whether a number grows by the same step over one from each block to the next.
-
-    A step of one is that of the block's own index, which follows the block; a larger one is
-    arithmetic, such as Beam's scale of the residual.
-    """
-    steps = {after - before for before, after in itertools.pairwise(values)}
-    return len(values) > 2 and len(steps) == 1 and steps.pop() > 1
 
 
 def alias(module: Module) -> Module:

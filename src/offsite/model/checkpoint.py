@@ -22,6 +22,7 @@ from offsite.model.configuration import load_config, load_generation, misfit
 from offsite.model.depth import parts, take
 from offsite.model.judge import judge
 from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class, text_config
+from offsite.model.movable import check_movable
 from offsite.model.processor import read_processor
 from offsite.model.quiet import quiet as quiet
 from offsite.model.stored import StoredModel
@@ -152,6 +153,8 @@ class Checkpoint:
             renumber(smaller, keep)
             config, tensors = smaller.config, self.stored.blocks(keep)
         model = fill_model(type(self.skeleton), config, tensors, self.name, dtype=own, kept=kept)
+        if kept is not None:
+            check_movable(get_blocks(self.skeleton), get_blocks(model), keep)
         if model.can_generate() and (generation := load_generation(self.name)) is not None:
             model.generation_config = generation
         return model.to(dtype) if dtype else model

@@ -6,15 +6,11 @@ is read from the model itself: their shape follows the number of blocks.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
-
-from offsite.model.quiet import quiet
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -43,28 +39,15 @@ def take(tensor: torch.Tensor, dim: int, total: int, source: Sequence[int]) -> t
     return split.index_select(dim, index).flatten(dim, dim + 1)
 
 
-def cut_ends(model: Any, total: int, source: Sequence[int]) -> None:
+def cut_ends(model: Any, built: nn.Module, total: int, source: Sequence[int]) -> None:
     """Leave the parts of the blocks ``source`` in a model's tensors, in place.
 
     Args:
-        model: one whose block list is empty for now and whose configuration says how many blocks
-            it is to have.
-        total: how many blocks its tensors have parts of.
+        model: one whose block list is empty for now.
+        built: the model that transformers builds with the blocks ``source`` alone.
+        total: how many blocks the tensors of ``model`` have parts of.
     """
     own = dict(model.named_parameters())
-    plain = set()
-    for table in (model.get_input_embeddings, model.get_output_embeddings):
-        with suppress(NotImplementedError):  # from a model for pictures that has no such table
-            plain.add(id(getattr(table(), "weight", None)))
-    if not any(
-        size % total == 0
-        for tensor in own.values()
-        if tensor.dim() > 1 and id(tensor) not in plain
-        for size in tensor.shape
-    ):
-        return
-    with torch.device("meta"), quiet():
-        built = type(model)(copy.deepcopy(model.config))
     cut = {name: tensor.shape for name, tensor in built.named_parameters()}
     shapes = {name: tensor.shape for name, tensor in own.items()}
     for name, dim in parts(shapes, cut, total, len(source)).items():
