@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from offsite.errors import OffsiteError
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
 from offsite.tasks.data import TaskData
@@ -47,6 +48,41 @@ def test_text(text: str, harness: bool, tokenizer: Any, tmp_path: Path) -> None:
     else:
         found = task.evaluate(model, task.load(data, tokenizer, model))
     assert math.isnan(found.value)
+
+
+@pytest.mark.parametrize("text", [OPEN, CHOICE])
+@pytest.mark.parametrize("harness", [False, True])
+def test_infinite_logits(text: str, harness: bool, tokenizer: Any, tmp_path: Path) -> None:
+    """Plus infinity is greedily chosen, but has no likelihood."""
+    (tmp_path / "t.toml").write_text(text)
+    (tmp_path / "a.jsonl").write_text((json.dumps(ROW) + "\n") * 3)
+    task, model = load_task(tmp_path / "t.toml"), language_model("llama")
+    with torch.no_grad():
+        for parameter in (model.model.norm.weight, model.lm_head.weight):
+            parameter.fill_(1e30)
+    if harness:
+        pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+        given = {"t": TaskData(task, Source.of(tmp_path / "a.jsonl"))}
+        found = harness_scores(model, tokenizer, given)["t"]
+    else:
+        found = task.evaluate(model, task.load(tmp_path / "a.jsonl", tokenizer, model))
+    assert math.isnan(found.value)
+
+
+@pytest.mark.parametrize("harness", [False, True])
+def test_choices_that_all_tie(harness: bool, tokenizer: Any, tmp_path: Path) -> None:
+    """A model of zeros would score 1.0 here, because the right choice stands first."""
+    (tmp_path / "t.toml").write_text(CHOICE)
+    row = {**ROW, "c": ["dog", "cat"]}
+    (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    task, model = load_task(tmp_path / "t.toml"), language_model("llama")
+    torch.nn.init.zeros_(model.lm_head.weight)
+    with pytest.raises(OffsiteError, match="the same likelihood"):
+        if harness:
+            pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
+            given = {"t": TaskData(task, Source.of(tmp_path / "a.jsonl"))}
+            harness_scores(model, tokenizer, given)
+        task.evaluate(model, task.load(tmp_path / "a.jsonl", tokenizer, model))
 
 
 def test_pictures(tmp_path: Path) -> None:

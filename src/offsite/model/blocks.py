@@ -90,7 +90,7 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
     parent, _, name = path.rpartition(".")
     if list(source) != list(range(total)):
         built = outline(model)
-        check_movable(get_blocks(model), get_blocks(built), source)
+        check_movable(list(get_blocks(model)), list(get_blocks(built)), source)
         setattr(model.get_submodule(parent), name, nn.ModuleList())
         cut_ends(model, built, total, source)
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))

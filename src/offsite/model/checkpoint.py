@@ -154,7 +154,7 @@ class Checkpoint:
             config, tensors = smaller.config, self.stored.blocks(keep)
         model = fill_model(type(self.skeleton), config, tensors, self.name, dtype=own, kept=kept)
         if kept is not None:
-            check_movable(get_blocks(self.skeleton), get_blocks(model), keep)
+            check_movable(list(get_blocks(self.skeleton)), list(get_blocks(model)), kept[0])
         if model.can_generate() and (generation := load_generation(self.name)) is not None:
             model.generation_config = generation
         return model.to(dtype) if dtype else model

@@ -57,7 +57,7 @@ def check_movable(
     for index, (position, new) in enumerate(zip(source, built, strict=True)):
         own = dict(blocks[position].named_modules())
         for name, module in new.named_modules():
-            if type(own.get(name)) is not type(module):
+            if name not in own or type(own[name]) is not type(module):
                 continue  # another kind of layer has other tensors, which are compared elsewhere
             old = settings(own[name])
             for key, value in settings(module).items():

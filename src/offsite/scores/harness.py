@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.tasks.data import TaskData
+from offsite.tasks.questions.likelihood import check_told_apart
 from offsite.tasks.questions.open_question import stop_tokens
-from offsite.tasks.task import Evaluation
+from offsite.tasks.task import Evaluation, has_probabilities
 from offsite.tasks.text.tokens import without_end
 
 if TYPE_CHECKING:
@@ -133,11 +134,11 @@ def _own(tasks: Mapping[str, TaskData], stops: Sequence[str]) -> list[Any]:
 
 @contextmanager
 def _odd_numbers(model: Any) -> Iterator[list[bool]]:
-    """A list that is not empty once a forward has given logits that are not numbers."""
+    """A list that is not empty once a forward has given logits without probabilities."""
     found: list[bool] = []
 
     def look(module: Any, args: Any, output: Any) -> None:
-        if not found and bool(output.logits.isnan().any()):
+        if not found and not bool(has_probabilities(output.logits).all()):
             found.append(True)
 
     handle = model.register_forward_hook(look)
@@ -216,6 +217,8 @@ def _evaluation(result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]])
         )
     label, higher = METRICS[main]
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    if main == "acc":
+        check_told_apart([[resp[0] for resp in s["filtered_resps"]] for s in ordered])
     found = [sample[main] for sample in ordered if isinstance(sample.get(main), (int, float))]
     items = tuple(float(value) for value in found)
     return Evaluation(

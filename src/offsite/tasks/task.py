@@ -65,6 +65,14 @@ def no_harness(task: str) -> OffsiteError:
     return OffsiteError(f"lm-eval cannot score the task '{task}'; score it without --harness.")
 
 
+def has_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Where a softmax over the last dimension gives numbers.
+
+    It gives none where a logit is NaN or plus infinity, or where all are minus infinity.
+    """
+    return logits.amax(dim=-1).isfinite()
+
+
 def mean_of(metric: str, values: Sequence[float], **extra: float) -> Evaluation:
     """The mean of per-item values where larger is better, with its standard error."""
     count = len(values)

@@ -21,7 +21,7 @@ from offsite.tasks.image.augment import ALL, augment, check_kinds
 from offsite.tasks.image.pictures import Pictures, read_pictures, shown_names
 from offsite.tasks.image.rows import MODES, ImageRows, Readable, match_classes, read_picture
 from offsite.tasks.image.shapes import check_shapes, check_size
-from offsite.tasks.task import Evaluation, HarnessForm, mean_of, no_harness
+from offsite.tasks.task import Evaluation, HarnessForm, has_probabilities, mean_of, no_harness
 from offsite.training.progress import track
 
 
@@ -207,7 +207,7 @@ class ImageClassification:
             scores = class_scores(model, batch)
             loss += nn.functional.cross_entropy(scores, batch["labels"], reduction="sum").item()
             hits = (scores.argmax(-1) == batch["labels"]).double()
-            right += hits.masked_fill(scores.isnan().any(-1), math.nan).tolist()
+            right += hits.masked_fill(~has_probabilities(scores), math.nan).tolist()
         if not right:
             raise OffsiteError("There is no picture to score on; give some with --eval-data.")
         return mean_of(self.metric, right, loss=loss / len(right))

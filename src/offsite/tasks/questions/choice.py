@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
 from offsite.tasks.questions.file import TaskFile
-from offsite.tasks.questions.likelihood import Question, choice_scores
+from offsite.tasks.questions.likelihood import Question, check_told_apart, choice_scores
 from offsite.tasks.questions.task import Questions, encode_question, prompt_of, question_rows
 from offsite.tasks.questions.template import render
 from offsite.tasks.rows import Row, read_rows
@@ -91,12 +91,15 @@ class MultipleChoice(Questions):
         """Accuracy with its standard error; both accuracies are in ``extra``.
 
         It is not a number (NaN) where a choice's log-likelihood is not.
+
+        Raises:
+            OffsiteError: all choices of every question tie.
         """
         questions = question_rows(data, self.name).questions
         right: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": []}
-        for question, scores in zip(
-            questions, choice_scores(model, questions, batch_size), strict=True
-        ):
+        found = choice_scores(model, questions, batch_size)
+        check_told_apart(found)
+        for question, scores in zip(questions, found, strict=True):
             per_length = [s / n for s, n in zip(scores, question.lengths, strict=True)]
             for metric, values in (("accuracy", scores), ("accuracy_norm", per_length)):
                 best = float(values.index(max(values)) == question.answer)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from offsite.errors import OffsiteError
 from offsite.model.replay import forward
 from offsite.training.progress import track
 
@@ -66,6 +67,19 @@ def choice_scores(
         for index, values in zip(part, found, strict=True):
             scores[index] = values
     return scores
+
+
+def check_told_apart(scores: Sequence[Sequence[float]]) -> None:
+    """Refuse scores in which all choices of every question tie: the first would always win.
+
+    Raises:
+        OffsiteError: they do.
+    """
+    if scores and all(len(set(values)) == 1 for values in scores):
+        raise OffsiteError(
+            "The model gives all choices of every question the same likelihood, so an accuracy "
+            "would only count how often the right choice stands first; check the model."
+        )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from offsite.tasks.questions.file import TaskFile
 from offsite.tasks.questions.likelihood import continues, same_length
 from offsite.tasks.questions.task import Questions, encode_question, prompt_of, question_rows
 from offsite.tasks.rows import Row, read_rows
-from offsite.tasks.task import Evaluation, HarnessForm, mean_of
+from offsite.tasks.task import Evaluation, HarnessForm, has_probabilities, mean_of
 from offsite.tasks.text.packing import window
 from offsite.training.progress import track
 
@@ -166,7 +166,7 @@ def _generate(
         else:
             output = forward(model, {"input_ids": read})
         logits = output.logits[:, -1]
-        odd |= logits.isnan().any(dim=-1).cpu()
+        odd |= ~has_probabilities(logits).cpu()
         ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
         read = ids[:, -1:] if cached else ids
         texts = [_answer(row, processor, stops) for row in ids[:, length:].tolist()]
