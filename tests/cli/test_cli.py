@@ -242,4 +242,4 @@ def test_an_offer_without_a_tokenizer_says_so(run: Run, model_folder: Any, tmp_p
         (model / name).unlink()
     status, out, err = run(*offer, tmp_path / "without")
     assert status == 0, err
-    assert "The model has no tokenizer, so none is sent" in " ".join(out.split())
+    assert "The model has no tokenizer, so the offer has none" in " ".join(out.split())

@@ -156,7 +156,7 @@ def test_an_interrupted_alignment_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
     straight = make(task=CausalText(max_length=16))
     Stopping.stop = 5
-    with pytest.raises(Interrupted, match=r"of 6; .* --resume to go on"):
+    with pytest.raises(Interrupted, match=r"of 6; .* --resume to continue"):
         make(task=Stopping(max_length=16), work=tmp_path / "work")
     resumed = make(task=CausalText(max_length=16), work=tmp_path / "work", resume=True)
     assert all(torch.equal(value, straight[name]) for name, value in resumed.items())

@@ -102,7 +102,7 @@ def test_another_model_is_refused(exchange: Path) -> None:
     model = load_model(exchange / "model")
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
-    with pytest.raises(OffsiteError, match="not the model that the record was made for"):
+    with pytest.raises(OffsiteError, match="made for another model"):
         plug(model, Delta.load(exchange / "delta"), Record.load(exchange / "record.json"))
 
 
@@ -140,11 +140,11 @@ def test_the_ledger_refuses_replays(exchange: Path, tmp_path: Path) -> None:
     known = Record.load(path)
     with pytest.raises(OffsiteError, match="plugged already"):
         known.check_fresh(delta.parent, delta.id, delta.round)
-    with pytest.raises(OffsiteError, match="was answered by another delta"):
+    with pytest.raises(OffsiteError, match="each round accepts one"):
         known.check_fresh(delta.parent, "f" * 32, delta.round)
     with pytest.raises(OffsiteError, match="round 1 is open"):
         known.check_fresh(delta.parent, "f" * 32, delta.round + 1)
-    with pytest.raises(OffsiteError, match="answered meanwhile"):
+    with pytest.raises(OffsiteError, match="accepted meanwhile"):
         record.accept(delta.parent, "e" * 32, delta.round).save(path)  # a race lost
     record.save(path)  # a copy from before the acceptance
     assert Record.load(path).find(delta.parent).accepted

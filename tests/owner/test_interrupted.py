@@ -76,7 +76,7 @@ def test_every_step_can_be_interrupted(unbroken: Any, tmp_path: Path) -> None:
     assert learning > 12
     for stop, steps in ((learning + 2, 4), (learning + 6, 3)):
         work = tmp_path / str(stop)
-        with pytest.raises(Interrupted, match=f"of {steps}; .* --resume to go on"):
+        with pytest.raises(Interrupted, match=f"of {steps}; .* --resume to continue"):
             make(stopping(stop, ctrl_c), work=work)
         resumed = make(work=work, resume=True)
         assert all(torch.equal(value, unbroken[name]) for name, value in resumed.items()), stop
@@ -90,7 +90,7 @@ def test_learning_importance_goes_on_where_it_was_saved(
     assert not any(tmp_path.iterdir())
     often = partial(Training, save_every=2)
     monkeypatch.setattr(LayerReplace, "training", property(lambda _: often(6, 2, batch_size=2)))
-    with pytest.raises(Interrupted, match="--resume to go on"):
+    with pytest.raises(Interrupted, match="--resume to continue"):
         make(stopping(9, interrupt), work=tmp_path / "work")
     assert (tmp_path / "work" / "0" / STATE).is_dir()
     resumed = make(work=tmp_path / "work", resume=True)

@@ -117,7 +117,7 @@ def test_offer_folders_are_listed(tokenizer: Any, tmp_path: Path) -> None:
     offer.save(tmp_path / "offer")
     _, words = read(write_report([[row()], tmp_path / "offer"], tmp_path / "r.html"))
     assert "offer: offer" in words and "model.safetensors" in words
-    with pytest.raises(OffsiteError, match="None of these holds scores"):
+    with pytest.raises(OffsiteError, match="None of these inputs holds scores"):
         write_report([tmp_path / "offer"], tmp_path / "other.html")
     manifest = json.loads((tmp_path / "offer" / "manifest.json").read_text())
     name = next(iter(manifest["tensors"]))

@@ -291,7 +291,7 @@ DELTA: list[tuple[str, Attack, str]] = [
 
 # found when plugging: what only the owner's record can tell
 PLUG: list[tuple[str, Attack, str]] = [
-    ("another offer", manifest(parent="0" * 32), "does not know"),
+    ("another offer", manifest(parent="0" * 32), "not in this record"),
     ("other adapter blocks", manifest(adapter=[1, 2, 3]), "the offer's adapter is"),
     ("an unknown method", manifest(method={"kind": "exec"}), "is not a delta method"),
     ("an unknown option", edit(MANIFEST, method__code="x"), "has no option 'code'"),

@@ -86,7 +86,7 @@ def test_what_cannot_be_in_float8_is_refused() -> None:
     runner: Any = LoRA(rank=2).attach(language_model("llama"), range(6)).model
     with pytest.raises(OffsiteError, match="leave out --precision float8"), in_float8(runner, CPU):
         pass
-    with pytest.raises(OffsiteError, match="not spread"):
+    with pytest.raises(OffsiteError, match="cannot be sharded"):
         TrainOptions(precision="float8", shard=True)
     with pytest.raises(OffsiteError, match="use one of: float32, bfloat16, float16, float8"):
         TrainOptions(precision="float4")

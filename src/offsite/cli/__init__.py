@@ -59,7 +59,8 @@ def top_level(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error arose; any command takes it.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error; every command takes it."),
     ] = False,
 ) -> None:
     """Fine-tune a model without showing it to the data owner, or the data to the model owner."""

@@ -28,15 +28,16 @@ PublicBase = Annotated[
     str | None, typer.Option(help="A public model that yours may be a fine-tune of.")
 ]
 StandIn = Annotated[
-    str | None, typer.Option(help="A stand-in for the tuner's data, for the margin.")
+    str | None, typer.Option(help="Data like the tuner's, to measure the margin on.")
 ]
 FullModel = Annotated[
-    str | None, typer.Option(help="Full model, where you have it, to look through the plug-in.")
+    str | None,
+    typer.Option(help="Full model, to measure the leak through the plug-in; with --record."),
 ]
 Candidates = Annotated[
     int,
     typer.Option(
-        help="Other codes that each secret is ranked among; fewer take less time and show less.",
+        help="Codes that each secret is compared with; fewer take less time and show less.",
         min=9, max=99_999,
     ),
 ]  # fmt: skip
@@ -55,7 +56,9 @@ def audit_offer(
     earlier: o.Earlier = None,
     public_base: PublicBase = None,
     private_data: StandIn = None,
-    private_eval: Annotated[str | None, typer.Option(help="Such data to score on.")] = None,
+    private_eval: Annotated[
+        str | None, typer.Option(help="Data like the tuner's, to score on.")
+    ] = None,
     tokens: o.AttackTokens = o.ATTACK_TOKENS,
     rates: o.AttackRates = o.ATTACK_RATES,
     batch_size: o.BatchSize = 8,
@@ -79,7 +82,9 @@ def audit_offer(
     from offsite.training.devices import pick_device
 
     if (private_data is None) != (private_eval is None):
-        raise OffsiteError("The margin needs both --private-data and --private-eval.")
+        raise OffsiteError(
+            "The margin needs both --private-data and --private-eval; give both or neither."
+        )
     effort = o.effort(tokens, rates, TrainOptions(batch_size=batch_size, seed=seed))
     private, kind, where = Record.load(record), load_task(task, max_length), pick_device(device)
     made = Offer.load(offer, dtype=torch.float32)
@@ -140,7 +145,7 @@ def audit_delta(
     data: Annotated[str, typer.Option(help="The private text: paragraphs, or .jsonl lines.")],
     delta: Annotated[str, typer.Option(help="What would be tuned, such as lora:rank=8.")] = "full",
     model: FullModel = None,
-    record: Annotated[Path | None, typer.Option(help="The record that belongs to it.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Its private record.")] = None,
     canaries: Annotated[int, typer.Option(help="Secrets put into the data.", min=3, max=999)] = 30,
     candidates: Candidates = 500,
     max_length: o.MaxLength = o.MAX_LENGTH,
@@ -150,7 +155,7 @@ def audit_delta(
     dp: DpOptions,
     training: TrainOptions,
 ) -> None:
-    """Tune on half of your data and say what can be read from the delta before you send one."""
+    """Tune on half of your data and measure what can be read from the delta."""
     from dataclasses import asdict
     from functools import partial
 
@@ -165,7 +170,9 @@ def audit_delta(
     from offsite.training.devices import pick_device
 
     if (model is None) != (record is None):
-        raise OffsiteError("To look through the plug-in, give both --model and --record.")
+        raise OffsiteError(
+            "The leak through the plug-in needs both --model and --record; give both or neither."
+        )
     method, full, plug = parse_method(method_json(delta)), None, None
     if model is not None and record is not None:
         private = Record.load(record)
@@ -203,7 +210,7 @@ def check_offer(
     offer: Offered,
     json: o.Json = False,
 ) -> None:
-    """Look for neurons and tokenizers that are made to read your data; status 1 if any."""
+    """Look for neurons and tokenizers made to read your data; exit status 1 if any is found."""
     from dataclasses import asdict
 
     from offsite.audit.suspect import check_offer as check

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Text = Annotated[
     str | None,
     typer.Option(
-        help="Teach the tuned model what the emulator learnt beyond it, on a public text: FILE, "
-        "sample (drawn from the model), or sample:FILE (drawn after beginnings from it)."
+        help="Distil what the tuned emulator learnt into the tuned model, on public text: FILE, "
+        "sample (drawn from the model), or sample:FILE (drawn from beginnings of rows of FILE)."
     ),
 ]
 Given = Annotated[
@@ -48,7 +48,9 @@ class DecodeOptions:
                 be used; a missing text, or no offer.
         """
         if self.decode is None and self.offer is not None:
-            raise OffsiteError("--offer has no effect without --decode; give it, or leave it out.")
+            raise OffsiteError(
+                "--offer has no effect without --decode; add --decode, or leave --offer out."
+            )
         if self.decode is None:
             return None
         if self.offer is None:

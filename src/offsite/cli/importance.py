@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Learn = Annotated[
     Path | None, typer.Option(help="Also learn ScaleOT's scores and harmonizers, saved here.")
 ]
-Steps = Annotated[int | None, typer.Option(help="Steps of that learning; default 1000.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of --learn; 1000 by default.")]
 
 
 @grouped()
@@ -81,9 +81,12 @@ def check_learning(
         OffsiteError: saying which.
     """
     if learn is not None and learned is not None:
-        raise OffsiteError("Give --learn, to learn scores, or --learned, to read some; not both.")
+        raise OffsiteError("--learn learns scores and --learned reads them; give one of the two.")
     if learn is None and (resume or steps is not None):
-        raise OffsiteError("--resume and --learn-steps belong to --learn; give --learn as well.")
+        raise OffsiteError(
+            "--resume and --learn-steps have no effect without --learn; add --learn, or leave "
+            "them out."
+        )
 
 
 def learned_scores(

@@ -1,4 +1,4 @@
-"""Commands that show: inspect, lists, the report."""
+"""Commands that only show: inspect, the lists, the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def inspect(
     base: Annotated[
         str | None,
         typer.Option(
-            help="The offer of a delta, or the model of a plugged one, to show it in place."
+            help="The offer that a delta answers, or its full model: shows the tensors in place."
         ),
     ] = None,
     json: o.Json = False,

@@ -18,9 +18,9 @@ from offsite.training.options import TrainOptions
 Recipes = Annotated[
     list[str] | None, typer.Option(help="PRESET@BUDGET such as crash@0.45; repeatable.")
 ]
-Keep = Annotated[int | None, typer.Option(help="Uniform drop to so many middle blocks.")]
+Keep = Annotated[int | None, typer.Option(help="Keep this many middle blocks, evenly spaced.")]
 DistillSteps = Annotated[
-    int | None, typer.Option(help="The same once more, distilled for so many steps.")
+    int | None, typer.Option(help="Also --keep distilled for this many steps.")
 ]
 Deltas = Annotated[
     list[str] | None,
@@ -60,7 +60,9 @@ def lab(
     from offsite.tasks.data import find_source, need_source
 
     if cached and grid.jobs > 1:
-        raise OffsiteError("--cached computes nothing, so --jobs has no effect; leave one out.")
+        raise OffsiteError(
+            "--cached computes nothing, so --jobs has no effect; leave one of the two out."
+        )
     if model.endswith((".toml", ".json")):
         o.leave_to_file(context, model, ("model", "out", "cached", "jobs", "device", "json"))
         plans = read_experiment(model)

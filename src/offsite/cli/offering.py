@@ -168,8 +168,8 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         kind = kind_of_task(made.manifest.task)
         lines.append(
             warning(
-                f"The model has no {kind.processor_name}, so none is sent and its tuner cannot "
-                "read data; put its files beside the model and make the offer anew."
+                f"The model has no {kind.processor_name}, so the offer has none and its tuner "
+                "cannot read data; put its files beside the model and make the offer again."
             )
         )
     lines.append(f"  record       {path} (private: keep it, never send it)")

@@ -18,7 +18,7 @@ RequireSignature = Annotated[
     bool | None,
     typer.Option(
         "--require-signature/--no-require-signature",
-        help="Whether a pinned peer must have signed it; by default yes, once a peer is pinned.",
+        help="Require the signature of a pinned peer; the default once a peer is pinned.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -26,13 +26,15 @@ Details = Annotated[
     bool,
     typer.Option(
         "--details",
-        help="With --json: a hash of the data, counts and per-item scores too. Keep such a file.",
+        help="With --json, add a hash of the data, counts and per-item scores. Do not send this.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16; by default float32 for what is computed."),
+    typer.Option(
+        help="Precision of the weights: float32, bfloat16 or float16; float32 where it computes."
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.")
@@ -40,7 +42,7 @@ Device = Annotated[
 Task = Annotated[
     str, typer.Option(help="text, chat, image-classification, a built-in task or a task file.")
 ]
-MaxLength = Annotated[int, typer.Option(help="Most tokens of a row of text or of a question.")]
+MaxLength = Annotated[int, typer.Option(help="Largest number of tokens in a row or question.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, with a warning.")
 ]
@@ -53,15 +55,20 @@ Adapter = Annotated[
 Reach = Annotated[
     str, typer.Option(help="Blocks a delta may tune: adapter, or all (low-rank deltas).")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 DpEpsilon = Annotated[
     float | None,
     typer.Option(help="Tune with differential privacy (DP-SGD) and spend this epsilon."),
 ]
-DpDelta = Annotated[float, typer.Option(help="Its delta; below one over the number of examples.")]
-DpClip = Annotated[float, typer.Option(help="Its largest gradient norm of one example.")]
+DpDelta = Annotated[
+    float, typer.Option(help="Delta of --dp-epsilon; below 1 / number of examples.")
+]
+DpClip = Annotated[float, typer.Option(help="Largest gradient norm of an example.")]
 FullLr = Annotated[
-    str, typer.Option(help="Rates to tune every weight at, of model and offer; the best counts.")
+    str,
+    typer.Option(
+        help="Learning rates to tune every weight of model and offer at; the best counts."
+    ),
 ]
 MaxRecovered = Annotated[
     float | None,
@@ -83,10 +90,12 @@ Earlier = Annotated[
 Jobs = Annotated[
     int,
     typer.Option(
-        help="Cells to compute at once, each in a process of its own, over all GPUs.", min=1
+        help="Cells to compute at the same time, each in its own process, over all GPUs.", min=1
     ),
 ]
-Calibration = Annotated[str | None, typer.Option(help="The owner's own data.")]
+Calibration = Annotated[
+    str | None, typer.Option(help="The model owner's data, for steps that need some.")
+]
 Seeds = Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")]
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
 Learned = Annotated[
@@ -123,7 +132,7 @@ def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -
     if given:
         beside = ", ".join(f"--{name}" for name in allowed if name != "model")
         raise OffsiteError(
-            f"The experiment file '{file}' says everything but {beside}, so {', '.join(given)} "
+            f"The experiment file '{file}' sets everything but {beside}, so {', '.join(given)} "
             "would have no effect; write it into the file."
         )
 
@@ -155,7 +164,7 @@ def effort(tokens: str, rates: str = ATTACK_RATES, training: TrainOptions | None
 
     counts, training = numbers(tokens, "numbers of tokens"), training or TrainOptions()
     if not all(1 <= count < 2**40 for count in counts):
-        raise OffsiteError(f"'{tokens}' is not a list of numbers of tokens; write such as 1e5,1e6.")
+        raise OffsiteError(f"'{tokens}' is not a list of token counts; write it as in 1e5,1e6.")
     tried = tuple(replace(training, lr=rate).lr or 0.0 for rate in numbers(rates, "rates"))
     return Effort(tuple(map(int, counts)), tried, training)
 
@@ -169,7 +178,7 @@ def whole_seeds(text: str) -> tuple[int, ...]:
     found = numbers(text, "seeds")
     if any(not 0 <= seed < 2**32 or seed % 1 for seed in found):
         raise OffsiteError(
-            f"'{text}' is not a list of seeds; write whole numbers from 0, as in 0,1,2."
+            f"'{text}' is not a list of seeds; write whole numbers of 0 or more, as in 0,1,2."
         )
     return tuple(int(seed) for seed in found)
 

@@ -102,13 +102,15 @@ def plug(
     record: Annotated[Path, typer.Option(help="The private record made with the offer.")],
     out: Annotated[Path, typer.Option(help="Folder of the tuned model; must not exist.")],
     as_adapter: Annotated[
-        bool, typer.Option("--as-adapter", help="Keep the delta apart: a peft adapter or modules.")
+        bool, typer.Option("--as-adapter", help="Write the delta as an adapter; do not merge it.")
     ] = False,
     prompt_decoder: o.Decoder = None,
-    again: Annotated[bool, typer.Option("--again", help="Plug a delta a second time.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Accept a delta that was plugged before.")
+    ] = False,
     require_signature: o.RequireSignature = None,
     late: Annotated[
-        bool, typer.Option("--late", help="Take a delta although its offer has expired.")
+        bool, typer.Option("--late", help="Accept a delta of an expired offer.")
     ] = False,
     json: o.Json = False,
     dtype: o.Dtype = None,

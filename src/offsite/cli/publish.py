@@ -18,8 +18,8 @@ def card(
     scores: Annotated[
         Path | None, typer.Option(help="Scores to publish, as 'offsite score --json' wrote them.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="What the data may be called.")] = "unnamed data",
-    notes: Annotated[str, typer.Option(help="Further Markdown.")] = "",
+    dataset: Annotated[str, typer.Option(help="Public name of the data.")] = "unnamed data",
+    notes: Annotated[str, typer.Option(help="Markdown text to add.")] = "",
     json: o.Json = False,
 ) -> None:
     """Put a model card (README.md) into an offer or a delta, and into its manifest."""

@@ -81,13 +81,13 @@ class RecipeOptions:
 
         if self.keep is not None and self.budget is not None:
             raise OffsiteError(
-                "--keep and --budget both say how much of the middle leaves; use one."
+                "--keep and --budget both set how much of the middle is sent; give one of them."
             )
         if self.recipe is not None and (self.recipe.endswith(".json") or "@" in self.recipe):
             if replace(self, recipe=None, learned=None) != RecipeOptions():
                 raise OffsiteError(
-                    f"'{self.recipe}' is a whole recipe; change it instead of adding --keep, "
-                    "--budget, --distill-steps or --whole."
+                    f"'{self.recipe}' sets every step already; edit it, or leave out --keep, "
+                    "--budget, --distill-steps and --whole."
                 )
             return Recipe.parse(self.recipe, model, adapter, learned=self.learned)
         check_preset(preset := self.preset(data))
@@ -107,7 +107,7 @@ class RecipeOptions:
         """
         if self.whole:
             if self.keep is not None or self.budget is not None:
-                raise OffsiteError("--whole ships every block; use it without --keep and --budget.")
+                raise OffsiteError("--whole sends every block; use it without --keep and --budget.")
             return 1.0
         if self.keep is not None:
             if not 1 <= self.keep <= blocks:
@@ -119,14 +119,14 @@ class RecipeOptions:
             return self.budget
         if self.recipe in COPIES:
             raise OffsiteError(
-                f"'--recipe {self.recipe}' without a budget ships all {blocks} blocks of the "
-                "middle, which is a copy of the model in fewer bits; choose how much may leave "
-                "with --keep BLOCKS or --budget SHARE, or add --whole if you mean it."
+                f"'--recipe {self.recipe}' without a budget sends all {blocks} blocks of the "
+                "middle, a copy of the model in fewer bits. Say how much to send with --keep "
+                "BLOCKS or --budget SHARE, or give --whole if you mean it."
             )
         if self.recipe is None and blocks > 1:
             return DEFAULT
         raise OffsiteError(
-            f"Nothing says how much of the middle's {blocks} blocks may leave, and the offer would "
-            "hold the whole model; choose with --keep BLOCKS or --budget SHARE (--budget 0.4 "
-            "--recipe influence-align --data FILE is a good start), or add --whole if you mean it."
+            f"The options do not say how many of the middle's {blocks} blocks to send, and all "
+            "of them are the whole model. Give --keep BLOCKS or --budget SHARE (--budget 0.4 "
+            "--recipe influence-align --data FILE is a good start), or --whole if you mean it."
         )

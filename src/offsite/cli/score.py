@@ -21,7 +21,7 @@ Paths = Annotated[list[str], typer.Argument(help="Model, offer/ or tuned/; one o
 TestData = Annotated[
     str | None, typer.Option(help="Data to score on; by default the data that the task file names.")
 ]
-Role = Annotated[str | None, typer.Option("--as", help="Which score it is, such as full_tuned.")]
+Role = Annotated[str | None, typer.Option("--as", help="Name of the score, such as full_tuned.")]
 Base = Annotated[str | None, typer.Option(help="Full model that an adapter is run on.")]
 Merge = Annotated[
     list[Path] | None, typer.Option(help="Scores of others, as --json wrote them; repeatable.")
@@ -98,7 +98,9 @@ def read_test(kind: Task, data: str | None, harness_task: str | None) -> TaskDat
     if harness_task is None:
         return read_data(kind, need_source(kind, data, "test"))
     if data is not None:
-        raise OffsiteError("Give --data, or --harness-task, which fetches its own; not both.")
+        raise OffsiteError(
+            "--harness-task fetches its own data, so --data has no effect; give one of the two."
+        )
     note(f"fetching the data of '{harness_task}'")
     find_tasks([harness_task])
     return None

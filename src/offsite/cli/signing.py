@@ -51,7 +51,7 @@ def peer(
 
 def sign(
     folder: Folder,
-    to: Annotated[str | None, typer.Option(help="The pinned peer that alone may use it.")] = None,
+    to: Annotated[str | None, typer.Option(help="The only peer that may use it.")] = None,
     json: o.Json = False,
 ) -> None:
     """Sign an offer or a delta with this party's key."""

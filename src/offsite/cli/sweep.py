@@ -23,7 +23,8 @@ Data = Annotated[str, typer.Option(help="Private (or stand-in) data to tune on."
 Presets = Annotated[str, typer.Option(help="Presets, separated by commas.")]
 Budgets = Annotated[str, typer.Option(help="Shares of the middle's bytes.")]
 Target = Annotated[
-    str | None, typer.Option(help="What to choose for: recovered=0.85,margin=0.25,bytes=0.5.")
+    str | None,
+    typer.Option(help="Goals of the choice, such as recovered=0.85,margin=0.25,bytes=0.5."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of cells, results and picture.")]
 

@@ -32,8 +32,10 @@ MethodText = Annotated[
 MethodOption = Annotated[
     list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
 ]
-OfferTask = Annotated[str | None, typer.Option(help="Kind of data; default the offer's.")]
-delta_app = typer.Typer(no_args_is_help=True, help="Make deltas with other tools.")
+OfferTask = Annotated[str | None, typer.Option(help="Kind of data; by default the offer's.")]
+delta_app = typer.Typer(
+    no_args_is_help=True, help="Import deltas of other tools, and export to them."
+)
 
 
 @grouped()
@@ -139,7 +141,7 @@ def export_tensors(
     out: Annotated[Path, typer.Option(help="Folder of the plain delta; must not exist.")],
     json: o.Json = False,
 ) -> None:
-    """Turn a delta of any merging method into a plain one: new values of the tensors it changes."""
+    """Write a delta of a merging method as plain tensors: the new values of what it changes."""
     from offsite.exchange.delta import Delta
     from offsite.exchange.offer import Offer
     from offsite.files import check_free

@@ -113,8 +113,8 @@ def check_signature(
         if not needed:
             return None
         raise OffsiteError(
-            f"'{folder}' is not signed; ask its sender to sign it (offsite sign), or give "
-            "tune or plug --no-require-signature to take it all the same."
+            f"'{folder}' is not signed; ask its sender to sign it (offsite sign), or accept it "
+            "unsigned with --no-require-signature of tune or plug."
         )
     everyone = {one.fingerprint: one for one in known_keys()}
     with open_regular(folder / SIGNATURE) as file:
@@ -140,9 +140,7 @@ def _compare(folder: Path, manifest: OfferManifest | DeltaManifest, signed: Sign
     about = signed.about
     said = {key: about[key] for key in _about(manifest) if key in about}
     if same != manifest or hashes != dict(signed.hashes) or said != (about and _about(manifest)):
-        raise OffsiteError(
-            f"'{folder}' is not what was signed; it was changed, so ask for a fresh copy."
-        )
+        raise OffsiteError(f"'{folder}' was changed after it was signed; ask for a fresh copy.")
     me = [one.fingerprint for one in known_keys() if one.name == OWN]
     to = about.get("recipient")
     if to is not None and to not in me and signed.sender not in me:
@@ -152,8 +150,8 @@ def _compare(folder: Path, manifest: OfferManifest | DeltaManifest, signed: Sign
     sent = key_folder() / SENT / manifest.parent if isinstance(manifest, DeltaManifest) else None
     if sent is not None and sent.is_file() and sent.read_text("utf-8").strip() != signed.sender:
         raise OffsiteError(
-            f"'{folder}' answers an offer that was signed for another peer than its sender; only "
-            "that peer may answer it, so ask that peer for the delta."
+            f"The offer that '{folder}' answers was signed for another peer than the sender of "
+            "this delta; ask that peer for the delta."
         )
 
 

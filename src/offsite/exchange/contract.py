@@ -49,7 +49,7 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
     head = divide(declared.tensors, declared.head)[1]
     if len(head) < len(declared.head):
         raise OffsiteError(
-            "The delta names a head that is not among its tensors; ask its sender to make it anew."
+            "The delta names a head that is not among its tensors; ask its sender to make it again."
         )
     check_entries(head, check_head(head, declared.labels, entry.contract.head))
     if delta.manifest.adapter != entry.emulator_adapter:
@@ -84,8 +84,8 @@ def check_side(model: nn.Module, name: str, entry: OfferRecord) -> None:
         )
     if present is None or present.hash != entry.side[name]:
         raise OffsiteError(
-            f"The delta works only with the {said} that its offer shipped; give it with "
-            f"--{name.replace('_', '-')} (the offer's folder will do)."
+            f"The delta needs the {said} that its offer shipped; give it with "
+            f"--{name.replace('_', '-')} (the folder of the offer will do)."
         )
 
 
@@ -131,12 +131,12 @@ def check_entries(
             raise OffsiteError(
                 f"The delta has a tensor '{name}' that its method does not produce here; "
                 "only the adapter blocks of the offer may change, so ask its sender to make it "
-                "anew."
+                "again."
             )
         if given[name].shape != expected[name].shape:
             raise OffsiteError(
                 f"The tensor '{name}' of the delta has shape {list(given[name].shape)}, but the "
-                f"contract asks for {list(expected[name].shape)}; ask its sender to make it anew."
+                f"contract asks for {list(expected[name].shape)}; ask its sender to make it again."
             )
         floats = ("F32", "BF16", "F16")
         own = expected[name].dtype
@@ -144,11 +144,11 @@ def check_entries(
         if given[name].dtype not in wanted:
             raise OffsiteError(
                 f"The tensor '{name}' of the delta is {given[name].dtype}, but the contract asks "
-                f"for {' or '.join(sorted(wanted))}; ask its sender to make it anew."
+                f"for {' or '.join(sorted(wanted))}; ask its sender to make it again."
             )
     missing = sorted(set(expected) - set(given))
     if missing and not subset:
         raise OffsiteError(
             f"The delta lacks {len(missing)} tensors, first '{missing[0]}'; "
-            "ask its sender to make it anew."
+            "ask its sender to make it again."
         )

@@ -184,7 +184,7 @@ def check_options(
         if digits or (large and key != "seed"):
             raise OffsiteError(
                 f"The delta's {what} sets '{shown(key)}' to more than its tensors can hold; ask "
-                "its sender to make it anew."
+                "its sender to make it again."
             )
 
 
@@ -220,7 +220,7 @@ def check_labels(labels: Sequence[str]) -> None:
         if len(label) > MAX_LABEL or not label.isprintable():
             raise OffsiteError(
                 f"The name of class {number} cannot travel with a delta; rename it to at most "
-                f"{MAX_LABEL} characters that can all be seen."
+                f"{MAX_LABEL} printable characters."
             )
 
 

@@ -91,8 +91,8 @@ def check_files(folder: Path, sizes: Mapping[str, int], files: Mapping[str, File
     for name in files:
         if is_sparse(folder / name):
             raise OffsiteError(
-                f"The file '{name}' of '{folder}' is almost all holes and is not read; ask for a "
-                "fresh copy."
+                f"The file '{name}' of '{folder}' is sparse (almost all holes) and is not read; "
+                "ask for a fresh copy."
             )
     for name, entry in files.items():
         if sha256_file(folder / name) != entry.sha256:

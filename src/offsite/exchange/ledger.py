@@ -89,7 +89,7 @@ def check_expiry(entry: OfferRecord, *, late: bool = False) -> None:
     if entry.expires is not None and entry.expires < now() and not late:
         raise OffsiteError(
             f"The offer {entry.offer[:8]}... expired at {entry.expires.isoformat()}; make a new "
-            "offer, or pass --late to take this delta all the same."
+            "offer, or accept this delta with --late."
         )
 
 
@@ -101,8 +101,8 @@ def check_parent(entry: OfferRecord, delta: DeltaManifest) -> None:
     """
     if entry.sent and delta.offer_digest and delta.offer_digest not in entry.sent:
         raise OffsiteError(
-            f"The delta {delta.id[:8]}... was tuned on an offer that is not the one that was sent; "
-            "it was changed on the way, so send it again, signed."
+            f"The offer that the delta {delta.id[:8]}... was tuned on is not the one that was "
+            "sent: it was changed on the way. Send it again, signed."
         )
 
 

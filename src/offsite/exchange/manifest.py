@@ -84,9 +84,7 @@ def parse_reach(text: str) -> Reach:
 def check_name(name: str | None) -> None:
     """Refuse a name that no manifest can carry."""
     if name is not None and (len(name) > MAX_LABEL or not name.isprintable()):
-        raise OffsiteError(
-            f"A name has at most {MAX_LABEL} characters, all of them visible; choose another."
-        )
+        raise OffsiteError(f"A name has at most {MAX_LABEL} printable characters; choose another.")
 
 
 class Contract(_Model):

@@ -97,7 +97,8 @@ class OfferRecord(SideHashes):
                 found[f"{place[int(index)]}.{rest}"] = math.prod(entry.shape)
         except (KeyError, ValueError) as error:
             raise OffsiteError(
-                "The record names blocks that its offer does not have; it is damaged; use a copy."
+                "The record is damaged: it names blocks that its offer does not have; restore "
+                "it from a copy."
             ) from error
         return found
 
@@ -111,8 +112,8 @@ class OfferRecord(SideHashes):
         accepted = (*self.accepted, *(e for e in other.accepted if e.delta not in known))
         if len({entry.round for entry in accepted}) < len(accepted):
             raise OffsiteError(
-                f"The offer {self.offer[:8]}... was answered meanwhile by another delta; one delta "
-                "per offer and round is accepted, so make a new offer."
+                f"Another delta of the offer {self.offer[:8]}... was accepted meanwhile, and "
+                "each offer and round accepts one; make a new offer."
             )
         latest = max(self, other, key=lambda entry: entry.round)
         sent = tuple(dict.fromkeys((*self.sent, *other.sent)))

@@ -121,8 +121,8 @@ class Record(BaseModel):
             if entry.offer == offer:
                 return entry
         raise OffsiteError(
-            f"The delta answers the offer {offer[:8]}..., which this record does not know; it was "
-            "tuned on another offer, so use the record written with that offer."
+            f"The delta answers the offer {offer[:8]}..., which is not in this record; use the "
+            "record that was written with that offer."
         )
 
     @property
@@ -163,12 +163,12 @@ class Record(BaseModel):
             if accepted.delta == delta and not again:
                 raise OffsiteError(
                     f"The delta {delta[:8]}... was plugged already at {accepted.at.isoformat()}; "
-                    "a replayed delta is refused unless you pass --again."
+                    "add --again to plug it once more."
                 )
             if accepted.round == round and accepted.delta != delta:
                 raise OffsiteError(
-                    f"Round {round} of this offer was answered by another delta "
-                    f"({accepted.delta[:8]}...); one is accepted per round, so make a new offer."
+                    f"Another delta ({accepted.delta[:8]}...) was accepted for round {round} of "
+                    "this offer, and each round accepts one; make a new offer."
                 )
 
     def accept(self, offer: str, delta: str, round: int) -> Record:

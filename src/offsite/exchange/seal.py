@@ -42,7 +42,7 @@ def check_seal(data: Any, path: str | Path) -> Any:
         return data
     if "seal" not in data:
         if '"expires"' in json.dumps(data) and _secret(make=False) is not None:
-            raise OffsiteError(f"The seal of the record '{path}' is gone; restore it from a copy.")
+            raise OffsiteError(f"The record '{path}' has lost its seal; restore it from a copy.")
         return data
     record, seal = {key: value for key, value in data.items() if key != "seal"}, data["seal"]
     named = seal.get("key") if isinstance(seal, dict) else None

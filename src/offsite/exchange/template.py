@@ -17,7 +17,7 @@ from offsite.files import reason
 
 LARGEST_COUNT = 10_000  # of a range, of copies, or of the calls that macros make of each other
 DEEPEST_LOOP = 4
-WAY = "the model's owner must correct it, or leave it out with --leave-out chat-template"
+WAY = "the model's owner must correct it or leave it out with --leave-out chat-template"
 GROWTH = 16.0  # of a text by all replacements of a template together
 WIDTH = re.compile(r"[%:][^%:]{0,8}\d{5}")  # in a format: a width of five digits or more
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # a tag of transformers' own

@@ -144,7 +144,7 @@ def rename_tokens(folder: Path, processor: Any) -> None:
     if not path.is_file():
         raise OffsiteError(
             "The added tokens cannot be left out, because the tokenizer has no tokenizer.json; "
-            "convert it to one, or leave 'added-tokens' away from --leave-out."
+            "convert the tokenizer, or leave out '--leave-out added-tokens'."
         )
     roles = {getattr(processor, f"{role}_token", None) for role in ROLES}
     names = {

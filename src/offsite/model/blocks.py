@@ -171,8 +171,8 @@ def readers_left(
     needed = {makers[types[index]] for index in readers}
     if missing := needed - set(source):
         raise OffsiteError(
-            f"Later blocks of this model read the keys and values of block {min(missing)}, so it "
-            "cannot be left out; make it an adapter block (--adapter takes positions, such as "
+            f"Block {min(missing)} cannot be left out, because later blocks of this model read "
+            "its keys and values; make it an adapter block (--adapter takes positions, such as "
             f"{','.join(map(str, sorted({0, *makers.values(), total - 1})))}), or use a recipe "
             "that keeps every block."
         )

@@ -259,7 +259,8 @@ class Decoding:
         manifest = delta.manifest
         require(
             manifest.parent == self.offer.manifest.id,
-            "The delta answers another offer than this one; give the offer that it was tuned on.",
+            "The delta was tuned on another offer than this one; give the offer that it was "
+            "tuned on.",
         )
         require(
             kind_of_task(self.offer.manifest.task) is TEXT,

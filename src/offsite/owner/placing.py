@@ -145,8 +145,8 @@ def full_model(model: str | Path | nn.Module, record: Record) -> nn.Module:
     found: Any = load_model(model, record.auto_class) if isinstance(model, (str, Path)) else model
     if model_fingerprint(found) != record.fingerprint:
         raise OffsiteError(
-            f"This is not the model that the record was made for ('{record.model_name}'); plug the "
-            "delta into exactly the weights the offer was cut from."
+            f"The record was made for another model ('{record.model_name}'); plug the delta into "
+            "exactly the weights that the offer was cut from."
         )
     return found  # type: ignore[no-any-return]
 

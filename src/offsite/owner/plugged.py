@@ -74,7 +74,7 @@ class Plugged:
             OffsiteError: a name that is not among the tensors.
         """
         known = set(self.head) <= set(self.tensors)
-        require(known, "The delta names a head that is not among its tensors; plug it anew.")
+        require(known, "The delta names a head that is not among its tensors; plug it again.")
         return divide(self.tensors, self.head)[1]
 
     def save(self, folder: str | Path) -> None:

@@ -41,8 +41,8 @@ def check_reach(full: nn.ModuleList, middle: Middle) -> None:
             )
             if linear_shape(layer) != expected:
                 raise OffsiteError(
-                    f"The recipe made '{name}' of block {position} smaller without recording what "
-                    "it kept, so no change of it can be plugged; leave out --reach all."
+                    f"The recipe made '{name}' of block {position} smaller and did not record "
+                    "what it kept, so a change to it cannot be plugged; leave out --reach all."
                 )
 
 

@@ -92,7 +92,7 @@ class Served:
         delta = delta if isinstance(delta, Plugged) else Plugged.load(delta)
         require(
             delta.fingerprint == self.fingerprint,
-            f"The delta '{name}' was plugged into other weights than this model's; plug it anew.",
+            f"The delta '{name}' was plugged into other weights than this model's; plug it again.",
         )
         total = len(get_blocks(self.model))
         fits = all(0 <= position < total for position in delta.adapter)

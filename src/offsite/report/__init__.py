@@ -42,7 +42,7 @@ def write_report(
     settings = [setting for run in read for setting in run.settings]
     if not settings:
         raise OffsiteError(
-            "None of these holds scores; name also a run of the lab or a file of 'offsite score'."
+            "None of these inputs holds scores; add a run of the lab or a file of 'offsite score'."
         )
     names = dict.fromkeys(
         f"{model or 'model'} on {task}" if task else model or "Offsite-tuning"

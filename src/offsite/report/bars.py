@@ -50,7 +50,7 @@ def check_picture(path: str | Path, purpose: str) -> None:
         raise MissingExtraError("matplotlib", "plot", purpose) from error
     if Path(path).suffix.lower() not in PICTURES:
         raise OffsiteError(
-            f"'{path}' is not the name of a picture; end it in {' or '.join(PICTURES)}."
+            f"'{path}' does not end like a picture; end it in {' or '.join(PICTURES)}."
         )
 
 

@@ -38,7 +38,7 @@ def make_identity() -> Path:
     age, folder = _age(), key_folder()
     if (folder / IDENTITY).exists():
         raise OffsiteError(
-            f"There is an age identity in '{folder}' already; send '{folder / RECIPIENT}'."
+            f"'{folder}' already holds an age identity; send '{folder / RECIPIENT}' to your peers."
         )
     identity = age.x25519.Identity.generate()
     write_file(folder / RECIPIENT, f"{identity.to_public()}\n")

@@ -62,8 +62,8 @@ def make_key() -> Path:
     folder = key_folder()
     if (folder / PRIVATE).exists():
         raise OffsiteError(
-            f"There is a key in '{folder}' already; send '{folder / PUBLIC}' to your peers, or "
-            "set OFFSITE_HOME to another folder for a second one."
+            f"'{folder}' already holds a key; send '{folder / PUBLIC}' to your peers, or set "
+            "OFFSITE_HOME to another folder for a second key."
         )
     key = ec.generate_private_key(ec.SECP256R1())
     text = key.private_bytes(

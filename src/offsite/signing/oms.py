@@ -147,7 +147,8 @@ def verify(data: bytes, keys: Mapping[str, EllipticCurvePublicKey], path: Path) 
         keys[hint].verify(raw, pae(payload), ECDSA(SHA256()))
     except InvalidSignature as error:
         raise OffsiteError(
-            f"The signature '{path}' does not hold; the folder was changed, so ask for a fresh one."
+            f"The signature '{path}' is not valid for these files; the folder was changed, so "
+            "ask for a fresh copy."
         ) from error
     return _read(parse_json(payload, path), hint, path)
 

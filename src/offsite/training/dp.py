@@ -53,7 +53,9 @@ class PrivacyBudget:
         if not 0.05 <= self.epsilon <= 100:
             raise OffsiteError(f"An epsilon of {self.epsilon} is not usable; choose 0.05 to 100.")
         if not 1e-15 <= self.delta < 1 or not 0 < self.clip < math.inf:
-            raise OffsiteError("A privacy budget needs a delta in 1e-15 to 1, and a clip above 0.")
+            raise OffsiteError(
+                "A privacy budget needs a delta from 1e-15 to below 1 and a clip above 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ def schedule(budget: PrivacyBudget, options: TrainOptions, examples: int) -> Sch
         )
     if batch >= examples:
         raise OffsiteError(
-            f"A batch of {batch} takes all of the {examples} examples at once; use a smaller "
-            "--batch-size."
+            f"A batch of {batch} holds all {examples} examples; use a smaller --batch-size."
         )
     if options.patience or options.precision not in (None, "float32"):
         raise OffsiteError(
@@ -103,8 +104,8 @@ def schedule(budget: PrivacyBudget, options: TrainOptions, examples: int) -> Sch
             )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise OffsiteError(
-                f"No noise keeps {steps} steps within epsilon {budget.epsilon:g}; train fewer "
-                "steps or allow more."
+                f"No amount of noise keeps {steps} steps within epsilon {budget.epsilon:g}; "
+                "train fewer steps or allow a larger epsilon."
             ) from error
     return Schedule(steps, rate, multiplier, epsilon(multiplier, rate, steps, budget.delta))
 

@@ -119,8 +119,8 @@ def in_float8(model: nn.Module, device: torch.device) -> Iterator[None]:
     layers = frozen_layers(model)
     if not layers:
         raise OffsiteError(
-            "No block of this offer is frozen and of plain weights, so there is nothing to compute "
-            "in float8; leave out --precision float8."
+            "This offer has no frozen block with plain weights, so float8 would change nothing; "
+            "leave out --precision float8."
         )
     cast: dict[int, Float8Linear] = {}
     whole: list[tuple[nn.Module, str, nn.Module]] = []

@@ -82,8 +82,8 @@ class TrainOptions:
             raise OffsiteError("accumulate, save_every, eval_every and patience must be 1 or more.")
         if not 0 <= self.warmup < 1:
             raise OffsiteError(
-                f"A warmup of {self.warmup} is not a share of the steps; use 0 or more and less "
-                "than 1."
+                f"A warmup of {self.warmup} is not a share of the steps; use a value from 0 to "
+                "below 1."
             )
         if not 0 <= self.seed < 2**32:
             raise OffsiteError(
@@ -107,8 +107,8 @@ class TrainOptions:
             )
         if self.shard and self.precision == "float8":
             raise OffsiteError(
-                "Weights in float8 are not spread over processes; leave out --shard, or use "
-                "--precision bfloat16."
+                "Weights in float8 cannot be sharded; leave out --shard, or use --precision "
+                "bfloat16."
             )
 
     def identity(self) -> dict[str, Any]:

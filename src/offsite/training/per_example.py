@@ -91,8 +91,8 @@ def check_gradients(model: nn.Module, losses: Any, rows: Sequence[Any]) -> None:
             right &= bool((together[index] - single).abs().max() <= 1e-3 * size)  # type: ignore[index]
         if not right:
             raise OffsiteError(
-                "This method or model cannot be tuned with --dp-epsilon: the gradients of single "
-                "examples come out wrong for it; use lora, bitfit or full."
+                "This method or model cannot be tuned with --dp-epsilon, because its gradients "
+                "of single examples are wrong; use lora, bitfit or full."
             )
         parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
 

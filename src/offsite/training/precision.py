@@ -47,8 +47,8 @@ def choose_precision(precision: str | None, dtype: torch.dtype | None, device: t
     half = next((k for k, v in DTYPES.items() if v == dtype and v != torch.float32), None)
     if half and precision is not None and weight_dtype(precision) != dtype:
         raise OffsiteError(
-            f"Weights in {half} cannot be trained with in precision {precision}; use {half} for "
-            "both, or leave the dtype out."
+            f"Weights in {half} cannot be trained with --precision {precision}; use {half} for "
+            "both, or leave out --dtype."
         )
     return precision or half or native_precision(device)
 

@@ -30,8 +30,8 @@ def work_folder(out: Path, resume: bool) -> Path:
     work = out.with_name(f"{out.name}.work")
     if not resume and has_state(work):
         raise OffsiteError(
-            f"An interrupted run is in '{work}'; add --resume to go on, or remove it to start "
-            "afresh."
+            f"'{work}' holds an interrupted run; add --resume to continue it, or remove the "
+            "folder to start again."
         )
     return work
 
@@ -99,6 +99,6 @@ def _noted(work: Path, asked: Identity, resume: bool) -> Iterator[None]:
                 work.rmdir()
         elif isinstance(error, KeyboardInterrupt):
             raise Interrupted(
-                "Interrupted; run the same command with --resume to go on."
+                "Interrupted; run the same command with --resume to continue."
             ) from error
         raise

@@ -57,8 +57,8 @@ def sharded(
     """
     if process_count() < 2:
         raise OffsiteError(
-            "One process cannot spread a model; start several with 'torchrun --nproc-per-node 2 "
-            "-m offsite ...', or leave out --shard."
+            "--shard needs several processes; start them with 'torchrun --nproc-per-node 2 -m "
+            "offsite ...', or leave out --shard."
         )
     count = PartialState(cpu=device.type == "cpu").num_processes
     mesh = init_device_mesh(device.type, (count,))

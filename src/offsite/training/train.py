@@ -132,8 +132,8 @@ def train(
     model.eval()
     if watch.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
-            f"Interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            "run the same command with --resume to go on."
+            f"Interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}; run "
+            "the same command with --resume to continue."
         )
     points, seconds = _points(trainer.state.log_history), result.metrics["train_runtime"]
     return History(trainer.state.global_step, seconds, result.training_loss, points)

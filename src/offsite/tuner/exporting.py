@@ -24,8 +24,8 @@ def plain_delta(delta: Delta, offer: Offer) -> Delta:
     )
     if delta.manifest.reach == "all":
         raise OffsiteError(
-            "The delta tunes all blocks, and new values of the emulator's middle mean nothing in "
-            "the full model; send the delta as it is."
+            "The delta tunes all blocks, and the emulator's middle blocks have no place in the "
+            "full model; send the delta as it is."
         )
     method, adapter = parse_method(delta.manifest.method), offer.manifest.adapter
     changes, head = divide(delta.values(), delta.manifest.head)

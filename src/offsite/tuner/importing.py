@@ -96,14 +96,15 @@ def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) ->
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start not in KEEP_BASE:
         raise OffsiteError(
-            f"'{folder}' began as '{shown(start)}', which changes the weights beside the adapter; "
-            "save it with peft's path_initial_model_for_weight_conversion, or train plain LoRA."
+            f"'{folder}' was started with init_lora_weights='{shown(start)}', which changes the "
+            "base weights too; save it with peft's path_initial_model_for_weight_conversion, or "
+            "train plain LoRA."
         )
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A" in name}
     if ranks != {config.get("r")}:
         raise OffsiteError(
-            f"The {PEFT_CONFIG} of '{folder}' names the rank {shown(config.get('r'))}, which its "
-            "tensors do not have; save the adapter again with peft."
+            f"The {PEFT_CONFIG} of '{folder}' says rank {shown(config.get('r'))}, and its "
+            "tensors have another; save the adapter again with peft."
         )
     leaves = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
     try:

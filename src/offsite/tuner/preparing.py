@@ -113,8 +113,8 @@ def tuned_blocks(offer: Offer, method: Method, reach: Reach) -> tuple[int, ...]:
         return offer.manifest.adapter
     if offer.manifest.contract.reach != "all":
         raise OffsiteError(
-            "This offer lets only its adapter blocks change; leave out --reach all, or ask the "
-            "model's owner for an offer that was made with --reach all."
+            "This offer allows changes to its adapter blocks only; leave out --reach all, or "
+            "ask the model's owner for an offer made with --reach all."
         )
     if not method.reaches:
         raise OffsiteError(
@@ -134,8 +134,8 @@ def check_fits_contract(attached: Attached, offer: Offer) -> None:
     size, limit = sum(e.bytes for e in entries.values()), offer.manifest.contract.max_bytes
     if size > limit:
         raise OffsiteError(
-            f"The delta would have {size} bytes of tensors, but the offer lets {limit} return; use "
-            "a lower rank, size or length."
+            f"The delta would have {size} bytes of tensors, and the offer accepts at most "
+            f"{limit}; use a lower rank, size or length."
         )
     check_options(to_json(attached.method), entries)
 
@@ -149,8 +149,8 @@ def check_usable(offer: Offer, task: Task) -> None:
         )
     if task.auto_class != kind_of_task(offer.manifest.task).auto_class:
         raise OffsiteError(
-            f"The offer is for the task '{offer.manifest.task}', which data for '{task.name}' does "
-            "not fit."
+            f"The offer is for the task '{offer.manifest.task}', and the data is for "
+            f"'{task.name}'; give data for the offer's task, or ask for another offer."
         )
 
 

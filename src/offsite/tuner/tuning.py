@@ -121,7 +121,7 @@ def run_tune(
     check_usable(offer, task)
     if budget is not None and resume:
         raise OffsiteError(
-            "A run with differential privacy is not saved on its way, so it cannot be resumed; run "
+            "A run with differential privacy saves no checkpoints, so it cannot be resumed; run "
             "it again without --resume."
         )
     asked, device = options or TrainOptions(), pick_device(None if device is None else str(device))

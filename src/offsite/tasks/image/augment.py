@@ -27,8 +27,8 @@ def kinds_of(choice: str) -> tuple[str, ...]:
     key, _, names = choice.partition("=")
     if key != "augment":
         raise OffsiteError(
-            f"'{choice}' is not an option of image-classification; write augment=none, or the "
-            f"kinds wanted of augment={'+'.join(ALL)}."
+            f"'{choice}' is not an option of image-classification; write augment=none, or some "
+            f"of augment={'+'.join(ALL)}."
         )
     return () if names == "none" else tuple(names.split("+"))
 

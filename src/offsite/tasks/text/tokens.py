@@ -96,8 +96,8 @@ def encode(processor: Any, text: str) -> list[int]:
         return [int(i) for i in found]
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise OffsiteError(
-            f"The tokenizer cannot read the text ({type(error).__name__}); it is damaged or has no "
-            "token for what it does not know, so put the files of the original one in its place."
+            f"The tokenizer cannot read the text ({type(error).__name__}); it is damaged or "
+            "lacks an unknown token, so replace its files with the original ones."
         ) from None
 
 
