@@ -18,11 +18,12 @@ folder tunes the checkpoint that is in it. Columns:
     torchrun --nproc-per-node 2 -m benchmarks.efficiency OUT.csv --columns offsite shard
 
 Each column runs a few steps to warm up (``first_seconds``, compiling included), then is timed. On a
-GPU the columns of offsite take at least the steps from which ``tune`` compiles by itself. Memory is
-the peak that torch allocated there, weights included; on a CPU it is that of the process. ``curve``
-is the largest difference at one step between the losses of this column and of the first column of
-offsite's, as a share. Under torchrun each process takes ``--batch`` rows, and the tokens of all
-processes count.
+GPU the columns of offsite take at least the steps from which ``tune`` compiles by itself. Their
+tokens per second are those after the first fifth of the steps; ``seconds`` are those of the whole
+run, which starts, compiles again and ends. Memory is the peak that torch allocated there, weights
+included; on a CPU it is that of the process. ``curve`` is the largest difference at one step
+between the losses of this column and of the first column of offsite's, as a share. Under torchrun
+each process takes ``--batch`` rows, and the tokens of all processes count.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import offsite as ot
+from benchmarks.shapes import SHAPES, full_model
 from offsite.exchange.offer import Offer
 from offsite.lab.measure import measured
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import load_model
+from offsite.tasks.text.causal import CausalText
 from offsite.training.compiling import WORTH
 from offsite.training.devices import pick_device
 from offsite.training.processes import main_process, process_count
@@ -55,60 +56,38 @@ COLUMNS = ("offsite", "full", "plain", "lora", "int4", "float32", "float8", "sha
 PLAIN = ("full", "lora", "plain")
 ALONE = COLUMNS[:-2]  # those of one process, on any device
 WARM = 4
-SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {  # configuration, blocks kept in the middle
-    "gpt2-xl": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}, 16),
-    "opt-1.3b": (
-        "OPTConfig",
-        {"hidden_size": 2048, "num_hidden_layers": 24, "ffn_dim": 8192, "num_attention_heads": 32},
-        8,
-    ),
-    "gemma-3-270m": (
-        "Gemma3TextConfig",
-        {
-            "vocab_size": 262144, "hidden_size": 640, "num_hidden_layers": 18, "head_dim": 256,
-            "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 1,
-        },
-        8,
-    ),
-    "qwen2.5-0.5b": (
-        "Qwen2Config",
-        {
-            "vocab_size": 151936, "hidden_size": 896, "num_hidden_layers": 24,
-            "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-        8,
-    ),
-    "llama-7b": (
-        "LlamaConfig",
-        {
-            "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
-            "intermediate_size": 11008, "num_attention_heads": 32, "dtype": "bfloat16",
-        },
-        28,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of the steps of a run, and losses along it."""
+    """Seconds of a run and of one of its steps, and losses along it."""
 
     seconds: float
+    step: float
     losses: list[float]
 
 
-def full_model(name: str) -> tuple[Any, int]:
-    """A full model on the CPU in float32, and how many middle blocks its emulator keeps."""
-    if name not in SHAPES:
-        model = load_model(name, dtype=torch.float32)
-        return model, max(1, (len(get_blocks(model)) - 4) * 2 // 5)
-    kind, options, keep = SHAPES[name]
-    torch.manual_seed(0)
-    with pick_device():
-        config = getattr(transformers, kind)(use_cache=False, **options)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype)
-    return model.eval().cpu(), keep
+@dataclass(frozen=True)
+class Timed(CausalText):
+    """Text that notes when each batch is made."""
+
+    made: list[float] = field(default_factory=list)
+
+    def collate(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """A batch; see :class:`~offsite.tasks.text.causal.CausalText`."""
+        self.made.append(time.perf_counter())
+        return super().collate(rows)
+
+    def steady(self) -> float:
+        """Seconds of a step after the first fifth of them.
+
+        A batch is made one step ahead. ``tune`` waits for the device where it reports a loss, fifty
+        times in a run, so only times just after a report are compared.
+        """
+        every = max(1, len(self.made) // 50)
+        first = 1 + len(self.made) // 5 // every * every
+        last = 1 + (len(self.made) - 2) // every * every
+        return (self.made[last] - self.made[first]) / max(1, last - first)
 
 
 def some_rows(model: Any, count: int, length: int) -> list[dict[str, torch.Tensor]]:
@@ -136,7 +115,8 @@ def plain_loop(model: Any, rows: Sequence[Any], batch: int, lr: float) -> Run:
         optimizer.zero_grad()
         losses.append(loss.detach())
     found = [float(loss) for loss in losses]  # waits for the device
-    return Run(time.perf_counter() - start, found)
+    seconds = time.perf_counter() - start
+    return Run(seconds, seconds / len(found), found)
 
 
 def plainly(model: Any, blocks: Sequence[int] | None, rank: int) -> Any:
@@ -152,8 +132,10 @@ def plainly(model: Any, blocks: Sequence[int] | None, rank: int) -> Any:
 def offsite_tune(offer: ot.Offer, rows: Sequence[Any], a: Any, **options: Any) -> Run:
     """What ``offsite tune`` runs."""
     chosen = ot.TrainOptions(steps=len(rows) // a.batch, batch_size=a.batch, **options)
-    history = ot.run_tune(offer, rows, ot.LoRA(rank=a.rank), options=chosen).history
-    return Run(history.seconds, [point["loss"] for point in history.points if "loss" in point])
+    task = Timed()
+    history = ot.run_tune(offer, rows, ot.LoRA(rank=a.rank), options=chosen, task=task).history
+    losses = [point["loss"] for point in history.points if "loss" in point]
+    return Run(history.seconds, task.steady(), losses)
 
 
 def columns(name: str, a: Any) -> Iterator[dict[str, Any]]:
@@ -203,12 +185,14 @@ def columns(name: str, a: Any) -> Iterator[dict[str, Any]]:
             "model": name,
             "column": column,
             "processes": world,
-            "tokens_per_second": round(len(given) * a.length / done.seconds),
+            "tokens_per_second": round(a.batch * world * a.length / done.step),
             "peak_mib": round(cost["memory"] / 2**20),
             "first_seconds": round(begun.seconds, 1),
+            "seconds": round(done.seconds, 1),
             "loss": round(sum(done.losses) / len(done.losses), 4),
             "curve": "" if column in PLAIN else off(done.losses, curve),
             "device": device_name(),
+            "torch": torch.__version__,
         }
         del first, run
         gc.collect()

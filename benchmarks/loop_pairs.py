@@ -21,19 +21,19 @@ import torch
 import offsite as ot
 from benchmarks.efficiency import (
     device_name,
-    full_model,
     offsite_tune,
     plain_loop,
     plainly,
     some_rows,
 )
 from benchmarks.pairs import Times, timed, times_as_fast
+from benchmarks.shapes import full_model
 
 
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("model", help="a folder, or a shape of benchmarks.efficiency")
+    parser.add_argument("model", help="a folder, or a shape of benchmarks.shapes")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rank", type=int, default=4)

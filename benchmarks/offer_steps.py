@@ -16,6 +16,7 @@ import csv
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import tempfile
 import threading
@@ -96,9 +97,12 @@ def drawn(count: int = 4_000_037) -> torch.Tensor:
 
 
 def attempt(
-    folder: Path, out: Path, recipe: list[dict[str, Any]], count: int, length: int, send: Any
-) -> None:
+    folder: Path, out: Path, recipe: list[dict[str, Any]], count: int, length: int,
+    limit: float | None, send: Any,
+) -> None:  # fmt: skip
     """Make and save one offer; send its seconds, peaks and bytes, or what went wrong."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit * GIB),) * 2)
     draw = torch.randint(32000, (count, length), generator=torch.Generator().manual_seed(0))
     rows: Any = [{"input_ids": row, "labels": row} for row in draw]
     peak, stop = {"RssAnon": 0, "VmRSS": 0}, threading.Event()
@@ -116,7 +120,7 @@ def attempt(
         data = rows if any(step.needs.data for step in steps) else None
         offer, _ = ot.make_offer(folder, adapter=ot.ends(2, 2), recipe=steps, data=data)
         offer.save(out)
-    except (OSError, RuntimeError, MemoryError) as problem:
+    except Exception as problem:
         error = str(problem)
     stop.set()
     thread.join()
@@ -149,6 +153,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--rows", type=int, default=256, help="of data")
     parser.add_argument("--length", type=int, default=8, help="tokens of a row of data")
+    parser.add_argument("--memory", type=float, help="GiB of its own that a process may have")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, a.out.open("w", newline="") as file:
@@ -159,7 +164,7 @@ def main() -> None:
         table = None
         for name in a.recipes:
             out = Path(scratch) / "offer"
-            found = in_process(folder, out, RECIPES[name], a.rows, a.length)
+            found = in_process(folder, out, RECIPES[name], a.rows, a.length, a.memory)
             bytes_ = sum(path.stat().st_size for path in out.glob("*.safetensors"))
             shutil.rmtree(out, ignore_errors=True)
             row = {
@@ -169,6 +174,7 @@ def main() -> None:
                 **found,
                 "rows": a.rows,
                 "length": a.length,
+                "limit_gib": a.memory or "",
                 "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             }
             table = table or csv.DictWriter(file, row)

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 import offsite as ot
-from benchmarks.efficiency import SHAPES, device_name, full_model, some_rows
+from benchmarks.efficiency import device_name, some_rows
+from benchmarks.shapes import SHAPES, full_model
 from offsite.compress.align import divergence, outlets, state_error
 from offsite.compress.distill import segment_error
 from offsite.compress.step import Context, Step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,9 +48,23 @@ def test_a_model_too_large_for_float32_is_compressed_as_it_is(
         return dict(made.model.named_parameters())
 
     whole = offer()
-    monkeypatch.setattr(cutting, "physical_memory", lambda: 1000.0)
+    monkeypatch.setattr(cutting, "available_memory", lambda: 1000.0)
     small = offer()
     assert seen == [torch.float32, torch.bfloat16]
     assert "too much" in capsys.readouterr().err
     for name, value in whole.items():  # a layer is computed in float32 either way
         assert torch.equal(value, small[name]), name
+
+
+def test_memory_is_what_the_process_may_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = cutting.available_memory()
+    container = tmp_path / "memory.max"
+    monkeypatch.setattr(cutting, "CONTAINER", (container, tmp_path / "none"))
+    container.write_text("max\n")
+    assert cutting.available_memory() <= machine
+    container.write_text("4096\n")
+    assert cutting.available_memory() == 4096
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2048, resource.RLIM_INFINITY))
+    assert cutting.available_memory() == 2048

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from offsite.deltas import LoRA, Prompt
 from offsite.model.replay import IGNORE, forward
@@ -19,6 +20,7 @@ from offsite.tasks.text.cross_entropy import (
     token_losses,
     widened,
 )
+from offsite.training.compiling import compiled
 from tests.support.models import LANGUAGE, VOCAB, language_model
 
 CAPPED = ("gemma2",)  # their logits are not what the head gave
@@ -82,6 +84,23 @@ def test_a_widened_head_gives_the_same_losses_and_gradients() -> None:
         found.append((losses, *torch.autograd.grad(losses.sum(), states)))
     assert len(weight) == 64 and bias is not None and len(bias) == 64
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_compiled_losses_and_gradients_are_the_plain_ones() -> None:
+    torch.manual_seed(0)
+    states, head = torch.randn(9, 16, requires_grad=True), nn.Linear(16, 50).requires_grad_(False)
+
+    def found() -> list[torch.Tensor]:
+        losses = head_losses(states, head, torch.arange(9), chunk=200)  # 4, 4 and 1 rows
+        return [losses, *torch.autograd.grad(losses.sum(), states)]
+
+    plain = found()
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    with compiled(language_model("llama"), backend="aot_eager"):
+        fused = found()
+    assert counters["stats"]["unique_graphs"] > before
+    torch.testing.assert_close(fused, plain)
 
 
 def test_a_prompt_is_cut_off_before_the_head() -> None:

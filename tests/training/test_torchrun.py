@@ -50,13 +50,15 @@ def test_both_sides(
     found = torchrun(*tune, *two, tmp_path / "delta2")
     assert found["steps"] == 4
     spread = torchrun(*tune, *two, tmp_path / "delta3", "--shard", "--eval-data", text_file)
+    averaged = (*tune, "--json", "--batch-size", 1, "--accumulate", 2, "--out", tmp_path / "delta4")
+    torchrun(*averaged, module="tests.support.averaged")
     whole = ("--json", "--batch-size", 4, "--out", tmp_path / "delta1", "--eval-data", text_file)
     status, out, err = run(*tune, *whole)
     assert status == 0, err
     score = json.loads(out)["scores"]["emulator_tuned"]
     assert spread["scores"]["emulator_tuned"] == pytest.approx(score, rel=1e-5)
     file = "adapter_model.safetensors"
-    for name in ("delta2", "delta3"):
+    for name in ("delta2", "delta3", "delta4"):
         assert_alike(tmp_path / "delta1" / file, tmp_path / name / file)
     assert not list(tmp_path.glob("*.work"))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from offsite.compress.decomposition import decompose
 from offsite.compress.linears import linears
 from offsite.compress.step import Context, Needs, Step
 from offsite.model.blocks import get_blocks
@@ -59,7 +60,7 @@ def decomposed(step: Step, context: Context) -> list[tuple[int, int]]:
 def decomposing(shapes: Sequence[tuple[int, int]], device: torch.device) -> float:
     """Seconds for the singular values of matrices: a small one is timed, and costs are cubic."""
     small = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
-    each = timed(lambda: torch.linalg.svd(small, full_matrices=False), device) / SIDE**3
+    each = timed(lambda: decompose(small), device) / SIDE**3
     return each * sum(a * b * min(a, b) for a, b in shapes)
 
 

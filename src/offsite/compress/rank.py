@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from offsite.codec import require
+from offsite.compress.decomposition import decompose
 from offsite.compress.linears import is_attention, map_linears, matrix, with_matrix
 from offsite.compress.step import Context, Needs
 from offsite.model.layers import LowRankLinear
@@ -57,7 +58,7 @@ class Rank:
 
 def largest(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors (outputs, rank) and (rank, inputs) whose product is the best approximation."""
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    u, s, v = decompose(weight)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]
 

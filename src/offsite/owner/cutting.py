@@ -6,7 +6,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from offsite.model.split import Adapter, Middle, Split, emulator_layout, make_sp
 from offsite.model.stored import model_fingerprint
 from offsite.training.progress import say
 
+CONTAINER = tuple(
+    Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")
+)
 ROOM = 0.7  # share of a machine's memory that a model in float32 may take
 
 
@@ -93,23 +98,37 @@ def working_dtype(skeleton: nn.Module, native: torch.dtype) -> torch.dtype:
     Weights in their own dtype are mapped from the checkpoint: the system reads a block when it
     computes and drops it when memory is short. Single layers are computed in float32 either way.
     """
-    size, room = sum(p.numel() for p in skeleton.parameters()) * 4, physical_memory()
+    size, room = sum(p.numel() for p in skeleton.parameters()) * 4, available_memory()
     if native == torch.float32 or size <= ROOM * room:
         return torch.float32
     say(
         f"In float32 the model takes {size / 1e9:.0f} GB, too much for the {room / 1e9:.0f} GB of "
-        f"this machine; its weights stay in {str(native).removeprefix('torch.')} and on disk. Give "
+        f"memory here; its weights stay in {str(native).removeprefix('torch.')} and on disk. Give "
         "--dtype float32 to compute in float32 all the same."
     )
     return native
 
 
-def physical_memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not say."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return math.inf
+def available_memory() -> float:
+    """Bytes of memory that this process may have; infinite where the system does not say.
+
+    A container or a limit of the process (``ulimit -d`` or ``-v``) may leave less than the machine
+    has.
+    """
+    found = [math.inf]
+    with suppress(AttributeError, ValueError, OSError):
+        found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    for file in CONTAINER:
+        with suppress(ValueError, OSError):  # "max" where there is no limit
+            found.append(float(file.read_text()))
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        limits = (
+            resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+        )
+        found += [float(limit) for limit in limits if limit != resource.RLIM_INFINITY]
+    return min(found)
 
 
 def cut_module(model: nn.Module, adapter: Adapter) -> Cut:

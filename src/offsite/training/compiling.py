@@ -1,10 +1,12 @@
-"""Compile the blocks of a model while it trains: one graph serves all blocks that are alike."""
+"""Compile what a training step computes: one graph serves all blocks that are alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +16,10 @@ from offsite.model.layers import QuantisedLinear
 
 WORTH = 200  # batches; below, compiling takes longer than it saves
 GRAPHS = 64  # kinds of block, shapes and modes that may each have a graph
+BACKEND: ContextVar[Any] = ContextVar("BACKEND", default=None)  # inside :func:`compiled`
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def should_compile(asked: bool | None, batches: int, device: torch.device) -> bool:
@@ -21,9 +27,25 @@ def should_compile(asked: bool | None, batches: int, device: torch.device) -> bo
     return (device.type == "cuda" and batches >= WORTH) if asked is None else asked
 
 
+def fusible(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that is compiled inside :func:`compiled`, and runs as it is elsewhere."""
+
+    @cache
+    def fused(backend: Any) -> Callable[P, R]:
+        compiled: Callable[P, R] = torch.compile(function, backend=backend)
+        return compiled
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        backend = BACKEND.get()
+        return (fused(backend) if backend else function)(*args, **kwargs)
+
+    return run
+
+
 @contextmanager
 def compiled(model: nn.Module, on: bool = True, backend: Any = "inductor") -> Iterator[None]:
-    """Run the blocks of a model through ``torch.compile`` inside the ``with``.
+    """Run the blocks of a model and what is fusible through ``torch.compile`` inside the ``with``.
 
     Blocks of one kind share a graph, which torch also keeps on disk for later runs. Hooks on a
     block run outside its graph. A block that cannot be compiled runs as it is.
@@ -49,8 +71,10 @@ def compiled(model: nn.Module, on: bool = True, backend: Any = "inductor") -> It
     ):
         for block in blocks:
             block.forward = torch.compile(block.forward, backend=backend)
+        before = BACKEND.set(backend)
         try:
             yield
         finally:
+            BACKEND.reset(before)
             for block in blocks:
                 del block.forward

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from offsite.errors import OffsiteError
+from offsite.training.processes import process_count
 from offsite.training.progress import say
 from offsite.training.recording import Recorder
 
@@ -54,10 +57,14 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
             OffsiteError: out of memory with a single row, under torchrun (its processes must stay
                 in step), or with a loss that cannot be divided.
         """
-        step = partial(self._fitting, model)
         if self.recorder is None or self.part is not None:
-            return step(inputs, num_items_in_batch)
-        return self.recorder(step, self._prepare_inputs(inputs), num_items_in_batch)
+            return self._fitting(model, inputs, num_items_in_batch)
+        own = model.module if isinstance(model, DistributedDataParallel) else model
+        step = partial(self._fitting, own)
+        loss = self.recorder(step, self._prepare_inputs(inputs), num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            average(self.recorder.parameters)
+        return loss
 
     def _fitting(
         self,
@@ -100,6 +107,20 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
                 f"A single row does not fit into the memory of {self.args.device}; use a smaller "
                 "--max-length."
             )
+
+
+def average(parameters: Sequence[nn.Parameter]) -> None:
+    """Set gradients to their mean over the processes, as DDP does, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if process_count() < 2 or not gradients:
+        return
+    flat = nn.utils.parameters_to_vector(gradients)
+    torch.distributed.all_reduce(flat)
+    flat /= process_count()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
 
 
 def rows_between(inputs: dict[str, Any], start: int, end: int) -> dict[str, Any]:

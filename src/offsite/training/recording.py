@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from offsite.training.options import TrainOptions
-from offsite.training.processes import process_count
+from offsite.training.sharding import is_spread
 
 WARM = 3  # steps in a row of the same shapes before one is recorded
 
@@ -91,10 +91,10 @@ def shape_of(inputs: Mapping[str, Any], items: Any) -> tuple[Any, ...]:
     )
 
 
-def can_record(options: TrainOptions, device: torch.device) -> bool:
-    """Whether steps of a run can be recorded: one process on a GPU, and nothing computed twice."""
+def can_record(options: TrainOptions, device: torch.device, model: nn.Module) -> bool:
+    """Whether steps of a run can be recorded: whole blocks on a GPU, and nothing computed twice."""
     simple = not options.gradient_checkpointing and options.precision != "float16"
-    return device.type == "cuda" and process_count() == 1 and simple
+    return device.type == "cuda" and simple and not is_spread(model)
 
 
 class Recorder:

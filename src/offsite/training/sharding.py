@@ -94,6 +94,11 @@ def frozen_blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 def shard_root(root: nn.Module) -> None:
     """Let one module lead the spread blocks inside it, so that the next is fetched ahead."""
-    if any(isinstance(module, FSDPModule) for module in root.modules()):
+    if is_spread(root):
         own = {p for m in root.modules() for p in m._parameters.values() if p is not None}
         fully_shard(root, ignored_params=own)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether some block of a model is spread over processes."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())

@@ -25,6 +25,7 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.channels import check_same, cut_channels, split_feed_forward
+from offsite.compress.decomposition import decompose
 from offsite.compress.gradot.kfac import Statistics, collect
 from offsite.compress.linears import is_attention, linears, map_linears, matrix
 from offsite.compress.rank import factorised
@@ -109,7 +110,7 @@ class GradOT:
 def fewer_values(layer: nn.Module, known: Statistics, keep: float, weight: float) -> nn.Module:
     """A layer with the singular values of highest score, of ``keep`` times its parameters."""
     full = matrix(layer)
-    u, s, v = torch.linalg.svd(full, full_matrices=False)
+    u, s, v = decompose(full)
     count = min(len(s), max(1, math.floor(keep * full.numel() / sum(full.shape))))
     scores = combine(*value_terms(u, s, v, known), weight)
     scores[: min(count, math.ceil(PROTECTED * len(s)))] = math.inf

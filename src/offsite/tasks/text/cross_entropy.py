@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from offsite.model.replay import IGNORE, forward
+from offsite.training.compiling import fusible
 
 CHUNK = 2**24  # logits held at a time
 ALIGNED = 64  # a GPU multiplies matrices of other widths up to five times slower
@@ -133,7 +134,7 @@ def head_losses(
 def widened(
     weight: torch.Tensor, bias: torch.Tensor | None, multiple: int = ALIGNED
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A head with rows of zeros after its last, up to a multiple; their logits are left out."""
+    """A head with rows of zeros after its last, up to a multiple; their logits are zeros too."""
     spare = -len(weight) % multiple
     if not spare:
         return weight, bias
@@ -146,6 +147,25 @@ def _losses(
 ) -> torch.Tensor:
     logits = nn.functional.linear(states, weight, bias)
     return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+@fusible
+def into_slopes(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each row of logits, in float32; the logits become their own gradient.
+
+    Args:
+        logits: (rows, vocabulary), overwritten with softmax less one-hot of the target.
+        targets: (rows,) token ids.
+
+    Returns:
+        (rows,) losses in nats.
+    """
+    chosen = targets[:, None]
+    scores = nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+    losses = -scores.gather(1, chosen).squeeze(1)
+    hits = chosen == torch.arange(logits.shape[1], device=logits.device)
+    logits.copy_(scores.exp_().sub_(hits.to(scores.dtype)))
+    return losses
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -166,15 +186,10 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
             logits = nn.functional.linear(states[part], weight, bias)
-            logits[:, size:] = -torch.inf
-            scores = nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
-            del logits
-            chosen = targets[part, None]
-            losses[part] = -scores.gather(1, chosen).squeeze(1)
+            losses[part] = into_slopes(logits[:, :size], targets[part])
             if slopes is not None:  # of each loss by its state: (softmax - one-hot) W
-                scores.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=scores.dtype))
-                torch.mm(scores.to(weight.dtype), weight, out=slopes[part])
-            del scores
+                torch.mm(logits, weight, out=slopes[part])
+            del logits
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return losses
