@@ -44,6 +44,25 @@ def test_a_command_that_ends_leaves_the_group(
     assert not distributed.is_initialized()
 
 
+def test_a_process_that_leaves_the_writing_to_another_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a command that a program under torchrun starts; the first never hears of it."""
+    variables = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["offsite", "deltas"])
+    for alone in (False, True):
+        if alone:
+            monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+        with pytest.raises(SystemExit) as end:
+            main()
+        found = capsys.readouterr()
+        assert not end.value.code
+        assert ("unset TORCHELASTIC_RUN_ID" in found.err) != alone
+        assert bool(found.out) == alone
+
+
 def test_a_block_stays_one_graph_where_gradients_are_shared(
     group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

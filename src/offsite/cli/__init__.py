@@ -31,7 +31,7 @@ from offsite.cli import (
 from offsite.cli.failure import debugging, fail, unexpected
 from offsite.cli.process import Stopped, interruption, prepare, stoppable
 from offsite.errors import OffsiteError
-from offsite.training.processes import leave_group, main_process
+from offsite.training.processes import leave_group, main_process, silent
 
 # Threads that wait sleep. By default they spin, and torch is ten times slower beside other work.
 # The variable is read once, when torch loads, so it stands before any command.
@@ -145,6 +145,8 @@ def main() -> None:
             if (stop := interruption(end)) is not None:
                 raise stop from None
             if not end.code:
+                if reason := silent():
+                    print(reason, file=sys.stderr)
                 leave_group()
             raise
         except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for the processes that it starts
 
@@ -36,14 +37,33 @@ def main_process() -> bool:
     return TORCHRUN not in os.environ or rank == "0"
 
 
+def silent() -> str | None:
+    """Why this process says and writes nothing, where it never met the first; None if it does.
+
+    A program that runs under torchrun passes torchrun's variables on to the commands it starts.
+    """
+    if main_process() or ((group := loaded_group()) is not None and group.is_initialized()):
+        return None
+    return (
+        f"This command wrote nothing: by torchrun's variables it is process "
+        f"{os.environ.get('RANK', '')} of {process_count()}, and process 0 writes. To run it by "
+        f"itself, unset {TORCHRUN} first."
+    )
+
+
 def leave_group() -> None:
     """Leave the group of processes that compute together, where this process is in one.
 
     The library of GPUs (NCCL) may otherwise wait for the others when the process ends.
     """
+    if (group := loaded_group()) is not None and group.is_initialized():
+        group.destroy_process_group()
+
+
+def loaded_group() -> Any:
+    """The module of process groups; None where nothing has loaded torch, which takes a second."""
     if "torch" not in sys.modules:
-        return  # and it takes a second to load
+        return None
     import torch.distributed as group
 
-    if group.is_available() and group.is_initialized():
-        group.destroy_process_group()
+    return group if group.is_available() else None
