@@ -211,8 +211,9 @@ def test_brackets_in_a_name_are_no_markup(
         assert "[/b] :cat:" in told and "\N{CAT}" not in told, words
 
 
+@pytest.mark.parametrize("method", ["lora:rank=2", "full"])
 def test_a_float64_checkpoint_makes_the_round_trip(
-    run: Run, model_folder: Any, text_file: Path, tmp_path: Path
+    method: str, run: Run, model_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:
     model = model_folder("llama")
     whole = transformers.AutoModelForCausalLM.from_pretrained(model).double()
@@ -223,7 +224,7 @@ def test_a_float64_checkpoint_makes_the_round_trip(
     sent = load_file(tmp_path / "offer" / "model.safetensors")
     assert {tensor.dtype for tensor in sent.values()} == {torch.float64}
     tune = ("tune", tmp_path / "offer", "--data", text_file, "--out", tmp_path / "delta")
-    status, _, err = run(*tune, "--steps", 1, "--max-length", 32, "--delta", "lora:rank=2")
+    status, _, err = run(*tune, "--steps", 1, "--max-length", 32, "--delta", method)
     assert status == 0, err
     record = ("--record", tmp_path / "offer.record.json")
     status, _, err = run("plug", model, tmp_path / "delta", *record, "--out", tmp_path / "tuned")

@@ -58,6 +58,20 @@ def test_offer_says_which_words_travel(talkative: Path, tmp_path: Path, run: Run
     }
 
 
+def test_of_several_chat_templates_the_default_travels(
+    talkative: Path, tmp_path: Path, run: Run
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(talkative)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}" * 99}
+    tokenizer.save_pretrained(talkative)
+    words = (str(talkative), "--adapter", "ends:1,1", "--keep", "1", "--device", "cpu")
+    status, text, _ = run("offer", *words, "--out", str(tmp_path / "o"))
+    assert status == 0 and "not sent: tool_use." in " ".join(text.split())
+    sent = transformers.AutoTokenizer.from_pretrained(tmp_path / "o").chat_template
+    assert sent == tokenizer.chat_template["default"]
+    assert f"a chat template of {len(sent)} characters" in text
+
+
 def test_inspect_says_which_words_came(talkative: Path, tmp_path: Path, run: Run) -> None:
     words = (str(talkative), "--adapter", "ends:1,1", "--keep", "1", "--device", "cpu")
     assert run("offer", *words, "--out", str(tmp_path / "o"))[0] == 0

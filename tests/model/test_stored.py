@@ -223,6 +223,46 @@ def test_what_does_not_fit_is_refused_by_file_and_reason(kind: str, tmp_path: Pa
         Checkpoint(str(folder)).load()
 
 
+@pytest.mark.parametrize("name", ["GPT2", "GPTNeo", "GPTJ"])
+def test_causal_masks_of_early_versions_are_passed_over(name: str, tmp_path: Path) -> None:
+    """As gpt-neo-125m and others lie on the hub; transformers passes over them too."""
+    more = {"attention_types": [[["global", "local"], 1]]} if name == "GPTNeo" else {}
+    more |= {"rotary_dim": 4} if name == "GPTJ" else {}
+    build = getattr(transformers, f"{name}Config")
+    config = build(
+        vocab_size=60, hidden_size=16, num_layers=2, n_layer=2, num_heads=2, n_head=2, **more
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / FILE)
+    inner = "attn.attention" if name == "GPTNeo" else "attn"
+    for index in range(2):
+        tensors[f"transformer.h.{index}.{inner}.bias"] = torch.ones(1, 1, 8, 8).tril()
+        tensors[f"transformer.h.{index}.{inner}.masked_bias"] = torch.tensor(-1e9)
+    write(tmp_path / "m", tensors)
+    checkpoint = Checkpoint(str(tmp_path / "m"))
+    assert checkpoint.fingerprint == model_fingerprint(model)
+    assert model_fingerprint(checkpoint.load()) == model_fingerprint(model)
+
+
+def test_blocks_for_multi_token_prediction_are_passed_over(tmp_path: Path) -> None:
+    """DeepSeek-V3 and GLM-4.5 store them behind the last block; the language model has none."""
+    model = language_model("llama")
+    model.config.num_nextn_predict_layers = 1
+    model.save_pretrained(tmp_path / "m")
+    tensors, total = load_file(tmp_path / "m" / FILE), model.config.num_hidden_layers
+    tensors |= {
+        key.replace(f".{total - 1}.", f".{total}."): value.clone()
+        for key, value in tensors.items()
+        if f"layers.{total - 1}." in key
+    }
+    write(tmp_path / "m", tensors)
+    assert Checkpoint(str(tmp_path / "m")).fingerprint == model_fingerprint(model)
+    edit(tmp_path / "m", num_nextn_predict_layers=None)
+    with pytest.raises(OffsiteError, match=r"config.json says \d+ blocks"):
+        _ = Checkpoint(str(tmp_path / "m")).stored
+
+
 def test_experts_load_in_part_as_transformers_makes_them(tmp_path: Path) -> None:
     config = transformers.MixtralConfig(
         vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=5,

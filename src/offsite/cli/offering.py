@@ -22,7 +22,7 @@ from offsite.compress.step import check_data
 from offsite.exchange.manifest import now
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
-from offsite.exchange.wording import Wording
+from offsite.exchange.wording import Wording, few, unsent_templates
 from offsite.lab.measure import folder_bytes, offer_bytes
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.kind import kind_of_task
@@ -164,6 +164,10 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         )
     if said := ", ".join(words.lines()):
         lines.append(f"  words sent   {said} (--leave-out)")
+    if unsent := unsent_templates(made.processor):
+        lines.append(
+            warning(f"Only the default chat template is sent; these are not sent: {few(unsent)}.")
+        )
     if made.processor is None:
         kind = kind_of_task(made.manifest.task)
         lines.append(

@@ -236,7 +236,11 @@ def new_delta(
     reach: Reach = "adapter",
     dp: Guarantee | None = None,
 ) -> Delta:
-    """A delta that answers ``offer``; ``head`` names the tensors that are a classifier head."""
+    """A delta that answers ``offer``; ``head`` names the tensors that are a classifier head.
+
+    Tensors of float64 are sent in float32, in which deltas are merged.
+    """
+    tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in tensors.items()}
     manifest = DeltaManifest(
         id=new_id(),
         created=now(),

@@ -23,6 +23,7 @@ Part = Literal["added-tokens", "chat-template", "labels"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 SHOWN = 8
+DEFAULT = "default"  # of several chat templates, the one that an offer holds
 CHAT = "chat"  # the task whose data passes through the chat template
 
 
@@ -32,7 +33,7 @@ class Wording:
 
     Attributes:
         added_tokens: tokens beyond the tokenizer's own vocabulary, by id.
-        chat_template: characters of the chat templates; 0 without one.
+        chat_template: characters of the chat template; 0 without one.
         labels: names of the classes of a classifier, where they are not transformers' own.
     """
 
@@ -45,12 +46,12 @@ class Wording:
         """The words of a tokenizer (or None, or an image processor) and of a configuration."""
         added: Mapping[str, int] = getattr(processor, "get_added_vocab", dict)()
         template = getattr(processor, "chat_template", None) or ""
-        texts = template.values() if isinstance(template, Mapping) else [template]
+        sent = template.get(DEFAULT, "") if isinstance(template, Mapping) else template
         names = getattr(config, "id2label", None) or {}
         own = {index: name for index, name in names.items() if name != f"LABEL_{index}"}
         return cls(
             tuple(sorted(added, key=lambda token: added[token])),
-            sum(map(len, texts)),
+            len(sent),
             tuple(map(str, own.values())),
         )
 
@@ -62,6 +63,12 @@ class Wording:
             yield f"a chat template of {self.chat_template:,} characters"
         if self.labels:
             yield f"{len(self.labels)} labels ({few(self.labels)})"
+
+
+def unsent_templates(processor: Any) -> list[str]:
+    """The names of the chat templates that an offer does not hold, of a tokenizer with several."""
+    template = getattr(processor, "chat_template", None)
+    return sorted({*template} - {DEFAULT}) if isinstance(template, Mapping) else []
 
 
 def few(words: Collection[str]) -> str:

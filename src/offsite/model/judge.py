@@ -32,6 +32,7 @@ from offsite.model.weights import (
 )
 
 SCALES = re.compile(r"(scales?|scale_inv|scale_2|zero_point|zeros|absmax)$")
+PREDICTORS = "num_nextn_predict_layers"  # blocks for multi-token prediction, in config.json
 TOWER = "vision_model."  # where a family with several towers keeps the one for pictures
 
 
@@ -49,7 +50,7 @@ def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
             another shape or left over.
     """
     check_unquantised(name, config)
-    stored = read_headers(weight_files(name, config))
+    stored = without_extras(read_headers(weight_files(name, config)), config)
     if build.main_input_name == "pixel_values":
         stored = inside_tower(stored, config)
     floats = [FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS]
@@ -84,6 +85,29 @@ def judge(name: str | Path, config: Any, build: Any) -> StoredModel:
     made = StoredModel(str(name), skeleton, stored, names, converted, empty)
     settle_ties(made, config)
     return made
+
+
+def without_extras(stored: dict[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
+    """The stored tensors without those that transformers passes over and that models do not need.
+
+    Causal masks, which early versions stored as if they were weights (GPT-2, GPT-Neo, GPT-J), and
+    the blocks for multi-token prediction that stand behind the last one (DeepSeek-V3, GLM-4.5).
+    """
+    more = getattr(config, PREDICTORS, None) or 0
+    total = config.num_hidden_layers if more else 0
+    behind = range(total, total + more)
+    return {
+        key: tensor
+        for key, tensor in stored.items()
+        if not is_mask(tensor) and not any(f".layers.{index}." in key for index in behind)
+    }
+
+
+def is_mask(tensor: StoredTensor) -> bool:
+    """Whether a tensor is a causal mask, or the number that stands where it masks."""
+    name, shape = tensor.key.rpartition("attn.")[2].removeprefix("attention."), tensor.shape
+    square = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+    return (name in ("bias", "causal_mask") and square) or name == "masked_bias"
 
 
 def inside_tower(stored: dict[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
