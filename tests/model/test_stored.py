@@ -226,7 +226,9 @@ def test_what_does_not_fit_is_refused_by_file_and_reason(kind: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["GPT2", "GPTNeo", "GPTJ"])
 def test_causal_masks_of_early_versions_are_passed_over(name: str, tmp_path: Path) -> None:
     """As gpt-neo-125m and others lie on the hub; transformers passes over them too."""
-    more = {"attention_types": [[["global", "local"], 1]]} if name == "GPTNeo" else {}
+    more: dict[str, Any] = (
+        {"attention_types": [[["global", "local"], 1]]} if name == "GPTNeo" else {}
+    )
     more |= {"rotary_dim": 4} if name == "GPTJ" else {}
     build = getattr(transformers, f"{name}Config")
     config = build(

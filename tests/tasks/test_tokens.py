@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from tokenizers import processors
+from tokenizers import models, pre_tokenizers, processors
 
 from offsite.audit.suspect import tokenizer_findings
 from offsite.errors import OffsiteError
@@ -144,6 +144,23 @@ def test_a_token_beyond_the_embedding_is_named(row: Any, tokenizer: Any, tmp_pat
     data = TaskData(CausalText(32), Source.of(tmp_path / "a.jsonl"))
     with pytest.raises(OffsiteError, match=r"'<\|user\|>' the id 295, .* embedding has 295 rows"):
         data.prepare(grown, language_model("llama", vocab_size=295).config)
+
+
+def test_a_text_of_unknown_tokens_is_refused(tmp_path: Path) -> None:
+    """The tokenizer of another language turns every word into the same token."""
+    words = {"<unk>": 0, "the": 1, "dog": 2}
+    core = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    foreign = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    config = language_model("llama").config
+    for text, known in (("the dog sat", True), ("ein Hund sass, the dog", False)):
+        (tmp_path / "a.txt").write_text(text)
+        data = TaskData(CausalText(32), Source.of(tmp_path / "a.txt"))
+        if known:
+            data.prepare(foreign, config)
+            continue
+        with pytest.raises(OffsiteError, match="does not know 4 of the 6 tokens"):
+            data.prepare(foreign, config)
 
 
 def test_a_tokenizer_that_fails_is_refused_without_quoting_the_text() -> None:

@@ -148,16 +148,17 @@ def encode_inside(processor: Any, text: str) -> list[int]:
 
 
 def check_embedded(rows: Iterable[Sequence[int]], processor: Any, config: Any) -> None:
-    """Refuse token ids that the model has no embedding for.
+    """Refuse token ids that the model has no embedding for, and rows of unknown tokens.
 
     Args:
         rows: token ids.
         config: the model's configuration; None where it is unknown.
 
     Raises:
-        OffsiteError: an id at or over the size of the vocabulary; the token is named.
+        OffsiteError: an id at or over the size of the vocabulary (the token is named), or a
+            tokenizer that knows less than half of the tokens.
     """
-    text = text_config(config)
+    rows, text = list(rows), text_config(config)
     size = getattr(text, "vocab_size", None)
     highest = max((max(ids) for ids in rows if ids), default=-1)
     if size is not None and highest >= size:
@@ -165,4 +166,15 @@ def check_embedded(rows: Iterable[Sequence[int]], processor: Any, config: Any) -
             f"The tokenizer gives the token '{processor.convert_ids_to_tokens(highest)}' the id "
             f"{highest}, but the model's embedding has {size} rows; use the tokenizer that belongs "
             "to the model, or resize the embedding first (resize_token_embeddings)."
+        )
+    unknown, total = processor.unk_token_id, sum(map(len, rows))
+    roles = (processor.eos_token_id, processor.bos_token_id, processor.pad_token_id)
+    if unknown is None or unknown in roles:  # as in GPT-2, whose unknown token is its end of text
+        return
+    count = sum(list(ids).count(unknown) for ids in rows)
+    if count > total / 2:
+        raise OffsiteError(
+            f"The tokenizer does not know {count:,} of the {total:,} tokens of the data, so there "
+            "is next to nothing to learn or to score; use data in a language that the tokenizer "
+            "knows, or the tokenizer that belongs to the model."
         )
