@@ -15,7 +15,9 @@ TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 FORM = ("text", "prompt", "completion")
 CHATS = ("messages", "conversations", "system", "tools", "functions", "weight")
 ANSWERS = ("label", "labels")
-OTHERS = ("chosen", "rejected", "suffix", "images", "image", "audio")
+PARTS = ("instruction", "context", "input", "output", "question", "answer", "response")
+LOSSES = ("loss", "mask", "loss_mask", "completion_mask", "train", "weights", "sample_weight")
+OTHERS = ("chosen", "rejected", "prefix", "suffix", "images", "image", "audio", "video", "videos")
 EXAMPLES = (*FORM, *CHATS[:2], "instruction", "question", "answer", "response", "chosen")
 
 
@@ -87,7 +89,9 @@ def read_document(row: Row) -> Document:
     def filled(key: str) -> Any:
         return row.values.get(key) not in (None, "")
 
-    if unused := [key for key in (*CHATS, *ANSWERS, *OTHERS) if filled(key)]:
+    formed = filled("text") or filled("completion")
+    unknown = (*CHATS, *ANSWERS, *OTHERS, *((*PARTS, *LOSSES) if formed else ()))
+    if unused := [key for key in unknown if filled(key)]:
         way = ", or use the task 'chat' for conversations" if unused[0] in CHATS else ""
         if unused[0] in ANSWERS:
             way = ", or write a task file that names it as the answer"
