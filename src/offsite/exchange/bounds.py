@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -33,17 +35,34 @@ def check_change(before: nn.Module, after: nn.Module) -> None:
         known = old.get(name)
         if known is value:
             continue
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if known is not None and known.shape != value.shape:
+            known = None
+        change = math.nan if known is None else distance(value, known)
+        if not math.isfinite(change) and not is_finite(value):
             raise OutOfBounds(
                 f"With this delta '{name}' has values that are not finite in {value.dtype}; tune "
                 "again with a lower learning rate."
             )
-        if known is None or known.shape != value.shape:
+        if known is None:
             continue
-        size = float(known.detach().float().norm())
-        change = float((value.detach().float() - known.detach().float()).norm())
-        if change > (limit := MAX_CHANGE * size + value.numel() ** 0.5):
+        limit = MAX_CHANGE * norm(known) + value.numel() ** 0.5
+        if change > limit:
             raise OutOfBounds(
                 f"This delta changes '{name}' by {change:.3g} (L2 norm), but at most {limit:.3g}"
                 " is plugged; tune again with a lower learning rate or a smaller alpha."
             )
+
+
+def is_finite(value: torch.Tensor) -> bool:
+    """Whether a tensor has finite values alone; whole numbers are."""
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def norm(value: torch.Tensor) -> float:
+    """The L2 norm, in float32."""
+    return float(value.detach().float().norm())
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The L2 norm of a difference, in float32; not finite where a value of either is not."""
+    return norm(one.detach().float() - other.detach().float())

@@ -59,8 +59,7 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
         """
         if self.recorder is None or self.part is not None:
             return self._fitting(model, inputs, num_items_in_batch)
-        own = model.module if isinstance(model, DistributedDataParallel) else model
-        step = partial(self._fitting, own)
+        step = partial(self._fitting, without_ddp(model))
         loss = self.recorder(step, self._prepare_inputs(inputs), num_items_in_batch)
         if self.accelerator.sync_gradients:
             average(self.recorder.parameters)
@@ -107,6 +106,18 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
                 f"A single row does not fit into the memory of {self.args.device}; use a smaller "
                 "--max-length."
             )
+
+
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The module inside DDP, which then no longer takes part in its backward pass.
+
+    DDP holds on to nodes of the backward pass that belong to another stream than a recording.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return model
+    model.reducer = model.logger = None  # type: ignore[assignment]
+    inner: nn.Module = model.module
+    return inner
 
 
 def average(parameters: Sequence[nn.Parameter]) -> None:

@@ -55,6 +55,10 @@ def record(step: Step, inputs: Batch, items: Any, parameters: Sequence[nn.Parame
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             loss = step(own, count)
         found = [(p, p.grad) for p in parameters if p.grad is not None]
+    except RuntimeError:
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())  # torch 2.11 leaves it recording
+        raise
     finally:
         for parameter, gradient in begun:
             parameter.grad = gradient

@@ -1,8 +1,8 @@
 """The bound on each tensor's change, looked at while tuning.
 
 The owner refuses a delta that breaks it, so a run that breaks it is told after a tenth of its steps
-and not after hours. A look merges a copy of the adapter blocks, which takes as long as some steps:
-a run of seconds is looked at once, at its end.
+and not after hours. A look merges a copy of the adapter blocks on the CPU, which takes as long as a
+hundred steps on a GPU: a run of a minute is looked at once, at its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offsite.training.processes import main_process
 from offsite.training.progress import say
 from offsite.tuner.preparing import Prepared, private_copy, to_offer_dtypes
 
-SOON = 10.0  # seconds of tuning before the first look
+SOON = 60.0  # seconds of tuning before the first look
 
 
 class Limits(TrainerCallback):  # type: ignore[misc]
