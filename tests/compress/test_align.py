@@ -7,25 +7,21 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 
-import offsite.compress.align as align_module
 from offsite.compress.align import Align, divergence, outlets, parts, state_error, verdict
 from offsite.compress.drop import Drop
-from offsite.compress.step import Context, compress
+from offsite.compress.step import compress
 from offsite.errors import OffsiteError
-from offsite.model.replay import Call, record_head
-from offsite.model.split import Split, ends, join, make_split, whole_middle
+from offsite.model.replay import Call
+from offsite.model.split import Split, ends, join, whole_middle
 from offsite.owner.offering import make_offer
-from offsite.tasks import load_task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.resume import Interrupted
 from tests.support.context import emulator, logits, rows, world
-from tests.support.models import classifier, language_model, output_of
-from tests.support.pictures import image_processor, write_arrays
+from tests.support.models import language_model
 
 
 def call(output: torch.Tensor, real: torch.Tensor | None = None) -> Call:
@@ -57,31 +53,6 @@ def test_a_whole_middle_has_nothing_to_align() -> None:
     context = world()
     made = emulator(context, [Align(steps=2, batch_size=2, kl_weight=0.0)])
     assert torch.equal(logits(made), logits(context.model))
-
-
-def test_what_the_head_of_an_image_model_reads_is_aligned(tmp_path: Path) -> None:
-    """A head of zeros says the same of every emulator, so its logits cannot align any."""
-    model = classifier("dinov2")
-    torch.nn.init.zeros_(model.classifier.weight)
-    task = load_task("image-classification:augment=none")
-    data: Any = task.load(f"{write_arrays(tmp_path)}:train", image_processor(), model)
-    split = make_split(ends(1, 1), model.config.num_hidden_layers)
-    context = Context(model.requires_grad_(False), split, task, data, seed=3)
-
-    pixels = {"pixel_values": torch.stack([data[i]["pixel_values"] for i in range(len(data))])}
-
-    def features(made: Any) -> torch.Tensor:
-        with record_head(made, "classifier") as calls:
-            output_of(made, pixels)
-        return calls[0].output
-
-    def distance(steps: list[Any]) -> float:
-        return float((features(emulator(context, steps)) - features(model)).norm())
-
-    align = Align(steps=40, lr=1e-3, batch_size=8)
-    with patch.object(align_module, "head_path", lambda model: None):
-        states_alone = distance([Drop(keep=1), align])
-    assert distance([Drop(keep=1), align]) < 0.8 * states_alone < distance([Drop(keep=1)])
 
 
 @pytest.mark.parametrize("adapter", [(0, -1), (0, 2, -1)], ids=["ends", "interior"])

@@ -17,15 +17,7 @@ from offsite.compress.step import Context, Needs
 from offsite.compress.student import Taught, make_student
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze, get_blocks
-from offsite.model.heads import head_path
-from offsite.model.replay import (
-    Call,
-    forward,
-    real_tokens,
-    record_calls,
-    record_head,
-    relative_error,
-)
+from offsite.model.replay import Call, forward, real_tokens, record_calls, relative_error
 from offsite.model.split import Middle, Split, emulator_layout
 from offsite.training.options import TrainOptions
 from offsite.training.progress import say
@@ -44,10 +36,8 @@ class Align:
     The loss has two parts. ``state_weight`` counts the hidden states (batch, length, hidden) that
     leave each run of middle blocks: ``mean(|T - S| / |T|)`` per token plus ``mean((T - S)^2) /
     mean(T^2)``, with T of the real model. The first keeps the few tokens of very large states from
-    deciding alone. In an image model the features that its classifier head reads count as one more
-    run: a head learns from them alone, and before it is trained its logits say nothing of them.
-    ``kl_weight`` counts the Kullback-Leibler divergence of the emulator's predictions from the
-    real model's, in nats per token; a model without logits has none.
+    deciding alone. ``kl_weight`` counts the Kullback-Leibler divergence of the emulator's
+    predictions from the real model's, in nats per token; a model without logits has none.
 
     :class:`Distill` feeds the middle the real model's states and compares states alone. Here both
     models run from end to end, as they do while an adapter is tuned. On SmolLM2-135M, rows of the
@@ -191,7 +181,6 @@ class _Pair(Taught):
         self.hidden = (context.model, emulator)  # a tuple is not a sub-module
         self.outlets = outlets(context.split, student.positions)
         self.order = emulator_layout(context.split, student.positions)[0]
-        self.head = head_path(context.model)
         self.kept, self.step, self.changes = student.kept, step, changes
 
     def forward(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -209,25 +198,19 @@ class _Pair(Taught):
         """The loss of the two models as they stand."""
         teacher, emulator = self.hidden
         real = real_tokens(batch)
-        with torch.no_grad():
-            wanted, targets = self.run(teacher, batch, [t for t, _ in self.outlets])
-        found, states = self.run(emulator, batch, [s for _, s in self.outlets])
+        with torch.no_grad(), record_calls(teacher, [t for t, _ in self.outlets]) as targets:
+            wanted = forward(teacher, batch)
+        with record_calls(emulator, [s for _, s in self.outlets]) as states:
+            found = forward(emulator, batch)
         loss = torch.zeros((), device=next(emulator.parameters()).device)
-        for state, target in zip(states, targets, strict=True):
+        for teacher_at, emulator_at in self.outlets:
+            target = targets[teacher_at]
             target.real = real
-            error = state_error(state.output, target)
-            loss = loss + self.step.state_weight * error / len(states)
+            error = state_error(states[emulator_at].output, target)
+            loss = loss + self.step.state_weight * error / len(self.outlets)
         if self.step.kl_weight and getattr(wanted, "logits", None) is not None:
             loss = loss + self.step.kl_weight * divergence(found.logits, wanted.logits, real)
         return loss
-
-    def run(
-        self, model: nn.Module, batch: Mapping[str, Any], positions: Sequence[int]
-    ) -> tuple[Any, list[Call]]:
-        """What a model says, and what leaves the blocks at ``positions`` and enters its head."""
-        with record_calls(model, positions) as calls, record_head(model, self.head) as features:
-            output = forward(model, batch)
-        return output, [calls[position] for position in positions] + features
 
 
 def state_error(state: torch.Tensor, call: Call) -> torch.Tensor:

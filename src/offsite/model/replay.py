@@ -73,24 +73,6 @@ def record_calls(
         yield calls
 
 
-@contextmanager
-def record_head(model: nn.Module, path: str | None) -> Iterator[list[Call]]:
-    """Record what the classifier head at ``path`` reads, (batch, features), as a call's output.
-
-    Without a head (None) nothing is recorded.
-    """
-    calls: list[Call] = []
-
-    def hook(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-        calls.append(Call(args[0], (), {}, args[0]))
-
-    with ExitStack() as stack:
-        if path is not None:
-            handle = model.get_submodule(path).register_forward_pre_hook(hook)
-            stack.callback(handle.remove)
-        yield calls
-
-
 class _Reached(Exception):
     """A forward came as far as it was wanted."""
 
