@@ -5,18 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from offsite.errors import OffsiteError
-from offsite.training.processes import process_count
 from offsite.training.progress import say
 from offsite.training.recording import Recorder
 
@@ -57,13 +54,10 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
             OffsiteError: out of memory with a single row, under torchrun (its processes must stay
                 in step), or with a loss that cannot be divided.
         """
+        step = partial(self._fitting, model)
         if self.recorder is None or self.part is not None:
-            return self._fitting(model, inputs, num_items_in_batch)
-        step = partial(self._fitting, without_ddp(model))
-        loss = self.recorder(step, self._prepare_inputs(inputs), num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            average(self.recorder.parameters)
-        return loss
+            return step(inputs, num_items_in_batch)
+        return self.recorder(step, self._prepare_inputs(inputs), num_items_in_batch)
 
     def _fitting(
         self,
@@ -106,32 +100,6 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
                 f"A single row does not fit into the memory of {self.args.device}; use a smaller "
                 "--max-length."
             )
-
-
-def without_ddp(model: nn.Module) -> nn.Module:
-    """The module inside DDP, which then no longer takes part in its backward pass.
-
-    DDP holds on to nodes of the backward pass that belong to another stream than a recording.
-    """
-    if not isinstance(model, DistributedDataParallel):
-        return model
-    model.reducer = model.logger = None  # type: ignore[assignment]
-    inner: nn.Module = model.module
-    return inner
-
-
-def average(parameters: Sequence[nn.Parameter]) -> None:
-    """Set gradients to their mean over the processes, as DDP does, in one message."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if process_count() < 2 or not gradients:
-        return
-    flat = nn.utils.parameters_to_vector(gradients)
-    torch.distributed.all_reduce(flat)
-    flat /= process_count()
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
 
 
 def rows_between(inputs: dict[str, Any], start: int, end: int) -> dict[str, Any]:

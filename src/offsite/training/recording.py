@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from offsite.training.options import TrainOptions
-from offsite.training.sharding import is_spread
+from offsite.training.processes import process_count
 
 WARM = 3  # steps in a row of the same shapes before one is recorded
 
@@ -48,16 +48,17 @@ def record(step: Step, inputs: Batch, items: Any, parameters: Sequence[nn.Parame
     torch.cuda.empty_cache()
     begun = [(parameter, parameter.grad) for parameter in parameters]
     own = {key: copied(value) for key, value in inputs.items()}
-    count, graph = copied(items), torch.cuda.CUDAGraph()
+    count, graph, stream = copied(items), torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     for parameter in parameters:
         parameter.grad = None
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             loss = step(own, count)
         found = [(p, p.grad) for p in parameters if p.grad is not None]
-    except RuntimeError:
+    except RuntimeError:  # torch 2.11 leaves its stream and its generator recording
+        torch.cuda.set_stream(stream)
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())  # torch 2.11 leaves it recording
+        generator.graphsafe_set_state(generator.clone_state())
         raise
     finally:
         for parameter, gradient in begun:
@@ -95,10 +96,10 @@ def shape_of(inputs: Mapping[str, Any], items: Any) -> tuple[Any, ...]:
     )
 
 
-def can_record(options: TrainOptions, device: torch.device, model: nn.Module) -> bool:
-    """Whether steps of a run can be recorded: whole blocks on a GPU, and nothing computed twice."""
+def can_record(options: TrainOptions, device: torch.device) -> bool:
+    """Whether steps of a run can be recorded: one process on a GPU, and nothing computed twice."""
     simple = not options.gradient_checkpointing and options.precision != "float16"
-    return device.type == "cuda" and simple and not is_spread(model)
+    return device.type == "cuda" and process_count() == 1 and simple
 
 
 class Recorder:

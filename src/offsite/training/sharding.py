@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias
+from offsite.model.layers import QuantisedLinear
 from offsite.training.options import TrainOptions
 from offsite.training.processes import process_count
 
@@ -38,6 +39,7 @@ def should_shard(
     if options.precision == "float8" or process_count() < 2 or device.type != "cuda":
         return False
     size = sum(p.numel() for p in model.parameters() if not p.requires_grad) * dtype.itemsize
+    size += sum(buffer.nbytes for buffer in model.buffers())  # packed weights are some
     return size > ROOM * torch.cuda.get_device_properties(device).total_memory
 
 
@@ -72,6 +74,9 @@ def sharded(
                     if dtype is not None and value.is_floating_point():
                         value = value.to(dtype)
                     setattr(module, key, nn.Parameter(value, requires_grad=False))
+                if isinstance(module, QuantisedLinear):  # its packed weight is a buffer
+                    for key, packed in list(module.named_buffers(recurse=False)):
+                        setattr(module, key, nn.Parameter(packed, requires_grad=False))
             whole.append((parent, name, block))
             setattr(parent, name, fully_shard(spread, mesh=mesh))
         yield
@@ -94,11 +99,6 @@ def frozen_blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 def shard_root(root: nn.Module) -> None:
     """Let one module lead the spread blocks inside it, so that the next is fetched ahead."""
-    if is_spread(root):
+    if any(isinstance(module, FSDPModule) for module in root.modules()):
         own = {p for m in root.modules() for p in m._parameters.values() if p is not None}
         fully_shard(root, ignored_params=own)
-
-
-def is_spread(model: nn.Module) -> bool:
-    """Whether some block of a model is spread over processes."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())

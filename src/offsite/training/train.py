@@ -116,7 +116,7 @@ def train(
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
         )
         trainer.divisible = divisible
-        if steady and can_record(options, device, model):
+        if steady and can_record(options, device):
             trainer.recorder = Recorder([p for _, p in tunable.trained])
         trainer.remove_callback(PrinterCallback)
         for parameters, lr in rates:
