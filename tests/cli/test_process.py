@@ -75,6 +75,16 @@ def test_a_removed_folder_is_named(tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith("offsite: The current folder was removed"), err
 
 
+def test_a_full_standard_output_is_named(tmp_path: Path) -> None:
+    status, _, err = started('"$0" "$@" > /dev/full', tmp_path, "deltas")
+    assert status == 2 and "Cannot write to standard output: No space left on device." in err
+
+
+def test_a_umask_that_denies_the_user_is_named(tmp_path: Path) -> None:
+    status, _, err = started('umask 0777; "$0" "$@"', tmp_path, "deltas")
+    assert status == 2 and "The umask 0777 denies you the files that you create" in err
+
+
 def test_what_an_output_cannot_encode_is_an_escape(tmp_path: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     code = 'exec "$0" -c "from offsite.cli.process import prepare; prepare(); print(chr(252))"'

@@ -28,7 +28,7 @@ from offsite.cli import (
     sweep,
     tuner,
 )
-from offsite.cli.failure import debugging, fail, unexpected
+from offsite.cli.failure import debugging, fail, unable, unexpected
 from offsite.cli.process import Stopped, interruption, prepare, stoppable
 from offsite.errors import OffsiteError
 from offsite.training.processes import leave_group, main_process, silent
@@ -156,8 +156,7 @@ def main() -> None:
     except OffsiteError as error:
         fail(str(error))
     except OSError as error:
-        where = f" '{error.filename}'" if error.filename else ""
-        fail(f"Cannot read or write{where}: {error.strerror or type(error).__name__}.")
+        fail(f"Cannot {unable(error)}: {error.strerror or type(error).__name__}.")
     except KeyboardInterrupt as error:
         print("Interrupted.", file=sys.stderr)
         number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)

@@ -11,6 +11,7 @@ from typing import NoReturn
 from offsite.files import shown
 
 DEBUG = "--debug"
+PRINTERS = {"rich", "typer", "cli"}  # folders of code that writes to nothing but the screen
 READING = f"{Path('offsite') / 'tasks'}{'/'}"  # an error from there may quote the private data
 
 
@@ -25,6 +26,15 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and exit."""
     print(f"offsite: {message}", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def unable(error: OSError) -> str:
+    """What could not be done, as a phrase that names the file or the standard output."""
+    if error.filename:
+        return f"read or write '{error.filename}'"
+    frames = traceback.extract_tb(error.__traceback__)
+    printed = frames and PRINTERS & {*Path(frames[-1].filename).parts}
+    return "write to standard output" if printed else "read or write"
 
 
 def unexpected(error: BaseException, words: Sequence[str]) -> str:

@@ -36,8 +36,14 @@ def prepare() -> None:
     output cannot encode is shown as an escape.
 
     Raises:
-        OffsiteError: the current folder was removed.
+        OffsiteError: the current folder was removed, or the umask denies the user their own files.
     """
+    os.umask(mask := os.umask(0o077))
+    if mask & 0o700:
+        raise OffsiteError(
+            f"The umask {mask:04o} denies you the files that you create; run 'umask 0022' and then "
+            "the command again."
+        )
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             handle = os.open(os.devnull, os.O_RDWR)
