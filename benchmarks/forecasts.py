@@ -19,7 +19,7 @@ import torch
 
 import offsite as ot
 from benchmarks.pairs import timed
-from offsite.compress.forecast import one_row, passes_in
+from offsite.compress.forecast import one_row, seconds_in
 from offsite.compress.step import Context, Step, compress
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.replay import forward
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # recipes may stand before the options and after them
     torch.set_num_threads(1)
     full = Checkpoint.of(args.model, "AutoModelForCausalLM")
     model, task = full.load(dtype=torch.float32), CausalText(max_length=args.max_length)
@@ -58,7 +58,7 @@ def main() -> None:
                 model, make_split(ot.ends(2, 2), full.total), task, rows, 0, Path(work)
             )
             each = process_seconds(model, one_row(context))
-            said = sum(passes_in(step, context) * each for step in RECIPES[name])
+            said = sum(seconds_in(step, context, each) for step in RECIPES[name])
             (_, took), _ = timed(partial(compress, RECIPES[name], context))
         print(f"| {name} | {said:.0f} | {took:.0f} | {took / said:.2f} |", flush=True)
 

@@ -51,10 +51,13 @@ def test_matrices_to_decompose_are_counted_with_their_time(
     monkeypatch.setattr(module, "seconds_of", lambda model, batch: 2.0)
     context = world("llama")
     count = len(context.split.middle)
-    shapes = decomposed(Rank(beta=0.5), context)
+    shapes = decomposed(Rank(beta=0.5), context.model, context.split.middle)
     assert len(shapes) == 4 * count  # query, key, value and output of each block
-    assert len(decomposed(Rank(beta=0.5, layers="all"), context)) == 7 * count
-    assert decomposed(Rank(beta=0.0), context) == []
+    assert (
+        len(decomposed(Rank(beta=0.5, layers="all"), context.model, context.split.middle))
+        == 7 * count
+    )
+    assert decomposed(Rank(beta=0.0), context.model, context.split.middle) == []
     (line,) = forecast([Rank(beta=0.5)], replace(context, data=None))
     assert line.startswith(f"rank: at most {4 * count} matrices to decompose, about ")
     monkeypatch.setattr(module, "decomposing", lambda shapes, device: 7200.0)

@@ -6,8 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from offsite.compress import Rank
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
+from offsite.lab import duration
 from offsite.lab.cells import Cell, plan_cells
 from offsite.lab.duration import rows_passed, seconds
 from offsite.lab.lab import Lab
@@ -46,3 +50,18 @@ def test_what_is_missing_is_said_with_its_time(
     again: list[str] = []
     run_plans([plan], tmp_path / "out", "cpu", say=again.append)
     assert again == said[1:]
+
+
+def test_matrices_to_decompose_count(
+    model_folder: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the forecast of ``offer`` counts them; 4 matrices in each of 6 blocks."""
+    model = str(model_folder("llama"))
+    ranks = Recipe((Rank(beta=0.5),), ends(1, 1))
+    plan = Plan(
+        model=model, data=str(text_file), eval_data=str(text_file), max_length=16,
+        recipes={"rank": ranks}, deltas={"lora": method_json("lora")},
+    )  # fmt: skip
+    monkeypatch.setattr(duration, "decomposing", lambda shapes, device: 100.0 * len(shapes))
+    found = duration.seconds(Lab(plan, tmp_path, "cpu"), plan_cells(plan))
+    assert {cell.stage for cell, value in found.items() if value > 2400} == {"offer"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from offsite.compress.decomposition import decompose
 from offsite.compress.linears import linears
@@ -31,34 +32,42 @@ def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
     each = 0.0 if batch is None else seconds_of(context.model, batch)
     lines = []
     for step in recipe:
-        words, seconds = [], 0.0
+        words, shapes = [], decomposed(step, context.model, context.split.middle)
         if step.needs.rows and batch is not None:
             rows = rows_of(step.needs, context.data)
             words.append(f"{rows:,} rows of data")
             if "input_ids" in batch:
                 words.append(f"at most {rows * batch['input_ids'].shape[1]:,} tokens")
-            seconds += passes_in(step, context) * each
-        if shapes := decomposed(step, context):
+        if shapes:
             words.append(f"at most {len(shapes):,} matrices to decompose")
-            seconds += decomposing(shapes, context.device)
         if words:
+            seconds = seconds_in(step, context, each)
             lines.append(f"{step.kind}: {', '.join(words)}, about {span(seconds)} on this machine")
     return lines
 
 
-def decomposed(step: Step, context: Context) -> list[tuple[int, int]]:
-    """The shapes of the matrices of the middle that a step takes singular values of."""
+def seconds_in(step: Step, context: Context, each: float) -> float:
+    """About how long a step takes; ``each`` is the time of one forward pass over one row."""
+    passes = 0.0 if context.data is None else passes_in(step, context)
+    shapes = decomposed(step, context.model, context.split.middle)
+    return passes * each + decomposing(shapes, context.device)
+
+
+def decomposed(step: Step, model: nn.Module, positions: Iterable[int]) -> list[tuple[int, int]]:
+    """The shapes of the matrices of some blocks that a step takes singular values of."""
     chosen = step.needs.decomposes
     if chosen is None:
         return []
-    blocks = get_blocks(context.model)
-    layers = [pair for position in context.split.middle for pair in linears(blocks[position])]
+    blocks = get_blocks(model)
+    layers = [pair for position in positions for pair in linears(blocks[position])]
     shapes = [linear_shape(layer) for name, layer in layers if chosen(name)]
     return [shape for shape in shapes if shape is not None]
 
 
 def decomposing(shapes: Sequence[tuple[int, int]], device: torch.device) -> float:
     """Seconds for the singular values of matrices: a small one is timed, and costs are cubic."""
+    if not shapes:
+        return 0.0
     small = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
     each = timed(lambda: decompose(small), device) / SIDE**3
     return each * sum(a * b * min(a, b) for a, b in shapes)
