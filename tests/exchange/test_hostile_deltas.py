@@ -88,7 +88,7 @@ def test_an_adapter_of_holes_is_not_imported(pair: Any, delta: Path) -> None:
 def test_an_adapter_whose_file_names_a_large_rank(rank: int, pair: Any, delta: Path) -> None:
     edit(PEFT_CONFIG, r=rank)(delta)
     refused(lambda: ot.Delta.load(delta), "more than its tensors can hold")
-    refused(lambda: import_peft(pair[1], delta), "which its tensors do not have")
+    refused(lambda: import_peft(pair[1], delta), "and its tensors have another")
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "vera", "bottleneck", "prefix", "prompt"])

@@ -162,7 +162,7 @@ def test_what_cannot_be_decoded_is_refused(tokenizer: Any, text_file: Path, tmp_
     with pytest.raises(OffsiteError, match="kept apart"):
         decoding.check(delta, kept_apart=True)
     other = replace(offer, manifest=offer.manifest.model_copy(update={"id": "0" * 32}))
-    with pytest.raises(OffsiteError, match="answers another offer"):
+    with pytest.raises(OffsiteError, match="was tuned on another offer"):
         replace(decoding, offer=other).check(delta)
     prompt = delta.manifest.model_copy(update={"method": {"kind": "prompt"}})
     with pytest.raises(OffsiteError, match="kept apart"):

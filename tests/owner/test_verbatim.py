@@ -98,5 +98,5 @@ def test_a_record_without_a_block_is_one_sentence(key: str, tmp_path: Path) -> N
     content = json.loads(golden.read_text())
     del content["offers"][0][key][0]
     (path := tmp_path / "record.json").write_text(json.dumps(content))
-    with pytest.raises(OffsiteError, match="it is damaged"):
+    with pytest.raises(OffsiteError, match="record is damaged"):
         assert Record.load(path).verbatim
