@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,11 +10,19 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from offsite.compress.gradot.kfac import Statistics, collect
-from offsite.compress.gradot.step import channel_terms, combine, fewer_channels, value_terms
+from offsite.compress.gradot import kfac
+from offsite.compress.gradot.kfac import Statistics, collect, measure
+from offsite.compress.gradot.step import (
+    GradOT,
+    channel_terms,
+    combine,
+    fewer_channels,
+    value_terms,
+)
 from offsite.compress.linears import linears, matrix
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
+from offsite.model.split import whole_middle
 from tests.support.context import logits, world
 
 
@@ -50,6 +59,25 @@ def test_statistics_are_those_of_the_definition(family: str) -> None:
     for mine, theirs in ((found[3, name].a, a), (found[3, name].g, g),
                          (found[3, name].gradient, weight)):  # fmt: skip
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+def test_statistics_are_freed_before_the_next_blocks_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of one block of a 7B model take 3 GB."""
+    seen: list[weakref.ref[Statistics]] = []
+
+    def measured(*arguments: Any) -> Any:
+        assert not any(one() for one in seen)
+        found = measure(*arguments)
+        seen.extend(map(weakref.ref, found.values()))
+        return found
+
+    monkeypatch.setattr(kfac, "MEMORY", 1)
+    monkeypatch.setattr(kfac, "measure", measured)
+    context = world("llama")
+    GradOT(batches=1)(whole_middle(context.model, context.split), context)
+    assert len(seen) == 7 * len(context.split.middle)
 
 
 def test_gradot_scores_are_those_of_each_change() -> None:

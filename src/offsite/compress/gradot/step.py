@@ -84,10 +84,11 @@ class GradOT:
             for position in positions:
                 layers = dict(linears(standing[position], factors=False))
                 check_same(get_blocks(context.model)[position], layers, "gradot")
-                known = {name: statistics[position, name] for name in layers}
+                known = {name: statistics.pop((position, name)) for name in layers}
                 changed, narrower = self._change(layers, known)
                 new |= {(position, name): layer for name, layer in changed.items()}
                 kept |= {f"{position}.{name}": rest for name, rest in narrower.items()}
+                del known  # gigabytes, which the next blocks need
         done = map_linears(middle, lambda p, name, _: new.get((p, name)), factors=False)
         return replace(done, kept=kept)
 
