@@ -65,8 +65,8 @@ def offer(
     from offsite.training.resume import finish_work, work_folder
 
     check_free(out)
-    if trial.show(model, out, data, eval_data, rows, machine, adapter, seed, json):
-        return
+    if trial.compare:
+        return trial.run(model, out, data, eval_data, rows, machine, adapter, seed, json)
     place, dtype, kind = machine.pick(), machine.precision(), rows.load()
     record = record or out.with_name(f"{out.name}.record.json")
     data_sets, attack = offering.DataSets.read(kind, data, eval_data), gate.load(kind)

@@ -30,7 +30,7 @@ class TrialOptions:
         int, typer.Option(help="Steps of each training run of --try.", min=1, max=100_000)
     ] = 10
 
-    def show(
+    def run(
         self,
         model: str,
         out: Path,
@@ -41,11 +41,10 @@ class TrialOptions:
         adapter: str,
         seed: int,
         json: bool,
-    ) -> bool:
+    ) -> None:
         """Try the recipes, say what each is worth and what to type next.
 
-        False, and nothing is done, where no trial is asked for. What is computed stays in
-        ``OUT.try``, where the same command finds it again.
+        What is computed stays in ``OUT.try``, where the same command finds it again.
 
         Raises:
             OffsiteError: no data, or data that cannot be divided.
@@ -53,8 +52,6 @@ class TrialOptions:
         from offsite.lab import trial
         from offsite.model.checkpoint import Checkpoint
 
-        if not self.compare:
-            return False
         if data is None:
             raise OffsiteError(
                 "--try compares recipes on data of your own; give it with --data, such as a public "
@@ -88,7 +85,6 @@ class TrialOptions:
         lines = [table(tried, metric), trial.limits(lab), trial.advice(tried, chosen)]
         lines += [f"Next: {command}"] if command else []
         emit(result, json, lines)
-        return True
 
 
 def table(tried: Sequence[Tried], metric: str) -> Any:

@@ -220,10 +220,10 @@ def check_kind(data: Any, kind: str, folder: Path) -> None:
     """Refuse another kind of folder or a schema version this package does not know."""
     found = data.get("kind") if isinstance(data, dict) else None
     if found != kind:
+        what = f"is a folder of kind '{shown(found)}'" if found else "has no manifest"
         raise OffsiteError(
-            f"'{folder}' is {f'a folder of kind {shown(found)!r}' if found else 'no manifest'}, "
-            f"but {'an offer' if kind == 'offer' else f'a {kind}'} is needed here; name another "
-            "folder."
+            f"'{folder}' {what}, but {'an offer' if kind == 'offer' else f'a {kind}'} is needed "
+            "here; name another folder."
         )
     version = data.get("schema_version")
     if version != SCHEMA_VERSION or type(version) is not int:

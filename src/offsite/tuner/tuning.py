@@ -141,9 +141,9 @@ def run_tune(
     runner, home = ready.attached.model, next(offer.model.parameters())
     trainable, limits = ready.trainable, Limits(ready, offer, reach)
     work, shard = None if budget else work, should_shard(options, runner, frozen, device)
-    eight = in_float8(runner, device) if precision == "float8" else nullcontext()
+    casting = in_float8(runner, device) if precision == "float8" else nullcontext()
     try:
-        with eight, in_precision(runner, frozen, device, shard), same_run(work, run, resume):
+        with casting, in_precision(runner, frozen, device, shard), same_run(work, run, resume):
             history, dp = fit(ready, task, options, budget, device, work, resume, limits)
             changed, head = delta_tensors(ready, offer)
             limits.look()
