@@ -14,8 +14,9 @@ from offsite.deltas import ALIASES, METHODS, LoRA, method_json, parse_method
 from offsite.deltas.method import Attached
 from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.specification.full import Full
+from offsite.deltas.targets import linear_names
 from offsite.errors import OffsiteError
-from offsite.model.blocks import block_of, block_path, freeze
+from offsite.model.blocks import block_of, block_path, freeze, get_blocks
 from tests.support.models import language_model
 
 SIZES: dict[str, Any] = {
@@ -65,6 +66,15 @@ class Everywhere(Full):
         return AttachedParameters(self, model)
 
 
+def test_a_block_that_others_share_parts_with_cannot_be_tuned_whole() -> None:
+    """As in Zamba; 'use full' would be no advice there."""
+    model = language_model("llama")
+    blocks = get_blocks(model)
+    blocks[0].self_attn = blocks[3].self_attn
+    with pytest.raises(OffsiteError, match=r"outside the blocks \[3\]; use lora with targets="):
+        METHODS["full"]().attach(model, (3,))
+
+
 def test_a_method_that_trains_other_blocks_is_refused() -> None:
     with pytest.raises(OffsiteError, match=r"outside the blocks \[0, 5\]"):
         Everywhere().attach(language_model("llama"), (0, 5))
@@ -83,6 +93,8 @@ def test_layers_that_peft_cannot_take_are_named() -> None:
 
 def test_names_that_people_know_are_aliases(run: Any) -> None:
     assert parse_method(method_json("dora:rank=4")) == LoRA(rank=4, dora=True)
+    model = language_model("llama")
+    assert linear_names(model, (0,), "all-linear") == linear_names(model, (0,), "all")
     for name in ALIASES:
         assert parse_method(method_json(name)).kind == ALIASES[name]["kind"]
     status, out, _ = run("deltas", "--json")

@@ -74,9 +74,12 @@ class Method(ABC):
             index = block_of(name, path)
             outside = index not in blocks if index is not None else id(parameter) in own
             if parameter.requires_grad and outside:
+                way = "choose other layers, as with targets=attention, or use full"
+                if self.kind == "full":  # Zamba has one attention, which many blocks use
+                    way = "use lora with targets= for layers that no other block shares"
                 raise OffsiteError(
                     f"The method '{self.kind}' would train '{name}', which is outside the blocks "
-                    f"{list(blocks)}; choose other layers, as with targets=attention, or use full."
+                    f"{list(blocks)}; {way}."
                 )
         return attached
 

@@ -50,7 +50,8 @@ def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[
     """Names inside a block of the linear layers to work on, in the order of the block.
 
     Args:
-        targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
+        targets: ``all`` (peft's ``all-linear`` too), ``attention``, ``mlp``, or leaf names
+            separated by commas.
 
     Raises:
         OffsiteError: nothing in the blocks matches, or a name that stands for nothing there.
@@ -60,7 +61,7 @@ def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[
         for index in blocks
         for name, _ in linears(get_blocks(model)[index])
     }
-    chosen = set(targets.replace(" ", "").split(","))
+    chosen = set(targets.replace(" ", "").replace("all-linear", "all").split(","))
     wanted = [
         name
         for name in found
