@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from offsite.compress.align import Align, divergence, outlets, parts, state_error, verdict
+from offsite.compress.align import Align, outlets, parts, state_error, verdict
 from offsite.compress.drop import Drop
 from offsite.compress.step import compress
 from offsite.errors import OffsiteError
@@ -21,7 +20,7 @@ from offsite.owner.offering import make_offer
 from offsite.tasks.text.causal import CausalText
 from offsite.training.resume import Interrupted
 from tests.support.context import emulator, logits, rows, world
-from tests.support.models import language_model
+from tests.support.models import language_model, plain_divergence
 
 
 def call(output: torch.Tensor, real: torch.Tensor | None = None) -> Call:
@@ -41,14 +40,6 @@ def test_the_error_of_states_is_what_it_says() -> None:
     assert state_error(target, call(target)) == 0
 
 
-def test_the_divergence_is_in_nats_per_token() -> None:
-    target = torch.tensor([[[0.5, 0.5], [0.9, 0.1], [1.0, 1.0]]]).log()
-    found = torch.tensor([[[0.25, 0.75], [0.9, 0.1], [0.5, 2.0]]]).log()
-    real = torch.tensor([[True, True, False]])
-    expected = (0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)) / 2
-    assert divergence(found, target, real).item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_a_whole_middle_has_nothing_to_align() -> None:
     context = world()
     made = emulator(context, [Align(steps=2, batch_size=2, kl_weight=0.0)])
@@ -64,7 +55,7 @@ def test_aligning_brings_the_predictions_nearer_and_touches_only_the_middle(
     dropped = compress([Drop(keep=2)], context)
     aligned = Align(steps=30, lr=3e-3, batch_size=8)(dropped, context)
     far, near = (
-        divergence(logits(join(context.model, context.split, m)[0]), logits(context.model), None)
+        plain_divergence(logits(join(context.model, context.split, m)[0]), logits(context.model))
         for m in (dropped, aligned)
     )
     assert near < 0.7 * far

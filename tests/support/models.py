@@ -115,3 +115,13 @@ def output_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     given = output.logits if hasattr(output, "logits") else output.last_hidden_state
     assert isinstance(given, torch.Tensor)
     return given
+
+
+def plain_divergence(
+    found: torch.Tensor, wanted: torch.Tensor, real: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``mean(sum(p log(p / q)))`` of ``wanted`` p and ``found`` q, given as logits."""
+    if real is not None:
+        found, wanted = found[real], wanted[real]
+    told, said = wanted.float().log_softmax(-1), found.float().log_softmax(-1)
+    return (told.exp() * (told - said)).sum(-1).mean()

@@ -17,8 +17,9 @@ from offsite.compress.step import Context, Needs
 from offsite.compress.student import Taught, make_student
 from offsite.errors import OffsiteError
 from offsite.model.blocks import freeze, get_blocks
-from offsite.model.replay import Call, forward, real_tokens, record_calls, relative_error
+from offsite.model.replay import Call, real_tokens, record_calls, relative_error
 from offsite.model.split import Middle, Split, emulator_layout
+from offsite.tasks.text.divergence import Predictions, divergence
 from offsite.training.options import TrainOptions
 from offsite.training.progress import say
 from offsite.training.train import train
@@ -199,17 +200,17 @@ class _Pair(Taught):
         teacher, emulator = self.hidden
         real = real_tokens(batch)
         with torch.no_grad(), record_calls(teacher, [t for t, _ in self.outlets]) as targets:
-            wanted = forward(teacher, batch)
+            wanted = Predictions.of(teacher, batch, real)
         with record_calls(emulator, [s for _, s in self.outlets]) as states:
-            found = forward(emulator, batch)
+            found = Predictions.of(emulator, batch, real)
         loss = torch.zeros((), device=next(emulator.parameters()).device)
         for teacher_at, emulator_at in self.outlets:
             target = targets[teacher_at]
             target.real = real
             error = state_error(states[emulator_at].output, target)
             loss = loss + self.step.state_weight * error / len(self.outlets)
-        if self.step.kl_weight and getattr(wanted, "logits", None) is not None:
-            loss = loss + self.step.kl_weight * divergence(found.logits, wanted.logits, real)
+        if self.step.kl_weight and found is not None and wanted is not None:
+            loss = loss + self.step.kl_weight * divergence(found, wanted.logits)
         return loss
 
 
@@ -219,15 +220,3 @@ def state_error(state: torch.Tensor, call: Call) -> torch.Tensor:
     length = target.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     distance: torch.Tensor = ((target - found).norm(dim=-1) / length).mean()
     return distance + relative_error(state, call)
-
-
-def divergence(
-    logits: torch.Tensor, target: torch.Tensor, real: torch.Tensor | None
-) -> torch.Tensor:
-    """The mean Kullback-Leibler divergence from ``target``'s predictions, in nats per token."""
-    if real is not None and logits.dim() == 3:
-        logits, target = logits[real], target[real]
-    found, wanted = logits.float().log_softmax(-1), target.float().log_softmax(-1)
-    return nn.functional.kl_div(
-        found.flatten(0, -2), wanted.flatten(0, -2), log_target=True, reduction="batchmean"
-    )

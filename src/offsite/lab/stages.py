@@ -23,7 +23,8 @@ from offsite.lab.plan import Tuning
 from offsite.lab.setting import Setting
 from offsite.model.blocks import get_blocks
 from offsite.model.split import Split
-from offsite.owner.decode import Decode, Mixture
+from offsite.owner.decode import Decode
+from offsite.owner.mixture import Mixture
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
 from offsite.training.options import TrainOptions

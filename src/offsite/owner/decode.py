@@ -12,14 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from offsite.codec import check_seed, require
-from offsite.compress.align import divergence
 from offsite.deltas import method_text, parse_method
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
@@ -28,7 +26,7 @@ from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks, with_own_blocks
 from offsite.model.checkpoint import DTYPES
 from offsite.model.kind import TEXT, kind_of_task
-from offsite.model.replay import forward, real_tokens
+from offsite.owner.mixture import Mixture, Student
 from offsite.owner.sampling import SAMPLE, sampled_rows
 from offsite.tasks.data import TaskData
 from offsite.tasks.source import Source
@@ -129,7 +127,7 @@ class Decode:
         torch.manual_seed(self.seed)
         change = LoRA(rank=self.rank, alpha=2 * self.rank)
         attached = change.attach(with_own_blocks(plugged, blocks), blocks)
-        pair = _Pair(attached.model, mixture)
+        pair = Student(attached.model, mixture)
         options = TrainOptions(
             steps=self.steps, lr=self.lr, batch_size=self.batch_size, seed=self.seed,
             precision=native_precision(device), compile=False,
@@ -165,80 +163,6 @@ def at_work(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
     finally:
         for model, home in zip(models, homes, strict=True):
             model.to(home)
-
-
-class Mixture(nn.Module):
-    """The teacher: what the owner's models, each with and without the delta, predict together.
-
-    Its logits are ``plugged + strength * ((tuned - emulator) - (plugged - full))``, which is the
-    same in log-probabilities, since a constant for each token does not count. With strength 0 it is
-    the plugged model; with 1 it is the full model with the change of the emulator's predictions
-    (emulated fine-tuning, arXiv 2310.12962; proxy tuning, arXiv 2401.08565).
-
-    Args:
-        full, plugged: the owner's model, and the same with the delta.
-        emulator, tuned: the emulator, and the same with the delta.
-    """
-
-    def __init__(
-        self, full: nn.Module, plugged: nn.Module, emulator: nn.Module, tuned: nn.Module,
-        strength: float,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.full, self.plugged, self.emulator, self.tuned = full, plugged, emulator, tuned
-        self.strength = strength
-
-    @classmethod
-    def of(
-        cls, full: nn.Module, plugged: nn.Module, offer: Offer, delta: Delta, strength: float
-    ) -> Mixture:
-        """The teacher of a delta, whose emulator is that of its offer."""
-        return cls(full, plugged, offer.model, with_delta(offer, delta), strength)
-
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        """An output with ``logits`` (batch, length, vocabulary), in float32."""
-        logits = [model(**inputs).logits.float() for model in self.models()]
-        return SimpleNamespace(logits=mixed(*logits, strength=self.strength))
-
-    def models(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        """The models, in the order in which :func:`mixed` takes their logits."""
-        return self.full, self.plugged, self.emulator, self.tuned
-
-
-def mixed(
-    full: torch.Tensor,
-    plugged: torch.Tensor,
-    emulator: torch.Tensor,
-    tuned: torch.Tensor,
-    *,
-    strength: float,
-) -> torch.Tensor:
-    """The logits of a :class:`Mixture`, from those of its models."""
-    return plugged + strength * ((tuned - emulator) - (plugged - full))
-
-
-class _Pair(nn.Module):
-    """The student with its teacher; the plugged model is the student without its change."""
-
-    def __init__(self, student: Any, mixture: Mixture) -> None:
-        super().__init__()
-        self.student = student
-        self.others = (mixture.full, mixture.emulator, mixture.tuned)  # no sub-modules
-        self.strength = mixture.strength
-
-    def train(self, mode: bool = True) -> _Pair:
-        """Never: dropout would move a student that is its teacher already."""
-        return super().train(False)
-
-    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """``KL(teacher || student)`` in nats per token."""
-        with torch.no_grad():
-            full, emulator, tuned = (forward(one, batch).logits.float() for one in self.others)
-            with self.student.disable_adapter():
-                plugged = forward(self.student, batch).logits.float()
-            wanted = mixed(full, plugged, emulator, tuned, strength=self.strength)
-        found = forward(self.student, batch).logits
-        return divergence(found, wanted, real_tokens(batch))
 
 
 @dataclass(frozen=True)
@@ -280,17 +204,3 @@ class Decoding:
         """
         mixture = Mixture.of(full, plugged, self.offer, delta, self.how.strength)
         return self.how(mixture, processor, self.device)
-
-
-def with_delta(offer: Offer, delta: Delta) -> nn.Module:
-    """The tuned emulator, which shares with the offer's all that the delta leaves alone.
-
-    The delta must have passed the checks of plugging.
-    """
-    total = len(get_blocks(offer.model))
-    blocks = range(total) if delta.manifest.reach == "all" else offer.manifest.adapter
-    attached = parse_method(delta.manifest.method).attach(
-        with_own_blocks(offer.model, blocks), blocks
-    )
-    attached.load(delta.values())
-    return attached.model.requires_grad_(False).eval()

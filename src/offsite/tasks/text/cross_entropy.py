@@ -47,16 +47,27 @@ def summed_loss(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
 def losses_at(model: nn.Module, batch: Mapping[str, Any], chosen: torch.Tensor) -> torch.Tensor:
     """Cross entropy at some places of the flattened labels (without the first of each row)."""
     targets = batch["labels"][:, 1:].flatten()[chosen].clamp(min=0)
+    output, head = forward_to_head(model, batch)
+    states = output.logits[:, :-1].flatten(0, 1).index_select(0, chosen)
+    if head is not None:
+        return head_losses(states, head, targets)
+    return nn.functional.cross_entropy(states.float(), targets, reduction="none")
+
+
+def forward_to_head(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Any, nn.Linear | None]:
+    """A model's output with the states that its head reads in place of the logits, and the head.
+
+    The head is None, and the output is as always, where the head is not a plain linear layer or
+    the model changes what it gives.
+    """
     head = linear_head(model)
     if head is not None and head not in CHANGED:
         with passing(head) as passed:
-            states = forward(model, batch).logits
-        if untouched(states, passed):
-            states = states[:, :-1].flatten(0, 1).index_select(0, chosen)
-            return head_losses(states, head, targets)
+            output = forward(model, batch)
+        if untouched(output.logits, passed):
+            return output, head
         CHANGED.add(head)
-    logits = forward(model, batch).logits[:, :-1].flatten(0, 1).index_select(0, chosen)
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return forward(model, batch), None
 
 
 def linear_head(model: nn.Module) -> nn.Linear | None:
@@ -108,14 +119,8 @@ def head_losses(
     Returns:
         (tokens,) float32, in nats. Under autocast the logits are computed in its dtype.
     """
-    rows = max(1, (chunk or CHUNK) // head.out_features)
-    rows = rows // 128 * 128 or rows  # whole tiles of a GPU's matrix product
-    weight: torch.Tensor = head.weight
-    bias: torch.Tensor | None = head.bias
-    kind = states.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    rows, kind = rows_at_a_time(head, chunk), states.device.type
+    weight, bias = computed_in(head, kind)
     states = states.to(weight.dtype)
     with torch.autocast(kind, enabled=False):
         if any(parameter.requires_grad for parameter in head.parameters()):
@@ -129,6 +134,22 @@ def head_losses(
             weight, bias = widened(weight, bias)
         found: torch.Tensor = _FrozenHead.apply(states, weight, bias, targets, rows, size)  # type: ignore
         return found
+
+
+def rows_at_a_time(head: nn.Linear, chunk: int | None = None) -> int:
+    """How many rows of a head's logits are held at a time, of ``chunk`` or ``CHUNK`` in all."""
+    rows = max(1, (chunk or CHUNK) // head.out_features)
+    return rows // 128 * 128 or rows  # whole tiles of a GPU's matrix product
+
+
+def computed_in(head: nn.Linear, kind: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a head in the dtype that a device of this kind computes in now."""
+    weight: torch.Tensor = head.weight
+    bias: torch.Tensor | None = head.bias
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return weight, bias
 
 
 def widened(
