@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from offsite.training.processes import main_process
@@ -38,6 +39,16 @@ def test_an_unforeseen_error_names_files_and_cause(
     assert status == 2 and not out and len(err.strip().splitlines()) == 1
     assert f"with '{text_file}': {type(error).__name__} (shape [2, 3])" in err
     assert "in cli/test_failure.py, line " in err and "--debug" in err
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(2**50), raising(MemoryError())])
+def test_too_little_memory_is_called_that(
+    take: Callable[[], Any], run: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offsite.cli.app", take)
+    status, out, err = run("inspect", text_file)
+    assert status == 2 and not out and len(err.strip().splitlines()) == 1
+    assert f"not enough memory while working with '{text_file}'. Give the process more" in err
 
 
 def test_the_trace_is_shown_where_it_is_asked_for(

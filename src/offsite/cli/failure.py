@@ -13,6 +13,7 @@ from offsite.files import shown
 DEBUG = "--debug"
 PRINTERS = {"rich", "typer", "cli"}  # folders of code that writes to nothing but the screen
 READING = f"{Path('offsite') / 'tasks'}{'/'}"  # an error from there may quote the private data
+NO_MEMORY = ("can't allocate memory", "unable to mmap")  # torch's words, on a CPU
 
 
 def debugging(words: list[str]) -> bool:
@@ -45,6 +46,13 @@ def unexpected(error: BaseException, words: Sequence[str]) -> str:
     Args:
         words: those of the command line.
     """
+    files = [f"'{word}'" for word in words if Path(word.partition(":")[0]).exists()]
+    what = f" with {' and '.join(files)}" if files else ""
+    if is_out_of_memory(error):
+        return (
+            f"There was not enough memory while working{what}. Give the process more, or use a "
+            "smaller --batch-size, a smaller --max-length or a recipe that needs less."
+        )
     frames = traceback.extract_tb(error.__traceback__)
     text = " ".join(str(error).split())
     private = any(READING in frame.filename for frame in frames)
@@ -53,9 +61,14 @@ def unexpected(error: BaseException, words: Sequence[str]) -> str:
     if frames:
         parts = Path(frames[-1].filename).parts
         place = f" in {'/'.join(parts[-2:])}, line {frames[-1].lineno},"
-    files = [f"'{word}'" for word in words if Path(word.partition(":")[0]).exists()]
-    what = f" with {' and '.join(files)}" if files else ""
     return (
         f"Stopped by an unexpected error{place} while working{what}: {cause}. Run the same command "
         f"with {DEBUG} to see where it arose; that may show parts of your data."
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or of a GPU ran out; torch says so in words of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -102,7 +102,7 @@ def working_dtype(skeleton: nn.Module, native: torch.dtype) -> torch.dtype:
     if native == torch.float32 or size <= ROOM * room:
         return torch.float32
     say(
-        f"In float32 the model takes {size / 1e9:.0f} GB, too much for the {room / 1e9:.0f} GB of "
+        f"In float32 the model takes {size / 1e9:.1f} GB, too much for the {room / 1e9:.1f} GB of "
         f"memory here; its weights stay in {str(native).removeprefix('torch.')} and on disk. Give "
         "--dtype float32 to compute in float32 all the same."
     )
