@@ -181,7 +181,7 @@ def test_what_a_budget_cannot_hold_is_refused(
     offer = make_trap().offer
     private_lines(path := tmp_path / "private.jsonl", count=40)
     (tmp_path / "one.txt").write_text("the patient has met the patient . " * 50)
-    refused(offer, str(tmp_path / "one.txt"), "batch of 8 takes all of the 1 examples")
+    refused(offer, str(tmp_path / "one.txt"), "batch of 8 holds all 1 examples")
     refused(offer, str(path), "too large for 40 examples", budget=PrivacyBudget(3.0, 0.1))
     refused(offer, str(path), "cannot be resumed", resume=True)
     refused(offer, str(path), "Early stopping", options=TrainOptions(patience=2))
