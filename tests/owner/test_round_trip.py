@@ -188,6 +188,22 @@ def test_expired_and_foreign_offers_are_refused(tokenizer: Any, text_file: Path)
         tune(offer, text_file, task=TASK)
 
 
+def test_a_clock_before_the_offer_was_made_cannot_judge_its_expiry(
+    tokenizer: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import timedelta
+
+    from offsite.exchange.manifest import now
+    from offsite.tuner import preparing
+
+    late = now() + timedelta(days=30)
+    model = language_model("llama")
+    offer, _ = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer, expires=late)
+    monkeypatch.setattr(preparing, "now", lambda: now() - timedelta(days=3000))
+    with pytest.raises(OffsiteError, match="The clock of this machine says 20"):
+        tune(offer, text_file, task=TASK)
+
+
 def test_interrupted_tuning_resumes_to_the_same_weights(
     tokenizer: Any, text_file: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -141,8 +142,18 @@ def check_fits_contract(attached: Attached, offer: Offer) -> None:
 
 
 def check_usable(offer: Offer, task: Task) -> None:
-    """Refuse an expired offer, or one for another kind of data."""
-    expires = offer.manifest.expires
+    """Refuse an expired offer, or one for another kind of data.
+
+    Raises:
+        OffsiteError: also where this machine's clock stands a day or more before the offer was
+            made, so that nothing can be said of its expiry.
+    """
+    made, expires = offer.manifest.created, offer.manifest.expires
+    if expires is not None and now() < made - timedelta(days=1):
+        raise OffsiteError(
+            f"The clock of this machine says {now().isoformat()}, but the offer was made at "
+            f"{made.isoformat()}; set the clock, because the offer expires."
+        )
     if expires is not None and expires < now():
         raise OffsiteError(
             f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
