@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from offsite.errors import OffsiteError
 from offsite.training.devices import available_accelerator, fork_generators, pick_device
 
 
@@ -32,3 +33,9 @@ def test_generators_go_back_where_a_build_for_cuda_has_no_card() -> None:
     with fork_generators(7):
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(7)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["meta", "abc"])
+def test_a_device_that_computes_nothing_is_refused(name: str) -> None:
+    with pytest.raises(OffsiteError, match="There is no device"):
+        pick_device(name)

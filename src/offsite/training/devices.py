@@ -37,7 +37,7 @@ def pick_device(name: str | None = None) -> torch.device:
             torch.accelerator.set_device_index(own)
         return available_accelerator() or torch.device("cpu")
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).item()  # the device 'meta' holds no values
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise OffsiteError(f"There is no device '{name}' here; try --device cpu.") from error
