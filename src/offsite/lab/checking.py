@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan
@@ -11,6 +13,7 @@ from offsite.model.kind import TEXT
 from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source
+from offsite.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,17 @@ class PlanData:
     public: TaskData | None
 
 
-def check_plan(plan: Plan) -> PlanData:
+def check_plans(plans: Sequence[Plan]) -> list[PlanData]:
+    """:func:`check_plan` of each; what several plans read of one model is read once."""
+    shared: dict[tuple[Any, ...], Any] = {}
+    return [check_plan(plan, shared) for plan in plans]
+
+
+def check_plan(plan: Plan, shared: dict[tuple[Any, ...], Any] | None = None) -> PlanData:
     """Read the data of a plan of the lab, and see whether its recipes have what they need.
+
+    Args:
+        shared: what earlier plans read, which grows.
 
     Raises:
         OffsiteError: missing or malformed data; a recipe that needs data of the owner, and none; or
@@ -46,12 +58,21 @@ def check_plan(plan: Plan) -> PlanData:
         how.check()
     if plan.decode and private.auto_class != TEXT.auto_class:
         raise OffsiteError("Decoding is for language models; leave 'decode' out of the plan.")
-    checkpoint = Checkpoint.of(plan.model, private.auto_class)
+    known = {} if shared is None else shared
+    model = plan.model, private.auto_class
+    checkpoint = known.setdefault(model, Checkpoint.of(*model))
+
+    def read(task: Task, name: str, path: str, train: bool) -> TaskData:
+        key = (*model, name, plan.max_length, plan.skip_bad, path, train)
+        found: TaskData = known.setdefault(key, TaskData(task, Source.of(path), train))
+        return found
+
+    own, kind = plan.calibration_task or plan.task, plan.task
     data = PlanData(
         checkpoint,
-        TaskData(private, Source.of(plan.eval_data)),
-        None if plan.data is None else TaskData(private, Source.of(plan.data), train=True),
-        None if plan.calibration is None else TaskData(public, Source.of(plan.calibration), True),
+        read(private, kind, plan.eval_data, False),
+        None if plan.data is None else read(private, kind, plan.data, True),
+        None if plan.calibration is None else read(public, own, plan.calibration, True),
     )
     sets = [one for one in (data.evaluation, data.private, data.public) if one is not None]
     for one in sets:

@@ -10,7 +10,7 @@ from typing import Any
 from offsite.compress.forecast import span
 from offsite.errors import OffsiteError
 from offsite.files import write_file
-from offsite.lab.checking import check_plan
+from offsite.lab.checking import check_plans
 from offsite.lab.duration import seconds
 from offsite.lab.environment import merged
 from offsite.lab.lab import Lab
@@ -42,7 +42,7 @@ def run_plans(
         The rows, and the environments that their cells were computed in, as one.
     """
     rows, environments = [], []
-    checked = [check_plan(plan) for plan in plans]  # the last is not to fail hours later
+    checked = check_plans(plans)  # the last is not to fail hours later
     if jobs > 1 and not cached:
         compute_all(plans, checked, out, device, jobs)
     for plan, data in zip(plans, checked, strict=True):
