@@ -136,7 +136,7 @@ def test_only_scores_of_the_same_data_and_length_are_merged(
     odd = {"max_length": 256, "task": "chat", "eval_data": "0" * 64, "count": 3}
     bad = [({key: value}, f"another '{key}'") for key, value in odd.items()]
     bad += [({"details": [1]}, "not a scores file"), ({"verbatim": "x"}, "not a scores file")]
-    bad += [({"scores": {"plug_in": "x"}}, "not a scores file")]
+    bad += [({"scores": {"plug_in": "x"}}, "odd.json' is not a scores file")]
     for change, message in bad:
         (tmp_path / "odd.json").write_text(json.dumps({**theirs, **change}))
         status, out, err = run(*score, "--merge", tmp_path / "odd.json")

@@ -28,7 +28,7 @@ def test_the_margin_is_larger_when_better_for_the_owner(higher: bool, margin: fl
     scores = Scores("accuracy", higher, healed=0.5, plug_in=0.7)
     assert scores.margin == pytest.approx(margin)
     assert scores.to_json()["margin"] == scores.margin
-    assert Scores.from_json(scores.to_json()) == scores
+    assert Scores.from_json(scores.to_json(), "scores.json") == scores
     assert replace(scores, healed=None).margin is None
 
 

@@ -27,7 +27,7 @@ def card(
     from offsite.publish.card import add_card
     from offsite.scores.scores import Scores
 
-    published = Scores.from_json(read_json(scores)) if scores else None
+    published = Scores.from_json(read_json(scores), str(scores)) if scores else None
     text = add_card(
         folder,
         licence=licence,

@@ -74,7 +74,9 @@ def parse_json(data: bytes, path: Path) -> Any:
 
     def number(text: str) -> float:
         if not math.isfinite(value := float(text)):
-            raise OffsiteError(f"'{path}' has a number that is not finite; write another.")
+            raise OffsiteError(
+                f"'{path}' has the number {text[:20]}, which is not finite; write another."
+            )
         return value
 
     try:

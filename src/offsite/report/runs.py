@@ -165,7 +165,7 @@ def make_run(data: Any, name: str = "run") -> Run:
     if not isinstance(rows, list) or not rows:
         raise OffsiteError(f"'{name}' holds no rows of results; give what 'offsite lab' wrote.")
     for row in rows:
-        Scores.from_json(row)
+        Scores.from_json(row, name)
     command, settings = data.get("command", ""), tuple(group(rows))
     return Run(
         name,

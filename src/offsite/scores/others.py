@@ -30,8 +30,8 @@ class Others:
             OffsiteError: not a file of scores, or other settings than ``facts``.
         """
         others = cls({path: read_json(path) for path in paths})
-        for theirs in others.files.values():
-            Scores.from_json(theirs)
+        for path, theirs in others.files.items():
+            Scores.from_json(theirs, str(path))
         others.check(facts)
         return others
 
@@ -50,8 +50,8 @@ class Others:
         Raises:
             OffsiteError: two different values of one score.
         """
-        for theirs in self.files.values():
-            own = own.merge(Scores.from_json(theirs))
+        for path, theirs in self.files.items():
+            own = own.merge(Scores.from_json(theirs, str(path)))
         return own
 
     def details(self, own: Mapping[str, Any]) -> dict[str, Any]:

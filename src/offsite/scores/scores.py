@@ -127,8 +127,8 @@ class Scores:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Scores:
-        """Read what :meth:`to_json` wrote.
+    def from_json(cls, data: Mapping[str, Any], name: str) -> Scores:
+        """Read what :meth:`to_json` wrote; ``name`` is that of the file, for messages.
 
         Raises:
             OffsiteError: not such an object.
@@ -138,8 +138,8 @@ class Scores:
         except ValidationError as error:
             where, why = first_fault(error)
             raise OffsiteError(
-                "This is not a scores file; it needs 'scores', 'metric' and 'higher_is_better', as "
-                f"'offsite score --json' writes them ({where or 'its top level'}: {why})."
+                f"'{name}' is not a scores file ({where or 'its top level'}: {why}); give one that "
+                "'offsite score --json' wrote, with 'scores', 'metric' and 'higher_is_better'."
             ) from error
         known = {key: value for key, value in found.scores.items() if key in KEYS}
         return cls(found.metric, found.higher_is_better, **known, verbatim=found.verbatim)
