@@ -13,12 +13,13 @@ from offsite.deltas import LoRA, Prompt
 from offsite.model.replay import IGNORE, forward
 from offsite.tasks.text import cross_entropy
 from offsite.tasks.text.cross_entropy import (
-    _FrozenHead,
+    FrozenHead,
     head_losses,
     losses_at,
     summed_loss,
     token_losses,
     widened,
+    with_targets,
 )
 from offsite.training.compiling import compiled
 from tests.support.models import LANGUAGE, VOCAB, language_model
@@ -78,9 +79,9 @@ def test_a_widened_head_gives_the_same_losses_and_gradients() -> None:
     torch.manual_seed(0)
     states, head = torch.randn(9, 16, requires_grad=True), nn.Linear(16, 50).requires_grad_(False)
     found = []
-    losses_of: Any = _FrozenHead.apply
+    losses_of: Any = FrozenHead.apply
     for weight, bias in ((head.weight, head.bias), widened(head.weight, head.bias)):
-        losses = losses_of(states, weight, bias, torch.arange(9), 4, 50)
+        losses = losses_of(states, weight, bias, 4, with_targets(torch.arange(9), 50))
         found.append((losses, *torch.autograd.grad(losses.sum(), states)))
     assert len(weight) == 64 and bias is not None and len(bias) == 64
     torch.testing.assert_close(found[0], found[1])

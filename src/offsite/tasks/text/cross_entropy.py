@@ -8,7 +8,7 @@ al., Liger Kernel, arXiv 2410.10989, section 3.2; plain PyTorch here, so it runs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from offsite.model.replay import IGNORE, forward
 from offsite.training.compiling import fusible
 
+Compare = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 CHUNK = 2**24  # logits held at a time
 ALIGNED = 64  # a GPU multiplies matrices of other widths up to five times slower
 CHANGED: WeakSet[nn.Module] = WeakSet()  # heads whose logits the model changes (caps, scales)
@@ -132,7 +133,8 @@ def head_losses(
         size = head.out_features
         if kind != "cpu":
             weight, bias = widened(weight, bias)
-        found: torch.Tensor = _FrozenHead.apply(states, weight, bias, targets, rows, size)  # type: ignore
+        compare = with_targets(targets, size)
+        found: torch.Tensor = FrozenHead.apply(states, weight, bias, rows, compare)  # type: ignore
         return found
 
 
@@ -170,6 +172,15 @@ def _losses(
     return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
+def with_targets(targets: torch.Tensor, size: int) -> Compare:
+    """Cross entropy with (tokens,) targets, over the first ``size`` logits of each row."""
+
+    def compare(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return into_slopes(logits[:, :size], targets[part]), logits
+
+    return compare
+
+
 @fusible
 def into_slopes(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross entropy of each row of logits, in float32; the logits become their own gradient.
@@ -189,8 +200,13 @@ def into_slopes(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return losses
 
 
-class _FrozenHead(torch.autograd.Function):
-    """Losses of a head that does not train: the states' gradient is made with the losses."""
+class FrozenHead(torch.autograd.Function):
+    """A loss of each row under a head that does not train, a few logits at a time.
+
+    ``apply(states, weight, bias, rows, compare)`` gives (tokens,) losses in float32.
+    ``compare(logits, part)`` gives those of some rows, and their gradient by the logits; from it
+    the states' gradient is made while the logits exist.
+    """
 
     @staticmethod
     def forward(
@@ -198,19 +214,18 @@ class _FrozenHead(torch.autograd.Function):
         states: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        targets: torch.Tensor,
         rows: int,
-        size: int,
+        compare: Compare,
     ) -> torch.Tensor:
         losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
             logits = nn.functional.linear(states[part], weight, bias)
-            losses[part] = into_slopes(logits[:, :size], targets[part])
-            if slopes is not None:  # of each loss by its state: (softmax - one-hot) W
-                torch.mm(logits, weight, out=slopes[part])
-            del logits
+            losses[part], slope = compare(logits, part)
+            if slopes is not None:
+                torch.mm(slope.to(weight.dtype), weight, out=slopes[part])
+            del logits, slope
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return losses
@@ -218,4 +233,4 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slope: torch.Tensor) -> Any:
         (slopes,) = ctx.saved_tensors
-        return slope[0].to(slopes.dtype)[:, None] * slopes, None, None, None, None, None
+        return slope[0].to(slopes.dtype)[:, None] * slopes, None, None, None, None

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.tasks.text.cross_entropy import computed_in, forward_to_head, rows_at_a_time
+from offsite.tasks.text.cross_entropy import (
+    FrozenHead,
+    computed_in,
+    forward_to_head,
+    rows_at_a_time,
+)
 from offsite.training.compiling import fusible
 
 Logits = Callable[[slice], torch.Tensor]  # of some tokens: (tokens, vocabulary), in float32
@@ -62,8 +67,12 @@ def divergence(found: Predictions, wanted: Logits) -> torch.Tensor:
         return compared(found.logits(everything), wanted(everything))[0].sum() / count
     weight, bias = computed_in(head, found.states.device.type)
     states = found.states.to(weight.dtype)
-    total: torch.Tensor = _Total.apply(states, weight, bias, wanted, rows_at_a_time(head))  # type: ignore
-    return total / count
+
+    def compare(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return compared(logits, wanted(part))
+
+    losses: torch.Tensor = FrozenHead.apply(states, weight, bias, rows_at_a_time(head), compare)  # type: ignore
+    return losses.sum() / count
 
 
 @fusible
@@ -73,34 +82,3 @@ def compared(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, 
     wanted = target.log_softmax(-1, dtype=torch.float32)
     share = wanted.exp()
     return (share * (wanted - found)).sum(-1), found.exp() - share
-
-
-class _Total(torch.autograd.Function):
-    """The summed divergence of all rows; the states' gradient is made with it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        wanted: Logits,
-        rows: int,
-    ) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
-        slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(states), rows):
-            part = slice(start, start + rows)
-            logits = nn.functional.linear(states[part], weight, bias)
-            losses, slope = compared(logits, wanted(part))
-            total += losses.sum()
-            if slopes is not None:
-                torch.mm(slope.to(weight.dtype), weight, out=slopes[part])
-        if slopes is not None:
-            ctx.save_for_backward(slopes)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *slope: torch.Tensor) -> Any:
-        (slopes,) = ctx.saved_tensors
-        return slope[0].to(slopes.dtype) * slopes, None, None, None, None
