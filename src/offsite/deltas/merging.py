@@ -9,7 +9,7 @@ from torch import nn
 
 from offsite.deltas.method import Method
 from offsite.exchange.contract import check_entries
-from offsite.model.blocks import block_path, get_blocks, with_own_blocks
+from offsite.model.blocks import block_parameters, with_own_blocks
 from offsite.model.tensors import describe
 
 
@@ -23,15 +23,13 @@ def merged_tensors(
     Raises:
         OffsiteError: a method that does not merge, or tensors that do not fit.
     """
-    original = get_blocks(model)
     attached, given = method.attach(with_own_blocks(model, adapter), adapter), describe(tensors)
     attached.model.eval()
     check_entries(given, attached.expected(given))
     attached.load(tensors)
-    merged, path = get_blocks(attached.merge()), block_path(model)
+    original = block_parameters(model, adapter)
     return {
-        f"{path}.{index}.{name}": value.detach()
-        for index in adapter
-        for name, value in merged[index].named_parameters()
-        if not torch.equal(value, original[index].get_parameter(name).float())
+        name: value.detach()
+        for name, value in block_parameters(attached.merge(), adapter).items()
+        if not torch.equal(value, original[name].float())
     }
