@@ -1,7 +1,8 @@
 """What each recipe was said to take before it began, beside what it took.
 
-Every recipe is computed on a pretrained model with few steps. Both figures are seconds of one
-thread's own time, so that other work on the machine does not count::
+Every recipe is computed on a pretrained model with few steps by one thread. All figures are
+seconds by the clock, as the command measures them. *Its own time* is that of the process alone,
+which other work on the machine changes less::
 
     python -m benchmarks.forecasts build/models/smollm2-135m-instruct --data public.txt
 """
@@ -13,16 +14,14 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import offsite as ot
 from benchmarks.pairs import timed
-from offsite.compress.forecast import one_row, seconds_in
+from offsite.compress.forecast import decomposed, one_row, seconds_in, seconds_of
 from offsite.compress.step import Context, Step, compress
 from offsite.model.checkpoint import Checkpoint
-from offsite.model.replay import forward
 from offsite.model.split import make_split
 from offsite.tasks.data import rows_of
 from offsite.tasks.text.causal import CausalText
@@ -51,23 +50,19 @@ def main() -> None:
     full = Checkpoint.of(args.model, "AutoModelForCausalLM")
     model, task = full.load(dtype=torch.float32), CausalText(max_length=args.max_length)
     rows = rows_of(task, args.data, full.processor, model, train=True)
-    print("| recipe | said, s | took, s | took / said |\n|---|---|---|---|")
+    print("| recipe | said | took | its own time | took / said |\n|---|---|---|---|---|")
     for name in args.recipes or RECIPES:
         with tempfile.TemporaryDirectory() as work:
             context = Context(
                 model, make_split(ot.ends(2, 2), full.total), task, rows, 0, Path(work)
             )
-            each = process_seconds(model, one_row(context))
-            said = sum(seconds_in(step, context, each) for step in RECIPES[name])
-            (_, took), _ = timed(partial(compress, RECIPES[name], context))
-        print(f"| {name} | {said:.0f} | {took:.0f} | {took / said:.2f} |", flush=True)
-
-
-@torch.no_grad()
-def process_seconds(model: Any, batch: Any) -> float:
-    """This process's own seconds for one forward pass; the first of two is not counted."""
-    forward(model, batch)
-    return timed(partial(forward, model, batch))[0][1]
+            each, middle = seconds_of(model, one_row(context)), context.split.middle
+            said = sum(
+                seconds_in(step, context, each, decomposed(step, model, middle))
+                for step in RECIPES[name]
+            )
+            (took, own), _ = timed(partial(compress, RECIPES[name], context))
+        print(f"| {name} | {said:.0f} | {took:.0f} | {own:.0f} | {took / said:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

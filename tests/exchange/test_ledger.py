@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import offsite as ot
+from offsite.exchange import manifest
 from offsite.exchange.ledger import Ledger
 from offsite.exchange.manifest import DeltaManifest, read_manifest
 from offsite.files import new_folder
@@ -123,6 +124,20 @@ def test_an_expired_offer_takes_no_delta(world: Path) -> None:
         plug()
     ot.plug("model/", ot.Delta.load("delta/"), ot.Record.load("offer.record.json"), late=True)
     assert len(accepted()) == 1
+
+
+def test_a_clock_before_the_offer_was_made_takes_no_delta(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ot.Record.load("offer.record.json")
+    late = manifest.now() + timedelta(days=30)
+    record.replaced(record.offers[0], expires=late).write("offer.record.json")
+    with monkeypatch.context() as early:
+        early.setattr(manifest, "now", lambda: late - timedelta(days=3000))
+        with pytest.raises(ot.OffsiteError, match="set the clock, because the offer expires"):
+            plug()
+    assert accepted() == []
+    plug()
 
 
 def test_the_expiry_stands_in_the_record(world: Path) -> None:

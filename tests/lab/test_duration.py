@@ -11,6 +11,7 @@ import pytest
 from offsite.compress import Rank
 from offsite.compress.recipe import Recipe
 from offsite.deltas import method_json
+from offsite.errors import OffsiteError
 from offsite.lab import duration
 from offsite.lab.cells import Cell, plan_cells
 from offsite.lab.duration import rows_passed, seconds
@@ -19,11 +20,12 @@ from offsite.lab.plan import Plan
 from offsite.lab.results import run_plans
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import ends
+from offsite.tasks.data import TaskData
 from offsite.training.options import TrainOptions
 
 
 def test_what_is_missing_is_said_with_its_time(
-    model_folder: Any, text_file: Path, tmp_path: Path
+    model_folder: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(model_folder("llama"))
     checkpoint = Checkpoint.of(model, "AutoModelForCausalLM")
@@ -45,11 +47,15 @@ def test_what_is_missing_is_said_with_its_time(
     read = len(longer.setting.private_rows(longer.setting.loaded))
     assert 0 <= rows_passed(longer, full, rows) - (rows + 3 * 2 * read) <= 3 * 2 * 2
     said: list[str] = []
-    run_plans([plan], tmp_path / "out", "cpu", say=said.append)
+    done, _ = run_plans([plan], tmp_path / "out", "cpu", say=said.append)
     assert said[0].startswith("7 cells to compute, about ") and said[0].endswith("this machine")
     again: list[str] = []
     run_plans([plan], tmp_path / "out", "cpu", say=again.append)
     assert again == said[1:]
+    monkeypatch.delattr(TaskData, "check")  # what computes nothing reads no data
+    assert run_plans([plan], tmp_path / "out", "cpu", cached=True)[0] == done
+    with pytest.raises(OffsiteError, match="There is no data file"):
+        run_plans([replace(plan, data="none.txt")], tmp_path / "out", "cpu", cached=True)
 
 
 def test_matrices_to_decompose_count(

@@ -193,13 +193,13 @@ def test_a_clock_before_the_offer_was_made_cannot_judge_its_expiry(
 ) -> None:
     from datetime import timedelta
 
-    from offsite.exchange.manifest import now
-    from offsite.tuner import preparing
+    from offsite.exchange import manifest
 
-    late = now() + timedelta(days=30)
+    today = manifest.now()
+    late = today + timedelta(days=30)
     model = language_model("llama")
     offer, _ = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer, expires=late)
-    monkeypatch.setattr(preparing, "now", lambda: now() - timedelta(days=3000))
+    monkeypatch.setattr(manifest, "now", lambda: today - timedelta(days=3000))
     with pytest.raises(OffsiteError, match="The clock of this machine says 20"):
         tune(offer, text_file, task=TASK)
 

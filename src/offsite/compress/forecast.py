@@ -41,15 +41,21 @@ def forecast(recipe: Sequence[Step], context: Context) -> list[str]:
         if shapes:
             words.append(f"at most {len(shapes):,} matrices to decompose")
         if words:
-            seconds = seconds_in(step, context, each)
+            seconds = seconds_in(step, context, each, shapes)
             lines.append(f"{step.kind}: {', '.join(words)}, about {span(seconds)} on this machine")
     return lines
 
 
-def seconds_in(step: Step, context: Context, each: float) -> float:
-    """About how long a step takes; ``each`` is the time of one forward pass over one row."""
+def seconds_in(
+    step: Step, context: Context, each: float, shapes: Sequence[tuple[int, int]]
+) -> float:
+    """About how long a step takes.
+
+    Args:
+        each: the time of one forward pass over one row.
+        shapes: of the matrices that it decomposes, as :func:`decomposed` lists them.
+    """
     passes = 0.0 if context.data is None else passes_in(step, context)
-    shapes = decomposed(step, context.model, context.split.middle)
     return passes * each + decomposing(shapes, context.device)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offsite.errors import OffsiteError
-from offsite.exchange.manifest import DeltaManifest, now
+from offsite.exchange.manifest import DeltaManifest, check_clock, now
 from offsite.exchange.offer_record import OfferRecord, Pending
 from offsite.exchange.record import Record
 from offsite.files import locked, read_json
@@ -84,9 +84,12 @@ def check_expiry(entry: OfferRecord, *, late: bool = False) -> None:
     """Refuse the answer to an offer that has expired, unless it may be ``late``.
 
     Raises:
-        OffsiteError: with the date.
+        OffsiteError: with the date; also where this machine's clock cannot judge it.
     """
-    if entry.expires is not None and entry.expires < now() and not late:
+    if late:
+        return
+    check_clock(entry.created, entry.expires)
+    if entry.expires is not None and entry.expires < now():
         raise OffsiteError(
             f"The offer {entry.offer[:8]}... expired at {entry.expires.isoformat()}; make a new "
             "offer, or accept this delta with --late."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -176,6 +176,19 @@ def new_id() -> str:
 def now() -> datetime:
     """The present time in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def check_clock(made: datetime, expires: datetime | None) -> None:
+    """Refuse to judge an expiry by a clock that stands a day or more before the offer was made.
+
+    Raises:
+        OffsiteError: with both times; never for an offer that does not expire.
+    """
+    if expires is not None and now() < made - timedelta(days=1):
+        raise OffsiteError(
+            f"The clock of this machine says {now().isoformat()}, but the offer was made at "
+            f"{made.isoformat()}; set the clock, because the offer expires."
+        )
 
 
 def tool_versions() -> dict[str, str]:

@@ -26,17 +26,20 @@ class PlanData:
     public: TaskData | None
 
 
-def check_plans(plans: Sequence[Plan]) -> list[PlanData]:
+def check_plans(plans: Sequence[Plan], *, read: bool = True) -> list[PlanData]:
     """:func:`check_plan` of each; what several plans read of one model is read once."""
     shared: dict[tuple[Any, ...], Any] = {}
-    return [check_plan(plan, shared) for plan in plans]
+    return [check_plan(plan, shared, read=read) for plan in plans]
 
 
-def check_plan(plan: Plan, shared: dict[tuple[Any, ...], Any] | None = None) -> PlanData:
+def check_plan(
+    plan: Plan, shared: dict[tuple[Any, ...], Any] | None = None, *, read: bool = True
+) -> PlanData:
     """Read the data of a plan of the lab, and see whether its recipes have what they need.
 
     Args:
         shared: what earlier plans read, which grows.
+        read: whether to read the data; otherwise it must only be there.
 
     Raises:
         OffsiteError: missing or malformed data; a recipe that needs data of the owner, and none; or
@@ -62,7 +65,7 @@ def check_plan(plan: Plan, shared: dict[tuple[Any, ...], Any] | None = None) -> 
     model = plan.model, private.auto_class
     checkpoint = known.setdefault(model, Checkpoint.of(*model))
 
-    def read(task: Task, name: str, path: str, train: bool) -> TaskData:
+    def one_set(task: Task, name: str, path: str, train: bool) -> TaskData:
         key = (*model, name, plan.max_length, plan.skip_bad, path, train)
         found: TaskData = known.setdefault(key, TaskData(task, Source.of(path), train))
         return found
@@ -70,12 +73,16 @@ def check_plan(plan: Plan, shared: dict[tuple[Any, ...], Any] | None = None) -> 
     own, kind = plan.calibration_task or plan.task, plan.task
     data = PlanData(
         checkpoint,
-        read(private, kind, plan.eval_data, False),
-        None if plan.data is None else read(private, kind, plan.data, True),
-        None if plan.calibration is None else read(public, own, plan.calibration, True),
+        one_set(private, kind, plan.eval_data, False),
+        None if plan.data is None else one_set(private, kind, plan.data, True),
+        None if plan.calibration is None else one_set(public, own, plan.calibration, True),
     )
     sets = [one for one in (data.evaluation, data.private, data.public) if one is not None]
     for one in sets:
-        one.check()
-    prepare_all(sets, checkpoint.processor, checkpoint.config)
+        if read:
+            one.check()
+        else:
+            one.source.check()
+    if read:
+        prepare_all(sets, checkpoint.processor, checkpoint.config)
     return data

@@ -42,7 +42,7 @@ def run_plans(
         The rows, and the environments that their cells were computed in, as one.
     """
     rows, environments = [], []
-    checked = check_plans(plans)  # the last is not to fail hours later
+    checked = check_plans(plans, read=not cached)  # the last is not to fail hours later
     if jobs > 1 and not cached:
         compute_all(plans, checked, out, device, jobs)
     for plan, data in zip(plans, checked, strict=True):

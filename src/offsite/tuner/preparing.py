@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from offsite.codec import to_json
 from offsite.deltas.method import Attached, Method
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import check_labels, check_options
-from offsite.exchange.manifest import Reach, now
+from offsite.exchange.manifest import Reach, check_clock, now
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks, with_own_blocks
 from offsite.model.heads import attach_head, head_tensors
@@ -148,12 +147,8 @@ def check_usable(offer: Offer, task: Task) -> None:
         OffsiteError: also where this machine's clock stands a day or more before the offer was
             made, so that nothing can be said of its expiry.
     """
-    made, expires = offer.manifest.created, offer.manifest.expires
-    if expires is not None and now() < made - timedelta(days=1):
-        raise OffsiteError(
-            f"The clock of this machine says {now().isoformat()}, but the offer was made at "
-            f"{made.isoformat()}; set the clock, because the offer expires."
-        )
+    expires = offer.manifest.expires
+    check_clock(offer.manifest.created, expires)
     if expires is not None and expires < now():
         raise OffsiteError(
             f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
