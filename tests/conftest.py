@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # figures here are of the CPU, wherever the tests run
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from offsite.exchange.rollback import NOTES
 from offsite.signing.keys import key_folder
 from tests.support import Run
 from tests.support.models import TEXT, VOCAB, language_model
+from tests.support.signals import Interrupt, handled
 
 torch.accelerator.current_accelerator = lambda *_, **__: None
 
@@ -94,6 +96,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder shared/ with real models and data is not here")
     return SHARED
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupt]:
+    """Presses Ctrl-C in the middle of a run."""
+    with handled(signal.SIGINT):
+        yield Interrupt(monkeypatch)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import Run
+from tests.support.signals import handled
 
 SOURCES = Path(__file__).parents[2] / "src"
 
@@ -19,10 +20,8 @@ SOURCES = Path(__file__).parents[2] / "src"
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def number(request: pytest.FixtureRequest) -> Iterator[int]:
     """A signal that is handled as at the start of a process, also where nohup runs the tests."""
-    first = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(request.param, first)
-    yield request.param
-    signal.signal(request.param, before)
+    with handled(request.param):
+        yield request.param
 
 
 def test_a_signal_ends_a_command_as_ctrl_c_does(

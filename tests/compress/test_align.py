@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from offsite.tasks.text.causal import CausalText
 from offsite.training.resume import Interrupted
 from tests.support.context import emulator, logits, rows, world
 from tests.support.models import language_model, plain_divergence
+from tests.support.signals import Interrupt
 
 
 def call(output: torch.Tensor, real: torch.Tensor | None = None) -> Call:
@@ -98,16 +97,7 @@ def test_alignment_needs_data_and_a_weight() -> None:
         Align(state_weight=0, kl_weight=0)
 
 
-def test_an_interrupted_alignment_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    class Stopping(CausalText):
-        calls, stop = 0, -1
-
-        def collate(self, *args: Any) -> Any:
-            type(self).calls += 1
-            if type(self).calls == type(self).stop:
-                os.kill(os.getpid(), signal.SIGINT)  # training has a handler of its own
-            return super().collate(*args)
-
+def test_an_interrupted_alignment_goes_on_bit_for_bit(interrupt: Interrupt, tmp_path: Path) -> None:
     def make(**more: Any) -> dict[str, torch.Tensor]:
         recipe: list[Any] = [Drop(keep=2), Align(steps=6, lr=1e-3, batch_size=2)]
         offer, _ = make_offer(
@@ -117,8 +107,8 @@ def test_an_interrupted_alignment_goes_on_bit_for_bit(tmp_path: Path) -> None:
         return {name: value.clone() for name, value in offer.model.state_dict().items()}
 
     straight = make(task=CausalText(max_length=16))
-    Stopping.stop = 5
+    interrupt(CausalText, "collate", call=5)
     with pytest.raises(Interrupted, match=r"of 6; .* --resume to continue"):
-        make(task=Stopping(max_length=16), work=tmp_path / "work")
+        make(task=CausalText(max_length=16), work=tmp_path / "work")
     resumed = make(task=CausalText(max_length=16), work=tmp_path / "work", resume=True)
     assert all(torch.equal(value, straight[name]) for name, value in resumed.items())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from offsite.tasks.text.causal import CausalText
 from offsite.training.resume import Interrupted
 from tests.support.context import rows
 from tests.support.models import language_model
+from tests.support.signals import Interrupt
 
 LEARN = LayerReplace(alpha=0.5, steps=6, rank=2, batch_size=2)
 RECIPE = (LEARN, Distill(steps=4, lr=1e-3, batch_size=2), Distill(steps=3, lr=1e-2, batch_size=2))
@@ -40,30 +38,7 @@ def unbroken() -> dict[str, torch.Tensor]:
     return make()
 
 
-def stopping(call: int, how: Callable[[], None]) -> CausalText:
-    """Text during whose given batch something happens."""
-
-    class Stopping(CausalText):
-        calls = 0
-
-        def loss(self, *args: Any) -> torch.Tensor:
-            type(self).calls += 1
-            if type(self).calls == call:
-                how()
-            return super().loss(*args)
-
-    return Stopping(max_length=16)
-
-
-def ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)  # training has a handler of its own
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt  # what Python makes of Ctrl-C, unless it was started in the background
-
-
-def test_every_step_can_be_interrupted(unbroken: Any, tmp_path: Path) -> None:
+def test_every_step_can_be_interrupted(unbroken: Any, interrupt: Interrupt, tmp_path: Path) -> None:
     calls = []
 
     class Counting(CausalText):
@@ -77,32 +52,36 @@ def test_every_step_can_be_interrupted(unbroken: Any, tmp_path: Path) -> None:
     for stop, steps in ((learning + 2, 4), (learning + 6, 3)):
         work = tmp_path / str(stop)
         with pytest.raises(Interrupted, match=f"of {steps}; .* --resume to continue"):
-            make(stopping(stop, ctrl_c), work=work)
+            interrupt(CausalText, "loss", call=stop)
+            make(work=work)
         resumed = make(work=work, resume=True)
         assert all(torch.equal(value, unbroken[name]) for name, value in resumed.items()), stop
 
 
 def test_learning_importance_goes_on_where_it_was_saved(
-    unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: Any, interrupt: Interrupt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    interrupt(CausalText, "loss", call=9)
     with pytest.raises(KeyboardInterrupt):  # nothing to resume yet, and nothing left
-        make(stopping(9, interrupt), work=tmp_path / "work")
+        make(work=tmp_path / "work")
     assert not any(tmp_path.iterdir())
     often = partial(Training, save_every=2)
     monkeypatch.setattr(LayerReplace, "training", property(lambda _: often(6, 2, batch_size=2)))
+    interrupt(CausalText, "loss", call=9)
     with pytest.raises(Interrupted, match="--resume to continue"):
-        make(stopping(9, interrupt), work=tmp_path / "work")
+        make(work=tmp_path / "work")
     assert (tmp_path / "work" / "0" / STATE).is_dir()
     resumed = make(work=tmp_path / "work", resume=True)
     assert all(torch.equal(value, unbroken[name]) for name, value in resumed.items())
 
 
-def test_only_the_same_offer_is_resumed(tmp_path: Path) -> None:
+def test_only_the_same_offer_is_resumed(interrupt: Interrupt, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(OffsiteError, match="nothing to resume"):
         make(work=work, resume=True)
+    interrupt(CausalText, "loss", call=2)
     with pytest.raises(Interrupted):
-        make(stopping(2, ctrl_c), RECIPE[1:], work=work)
+        make(recipe=RECIPE[1:], work=work)
     before = sorted(path.name for path in work.rglob("*"))
     for change, word in (
         ({"recipe": RECIPE}, "recipe"),

@@ -24,8 +24,10 @@ from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
+from offsite.training.resume import Interrupted
 from offsite.tuner.tuning import run_tune, tune
 from tests.support.models import LANGUAGE, TEXT, inputs_for, language_model, output_of
+from tests.support.signals import Interrupt
 
 TASK = CausalText(max_length=32)
 SHORT = TrainOptions(steps=3, batch_size=2, lr=1e-2)
@@ -205,29 +207,16 @@ def test_a_clock_before_the_offer_was_made_cannot_judge_its_expiry(
 
 
 def test_interrupted_tuning_resumes_to_the_same_weights(
-    tokenizer: Any, text_file: Path, tmp_path: Path
+    interrupt: Interrupt, tokenizer: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    import os
-    import signal
-
-    from offsite.training.resume import Interrupted
-
     offer, _ = make_offer(language_model("llama"), recipe=[Drop(keep=1)], processor=tokenizer)
     options = TrainOptions(steps=12, batch_size=2, lr=1e-2, save_every=5)
     straight = tune(offer, text_file, Full(), options=options, task=TASK).values()
 
-    class Stopping(CausalText):
-        calls = 0
-
-        def loss(self, *args: Any) -> torch.Tensor:
-            type(self).calls += 1
-            if self.calls == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().loss(*args)
-
     work = tmp_path / "work"
+    interrupt(CausalText, "loss", call=7)
     with pytest.raises(Interrupted, match="step 7 of 12"):
-        tune(offer, text_file, Full(), options=options, task=Stopping(32), work=work)
+        tune(offer, text_file, Full(), options=options, task=TASK, work=work)
     resumed = tune(
         offer, text_file, Full(), options=options, task=TASK, work=work, resume=True
     ).values()

@@ -26,10 +26,12 @@ from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks.image.classification import ImageClassification
 from offsite.training.options import TrainOptions
+from offsite.training.resume import Interrupted
 from offsite.tuner.tuning import run_tune, tune
 from tests.support.models import VISION as FAMILIES
 from tests.support.models import backbone, classifier
 from tests.support.pictures import NAMES, image_processor, logits, write_arrays
+from tests.support.signals import Interrupt
 
 TASK = ImageClassification()
 SHORT = TrainOptions(steps=3, batch_size=4, lr=1e-2)
@@ -187,29 +189,16 @@ def test_tuning_beats_not_tuning(arrays: Path, processor: Any) -> None:
 
 
 def test_interrupted_tuning_with_augmentation_resumes_to_the_same_weights(
-    arrays: Path, processor: Any, tmp_path: Path
+    interrupt: Interrupt, arrays: Path, processor: Any, tmp_path: Path
 ) -> None:
-    import os
-    import signal
-
-    from offsite.training.resume import Interrupted
-
     offer, _ = make_offer(classifier("vit"), recipe=[Drop(keep=1)], task=TASK, processor=processor)
     options = TrainOptions(steps=12, batch_size=5, lr=1e-2, save_every=5)
     straight = tune(offer, str(arrays), Full(), options=options, task=TASK).values()
 
-    class Stopping(ImageClassification):
-        calls = 0
-
-        def loss(self, *args: Any) -> torch.Tensor:
-            type(self).calls += 1
-            if self.calls == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().loss(*args)
-
     work = tmp_path / "work"
+    interrupt(ImageClassification, "loss", call=7)
     with pytest.raises(Interrupted, match="step 7 of 12"):
-        tune(offer, str(arrays), Full(), options=options, task=Stopping(), work=work)
+        tune(offer, str(arrays), Full(), options=options, task=TASK, work=work)
     options_again: dict[str, Any] = {"options": options, "task": TASK, "work": work, "resume": True}
     resumed = tune(offer, str(arrays), Full(), **options_again).values()
     for name, value in straight.items():

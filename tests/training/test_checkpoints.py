@@ -24,22 +24,11 @@ from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
 from offsite.tuner.tuning import tune
 from tests.support.models import language_model
+from tests.support.signals import Interrupt
 
 TASK = CausalText(max_length=32)
 OPTIONS = TrainOptions(steps=8, batch_size=2, lr=5e-2, save_every=2)
 Tune = Callable[..., dict[str, torch.Tensor]]
-
-
-class Ending(CausalText):
-    """Text during whose seventh batch the process is told to end."""
-
-    calls = 0
-
-    def loss(self, *args: Any) -> torch.Tensor:
-        type(self).calls += 1
-        if self.calls == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().loss(*args)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +54,9 @@ def straight(run: Tune) -> dict[str, torch.Tensor]:
 def ended(run: Tune, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of a run that SIGTERM ended after step 7; step 6 was saved before."""
     work = tmp_path_factory.mktemp("ended") / "work"
-    Ending.calls = 0
-    with pytest.raises(Interrupted, match="step 7 of 8"):
-        run(Ending(max_length=32), work=work)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="step 7 of 8"):
+        Interrupt(patch)(CausalText, "loss", call=7, number=signal.SIGTERM)
+        run(work=work)
     return work
 
 

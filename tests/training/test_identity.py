@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,28 +22,9 @@ from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
 from offsite.tuner.tuning import run_tune
 from tests.support.models import TEXT, language_model
+from tests.support.signals import Interrupt
 
 OPTIONS = TrainOptions(steps=4, batch_size=2, save_every=1)
-
-
-@pytest.fixture
-def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a task whose second batch is the moment of Ctrl-C."""
-
-    def stopping(task: Any) -> Any:
-        calls, loss = [], type(task).loss
-
-        def interrupted(self: Any, *args: Any) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            result: torch.Tensor = loss(self, *args)
-            return result
-
-        monkeypatch.setattr(type(task), "loss", interrupted)
-        return task
-
-    return stopping
 
 
 def test_parts_that_differ_are_named() -> None:
@@ -61,12 +40,13 @@ def test_parts_that_differ_are_named() -> None:
 
 
 def test_tuning_resumes_with_the_same_text_task_alone(
-    ctrl_c: Any, tokenizer: Any, text_file: Path, tmp_path: Path
+    interrupt: Interrupt, tokenizer: Any, text_file: Path, tmp_path: Path
 ) -> None:
     offer, _ = make_offer(language_model("llama"), recipe=[Drop(keep=1)], processor=tokenizer)
     work = tmp_path / "work"
+    interrupt(CausalText, "loss", call=2)
     with pytest.raises(Interrupted):
-        run_tune(offer, text_file, task=ctrl_c(CausalText(32)), options=OPTIONS, work=work)
+        run_tune(offer, text_file, task=CausalText(32), options=OPTIONS, work=work)
     other = tmp_path / "other.txt"
     other.write_text(TEXT + "!")
     same: dict[str, Any] = {"data": text_file, "task": CausalText(32), "options": OPTIONS}
@@ -84,7 +64,7 @@ def test_tuning_resumes_with_the_same_text_task_alone(
 
 
 def test_tuning_on_pictures_resumes_with_the_same_augmentation_alone(
-    ctrl_c: Any, tmp_path: Path
+    interrupt: Interrupt, tmp_path: Path
 ) -> None:
     pytest.importorskip("PIL", reason="pillow is not installed (extra 'vision')")
     import numpy as np
@@ -103,8 +83,10 @@ def test_tuning_on_pictures_resumes_with_the_same_augmentation_alone(
         model, adapter=ends(1, 1), recipe=[Drop(keep=1)], processor=processor, task=load_task(name)
     )
     work, data = tmp_path / "work", tmp_path / "a.npz"
+    task = load_task(name)
+    interrupt(type(task), "loss", call=2)
     with pytest.raises(Interrupted):
-        run_tune(offer, data, task=ctrl_c(load_task(name)), options=OPTIONS, work=work)
+        run_tune(offer, data, task=task, options=OPTIONS, work=work)
     for task, what in (
         (load_task(f"{name}:augment=none"), "task.augment"),
         (load_task(name, skip_bad=True), "task.skip_bad"),
@@ -114,13 +96,14 @@ def test_tuning_on_pictures_resumes_with_the_same_augmentation_alone(
 
 
 def test_a_decoder_resumes_with_the_same_tasks_alone(
-    ctrl_c: Any, tokenizer: Any, text_file: Path, tmp_path: Path
+    interrupt: Interrupt, tokenizer: Any, text_file: Path, tmp_path: Path
 ) -> None:
     model, work = language_model("llama"), tmp_path / "work"
     sizes: dict[str, Any] = {"length": 2, "dim": 4, "hidden": 4, "processor": tokenizer}
     sizes |= {"options": OPTIONS, "work": work, "device": "cpu"}
+    interrupt(CausalText, "loss", call=2)
     with pytest.raises(Interrupted):
-        learn_decoder(model, [(ctrl_c(CausalText(32)), text_file)] * 2, **sizes)
+        learn_decoder(model, [(CausalText(32), text_file)] * 2, **sizes)
     for task in (CausalText(16), load_task("chat", max_length=32)):
         with pytest.raises(OffsiteError, match="started with another tasks;"):
             rows = [{"input_ids": torch.arange(9), "labels": torch.arange(9)}] * 2

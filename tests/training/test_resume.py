@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,27 +21,10 @@ from offsite.training.resume import Interrupted
 from offsite.tuner.tuning import tune
 from tests.support.methods import DECODER, METHOD_CASES
 from tests.support.models import language_model
+from tests.support.signals import Interrupt
 
 TASK = CausalText(max_length=32)
 OPTIONS = TrainOptions(steps=12, batch_size=2, lr=5e-2, save_every=5)
-
-
-class Stopping(CausalText):
-    """Text during whose seventh batch the user presses Ctrl-C."""
-
-    calls = 0
-
-    def loss(self, *args: Any) -> torch.Tensor:
-        type(self).calls += 1
-        if self.calls == 7:
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().loss(*args)
-
-
-@pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> Stopping:
-    monkeypatch.setattr(Stopping, "calls", 0)
-    return Stopping(max_length=32)
 
 
 def sha256(path: Path) -> str:
@@ -64,7 +45,7 @@ def sha256(path: Path) -> str:
     ],
 )
 def test_the_delta_is_that_of_an_unbroken_run(
-    name: str, stopping: Stopping, tokenizer: Any, text_file: Path, tmp_path: Path
+    name: str, interrupt: Interrupt, tokenizer: Any, text_file: Path, tmp_path: Path
 ) -> None:
     method = LoRA(rank=2, dropout=0.3) if name == "dropout" else METHOD_CASES[name]
     offer, _ = make_offer(
@@ -74,8 +55,9 @@ def test_the_delta_is_that_of_an_unbroken_run(
         side={"prompt_decoder": DECODER},
     )
     work, whole = tmp_path / "work", replace(OPTIONS, lr=None) if "+" in name else OPTIONS
+    interrupt(CausalText, "loss", call=7)
     with pytest.raises(Interrupted, match="step 7 of 12"):
-        tune(offer, text_file, method, options=whole, task=stopping, work=work)
+        tune(offer, text_file, method, options=whole, task=TASK, work=work)
     runs: dict[str, dict[str, Any]]
     runs = {"straight": {}, "resumed": {"work": work, "resume": True}, "untuned": {"steps": 1}}
     for run, more in runs.items():
@@ -89,14 +71,15 @@ def test_the_delta_is_that_of_an_unbroken_run(
     assert found["straight"] == found["resumed"] != found["untuned"]
 
 
-def test_a_decoder_is_that_of_an_unbroken_run(stopping: Stopping, tmp_path: Path) -> None:
+def test_a_decoder_is_that_of_an_unbroken_run(interrupt: Interrupt, tmp_path: Path) -> None:
     model = language_model("llama")
     rows = [torch.arange(12) * k % 13 + 20 for k in (1, 2, 3)]
     tasks = [[{"input_ids": row, "labels": row}] * 8 for row in rows]
     sizes: Any = {"length": 4, "dim": 10, "hidden": 8, "options": OPTIONS, "device": "cpu"}
     straight = learn_decoder(model, [(TASK, data) for data in tasks], **sizes)
     sizes |= {"work": tmp_path / "work"}
+    interrupt(CausalText, "loss", call=7)
     with pytest.raises(Interrupted, match="step 7 of 12"):
-        learn_decoder(model, [(stopping, data) for data in tasks], **sizes)
+        learn_decoder(model, [(TASK, data) for data in tasks], **sizes)
     resumed = learn_decoder(model, [(TASK, data) for data in tasks], **sizes, resume=True)
     assert all(torch.equal(straight[name], value) for name, value in resumed.items())
