@@ -145,6 +145,23 @@ def test_folders_that_cannot_be_tuned_on(
     assert err.strip().count("\n") == 0 and not (tmp_path / "delta").exists()
 
 
+def test_classes_to_score_on_are_seen_before_any_training(
+    run: Run, made: Path, offer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, other = tmp_path / "few", tmp_path / "other"
+    shutil.copytree(made / "folders" / "train", few)
+    shutil.rmtree(few / "green")
+    shutil.copytree(few, other)
+    (other / "red").rename(other / "blue")
+    words = ("--data", made / "folders" / "train", *SHORT, "--eval-data")
+    status, _, err = run("tune", offer, *words, few, "--out", tmp_path / "delta")
+    assert status == 0, err
+    monkeypatch.setattr("offsite.tuner.tuning.fit", None)
+    for command in (("tune", offer), ("lab", made / "model", "--keep", 2, *IMAGES)):
+        status, _, err = run(*command, *words, other, "--out", tmp_path / "out")
+        assert status == 2 and "has the class 'blue', and the data to tune on does not" in err
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1", "P"])
 def test_other_modes_are_tuned_on(
     mode: str, run: Run, made: Path, offer: Path, tmp_path: Path

@@ -67,6 +67,25 @@ def test_unreadable_pictures_are_named_and_skipped_only_on_request(
         ImageClassification(skip_bad=True).load(folder, processor, None)
 
 
+def test_a_file_of_several_pictures_is_refused_but_for_a_cameras_preview(
+    tmp_path: Path, processor: Any
+) -> None:
+    folder = write_folder(tmp_path)
+
+    def save(name: str, kind: str) -> None:
+        one, two = (Image.new("RGB", (20, 20), (shade, 0, 0)) for shade in (10, 200))
+        one.save(folder / "red" / name, kind, save_all=True, append_images=[two])
+
+    save("camera.jpg", "MPO")
+    assert len(TASK.load(folder, processor, None)) == 13
+    for name, kind in (("many.gif", "GIF"), ("many.tif", "TIFF")):
+        save(name, kind)
+        with pytest.raises(OffsiteError, match=rf"{name}' holds 2 pictures; save the one"):
+            TASK.load(folder, processor, None)
+        assert len(ImageClassification(skip_bad=True).load(folder, processor, None)) == 13
+        (folder / "red" / name).unlink()
+
+
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     large = image_processor(size={"height": 20, "width": 20})
@@ -82,16 +101,20 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"train_x": np.zeros((2, 4, 4))}, "no pictures with classes"),
-        ({"a": np.zeros(2)}, "no pictures with classes"),
+        ({"train_x": np.zeros((2, 4, 4))}, "holds the arrays train_x; it needs"),
+        ({"a": np.zeros(2)}, "holds the arrays a; it needs train_x and train_y"),
         ({"x": np.zeros((2, 4, 4)), "y": np.arange(2)}, "float64 of shape"),
         ({"x": np.zeros((2, 4, 4, 2), np.uint8), "y": np.arange(2)}, r"shape \[2, 4, 4, 2\]"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(3)}, "one class number"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2) / 2}, "one class number"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2) - 1}, "one class number"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(3)}, r"shape \[3\] for 2 pictures"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2) / 2}, "are float64 of"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2) - 1}, "numbers from 0"),
         (
             {"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2), "labels": np.array(["a"])},
             "names 1 classes but uses number 1",
+        ),
+        (
+            {"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(2), "labels": np.array(["a", "a"])},
+            "names two classes 'a'",
         ),
         ({"x": np.zeros((0, 4, 4), np.uint8), "y": np.arange(0)}, "holds no picture"),
         ({"x": np.zeros((2, 0, 4), np.uint8), "y": np.arange(2)}, r"shape \[2, 0, 4\]"),

@@ -81,6 +81,16 @@ def test_classes_of_other_numbers_are_not_taken_for_one_another(
         TASK.evaluate(model, TASK.load(tmp_path / "plain.npz", processor, model))
 
 
+def test_a_name_that_two_classes_of_the_model_have_is_refused(
+    tmp_path: Path, processor: Any
+) -> None:
+    """As in ImageNet, which has two classes called crane."""
+    path, model = write_arrays(tmp_path), named("red", "green", "yellow", "red")
+    with pytest.raises(OffsiteError, match="two classes called 'red'"):
+        TASK.load(path, processor, model)
+    assert TASK.load(f"{path}:test:green,yellow", processor, model).labels[1] == "green"
+
+
 def test_empty_and_single_classes_are_refused(tmp_path: Path, processor: Any) -> None:
     folder = write_folder(tmp_path)
     (folder / "blue").mkdir()

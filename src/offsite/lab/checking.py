@@ -9,6 +9,7 @@ from typing import Any
 from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan
 from offsite.model.checkpoint import Checkpoint
+from offsite.model.heads import check_scored
 from offsite.model.kind import TEXT
 from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
@@ -85,4 +86,8 @@ def check_plan(
             one.source.check()
     if read:
         prepare_all(sets, checkpoint.processor, checkpoint.config)
+        if data.private is not None:
+            pair = (data.private, data.evaluation)
+            examples = (one.prepare(checkpoint.processor, checkpoint.config) for one in pair)
+            check_scored(*map(private.labels, examples))
     return data

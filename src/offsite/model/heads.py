@@ -8,7 +8,8 @@ owner: where the model has none, or one for other classes, tuning starts from a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -60,6 +61,11 @@ def labels_of(model: object) -> tuple[str, ...]:
     return tuple(str(names[index]) for index in sorted(names))
 
 
+def repeated(labels: Iterable[str]) -> set[str]:
+    """The names that two classes have."""
+    return {label for label, count in Counter(labels).items() if count > 1}
+
+
 def is_numbered(labels: Sequence[str]) -> bool:
     """Whether labels are no names but ``0, 1, ...`` or transformers' ``LABEL_0, LABEL_1, ...``."""
     return all(label in (str(index), f"LABEL_{index}") for index, label in enumerate(labels))
@@ -78,6 +84,20 @@ def same_classes(present: Sequence[str], wanted: Sequence[str]) -> bool:
     if all(label.isdecimal() for label in (*one, *other)):
         return False
     return is_numbered(present) or is_numbered(wanted)
+
+
+def check_scored(tuned: Sequence[str], scored: Sequence[str]) -> None:
+    """Refuse to score on classes that the data to tune on does not show.
+
+    Raises:
+        OffsiteError: with the first such class.
+    """
+    lacking = [label for label in scored if label not in tuned]
+    if lacking and not same_classes(tuned, scored):
+        raise OffsiteError(
+            f"The data to score on has the class '{lacking[0]}', and the data to tune on does not; "
+            "tune on pictures of it too, or leave it out of the scoring."
+        )
 
 
 def attach_head(model: nn.Module, labels: Sequence[str] = ()) -> None:

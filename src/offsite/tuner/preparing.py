@@ -16,7 +16,7 @@ from offsite.exchange.delta import check_labels, check_options
 from offsite.exchange.manifest import Reach, check_clock, now
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks, with_own_blocks
-from offsite.model.heads import attach_head, head_tensors
+from offsite.model.heads import attach_head, check_scored, head_tensors
 from offsite.model.kind import kind_of_task
 from offsite.model.tensors import TORCH, describe
 from offsite.tasks.data import rows_of
@@ -74,6 +74,8 @@ def prepare(
     check_labels(labels := task.labels(rows))
     attach_head(model, labels)
     eval_rows = rows_of(task, eval_data, offer.processor, model, train=False)
+    if eval_rows is not None:
+        check_scored(labels, task.labels(eval_rows))
     torch.manual_seed(options.seed)
     attached = method.attach(model, blocks)
     head = head_tensors(model)

@@ -6,6 +6,7 @@ A source is ``PATH``, ``PATH:SPLIT`` or ``PATH:SPLIT:CLASS,CLASS``, such as
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from offsite.errors import MissingExtraError, OffsiteError
 from offsite.files import shown
+from offsite.model.heads import repeated
 from offsite.tasks.source import Source
 
 TRAIN = ("train", "training")
@@ -73,7 +75,7 @@ def read_pictures(source: str | Path, *, train: bool) -> Pictures:
             pictures with class numbers.
     """
     path, split, names = parse_source(source)
-    if path.is_file() and path.suffix == ".npz":
+    if path.is_file() and path.suffix.lower() == ".npz":
         pictures = from_arrays(path, split, train)
     elif path.is_dir() and any(
         (path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")
@@ -88,6 +90,10 @@ def read_pictures(source: str | Path, *, train: bool) -> Pictures:
         )
     if not pictures.targets and not pictures.classes:
         raise OffsiteError(f"'{path}' holds no picture; give a source that has some.")
+    if twice := repeated(pictures.classes):
+        raise OffsiteError(
+            f"'{path}' names two classes '{shown(min(twice))}'; give each class a name of its own."
+        )
     check_targets(pictures)
     if names:
         pictures = pictures.only(names, str(path))
@@ -161,9 +167,7 @@ def from_folder(path: Path, split: str, train: bool) -> Pictures:
         raise OffsiteError(f"'{path}' has no folders; put the pictures of each class in its own.")
 
     def read(index: int) -> Any:
-        with pillow().open(files[index]) as image:
-            image.load()
-            return image
+        return pillow().open(io.BytesIO(files[index].read_bytes()))
 
     return Pictures(tuple(classes), tuple(targets), read, lambda i: f"'{files[i]}'")
 
@@ -190,8 +194,8 @@ def from_arrays(path: Path, split: str, train: bool) -> Pictures:
             stem = f"{chosen}_" if chosen else ""
             if f"{stem}x" not in file.files or f"{stem}y" not in file.files:
                 raise OffsiteError(
-                    f"'{path}' holds no pictures with classes; it needs the arrays train_x and "
-                    "train_y (test_x, test_y), or x and y."
+                    f"'{path}' holds the arrays {shown_names([shown(k) for k in file.files])}; it "
+                    "needs train_x and train_y (test_x, test_y), or x and y."
                 )
             x, y = file[f"{stem}x"], file[f"{stem}y"]
             texts = next((file[key] for key in NAMES if key in file.files), None)
@@ -208,7 +212,10 @@ def from_arrays(path: Path, split: str, train: bool) -> Pictures:
             "of shape (n, height, width) or (n, height, width, 1, 3 or 4)."
         )
     if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min(initial=0) < 0:
-        raise OffsiteError(f"'{path}' needs one class number from 0 for each of its pictures.")
+        raise OffsiteError(
+            f"The classes of '{path}' are {y.dtype} of shape {list(y.shape)} for {len(x)} pictures"
+            "; they must be whole numbers from 0, one for each picture, in an array of shape (n)."
+        )
     if texts is not None and texts.ndim != 1:
         raise OffsiteError(
             f"'{path}' names its classes in an array of shape {list(texts.shape)}; it must be a "

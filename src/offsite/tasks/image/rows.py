@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from offsite.errors import OffsiteError
+from offsite.model.heads import repeated
 from offsite.tasks.image.pictures import Pictures, pillow
 
 MODES = {1: "L", 3: "RGB"}
@@ -75,19 +76,29 @@ class ImageRows(Dataset[Any]):
 def read_picture(pictures: Pictures, index: int) -> Any:
     """One picture, decoded and turned upright.
 
+    Cameras put a preview behind a picture, in the format MPO; such a file counts as one picture.
+
     Raises:
-        OffsiteError: it is no picture, damaged, absurdly large, or has more than 8 bits a channel.
+        OffsiteError: it is not a picture, damaged, absurdly large, one of several in its file, or
+            has more than 8 bits a channel.
     """
     pillow()
     from PIL import ImageOps
 
     try:
-        image = ImageOps.exif_transpose(pictures.read(index))
+        opened = pictures.read(index)
+        frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+        image = ImageOps.exif_transpose(opened)
     except Exception:  # each format's reader raises what it likes; None is a missing picture
         raise OffsiteError(
             f"Cannot read {pictures.where(index)} as a picture; repair or remove it, or leave such "
             "pictures out with --skip-bad."
         ) from None
+    if frames > 1:
+        raise OffsiteError(
+            f"{pictures.where(index)} holds {frames} pictures; save the one that is meant as a "
+            "file of its own, or leave such files out with --skip-bad."
+        )
     if image.mode in DEEP:
         raise OffsiteError(
             f"{pictures.where(index)} has more than 8 bits per channel (mode {image.mode}); "
@@ -108,7 +119,15 @@ def match_classes(
 
     Returns:
         Names of the outputs, and for each of ``names`` its index among them.
+
+    Raises:
+        OffsiteError: two classes of the model have the name of one class of the data.
     """
+    if twice := repeated(present) & set(names):
+        raise OffsiteError(
+            f"The model has two classes called '{min(twice)}', so a picture has two answers; "
+            "give each class of 'id2label' in the model's config.json a name of its own."
+        )
     own = set(names) == set(present) or (not train and set(names) <= set(present))
     if own:
         return tuple(present), tuple(present.index(name) for name in names)
