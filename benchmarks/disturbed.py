@@ -26,8 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import offsite as ot
 from offsite.cli import main as command_line
-from offsite.exchange.authenticity import read_either
 from offsite.exchange.ledger import resolve_pending
+from offsite.exchange.manifest import read_either
 from offsite.signing.keys import make_key
 from offsite.tasks import load_task
 from offsite.training.resume import RUN

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import offsite as ot
-from offsite.exchange.authenticity import check_signature, read_either, sign_folder
+from offsite.exchange.authenticity import check_signature, sign_folder
 from offsite.exchange.file_set import MANIFEST
+from offsite.exchange.manifest import read_either
 from offsite.exchange.seal import SECRET
 from offsite.signing import age
 from offsite.signing.keys import key_folder, make_key, pin

@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, constants
 from offsite.compress.drop import Drop
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
-from offsite.exchange.authenticity import read_either
 from offsite.exchange.delta import Delta
+from offsite.exchange.manifest import read_either
 from offsite.exchange.offer import Offer
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import block_config, get_blocks
+from offsite.model.layers import is_attention
 from offsite.model.replay import forward
 from offsite.tasks.text.tokens import encode
 
@@ -84,7 +85,7 @@ def units(model: nn.Module, adapter: tuple[int, ...]) -> Iterator[tuple[str, nn.
             if isinstance(module, (nn.Linear, Conv1D)):
                 sizes = tuple(module.weight.shape)
                 inner, outer = sizes if isinstance(module, Conv1D) else sizes[::-1]
-                if inner > outer and "attn" not in name and "attention" not in name:
+                if inner > outer and not is_attention(name):
                     yield f"block {index}, {name}", module
 
 

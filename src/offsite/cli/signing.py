@@ -63,7 +63,8 @@ def sign(
 
 def verify(folder: Folder, json: o.Json = False) -> None:
     """Check who signed an offer or a delta, and that nothing in it was changed."""
-    from offsite.exchange.authenticity import check_signature, read_either
+    from offsite.exchange.authenticity import check_signature
+    from offsite.exchange.manifest import read_either
 
     manifest = read_either(folder)
     signer = check_signature(folder, manifest, require=True)
@@ -82,7 +83,7 @@ def encrypt(
     json: o.Json = False,
 ) -> None:
     """Encrypt an offer or a delta to one recipient."""
-    from offsite.exchange.authenticity import read_either
+    from offsite.exchange.manifest import read_either
     from offsite.signing.age import encrypt_folder
 
     read_either(folder)
@@ -96,7 +97,7 @@ def decrypt(
     json: o.Json = False,
 ) -> None:
     """Decrypt an offer or a delta that was encrypted to this party, and check it."""
-    from offsite.exchange.authenticity import read_either
+    from offsite.exchange.manifest import read_either
     from offsite.signing.age import decrypt_folder
 
     decrypt_folder(source, out, read_either)

@@ -49,11 +49,6 @@ def linears(block: nn.Module, *, factors: bool = True) -> Iterator[tuple[str, nn
             yield name, module
 
 
-def is_attention(name: str) -> bool:
-    """Whether a linear layer's name within its block says that it belongs to attention."""
-    return any("attn" in part or "attention" in part for part in name.split("."))
-
-
 def matrix(layer: nn.Module) -> torch.Tensor:
     """The weight of a linear layer as a float32 matrix (outputs, inputs); may be a view."""
     weight = layer.weight.detach().float()  # type: ignore[operator]

@@ -18,10 +18,11 @@ from offsite.compress.channels import (
     cut_rows,
     split_feed_forward,
 )
-from offsite.compress.linears import is_attention, linears, map_linears, matrix
+from offsite.compress.linears import linears, map_linears, matrix
 from offsite.compress.step import Context, Needs
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
+from offsite.model.layers import is_attention
 from offsite.model.replay import forward
 from offsite.model.split import Kept, Middle
 from offsite.training.progress import track

@@ -12,7 +12,7 @@ from offsite.compress.crash import Cluster, Share
 from offsite.compress.distill import Distill
 from offsite.compress.drop import Drop, Strategy
 from offsite.compress.gradot.step import GradOT
-from offsite.compress.linears import is_attention, linears
+from offsite.compress.linears import linears
 from offsite.compress.narrow import Narrow
 from offsite.compress.noise import Noise
 from offsite.compress.prune import Prune
@@ -23,7 +23,7 @@ from offsite.compress.step import Step
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_config, get_blocks
 from offsite.model.checkpoint import Checkpoint
-from offsite.model.layers import linear_spec
+from offsite.model.layers import is_attention, linear_spec
 from offsite.model.split import AdapterRule, Split, example_split
 
 BETA = 0.6

@@ -10,9 +10,9 @@ from torch import nn
 
 from offsite.codec import require
 from offsite.compress.decomposition import decompose
-from offsite.compress.linears import is_attention, map_linears, matrix, with_matrix
+from offsite.compress.linears import map_linears, matrix, with_matrix
 from offsite.compress.step import Context, Needs
-from offsite.model.layers import LowRankLinear
+from offsite.model.layers import LowRankLinear, is_attention
 from offsite.model.split import Middle
 
 

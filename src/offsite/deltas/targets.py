@@ -10,7 +10,13 @@ from transformers.pytorch_utils import Conv1D
 from offsite.codec import require
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks
-from offsite.model.layers import Described, LowRankLinear, QuantisedLinear, linear_spec
+from offsite.model.layers import (
+    Described,
+    LowRankLinear,
+    QuantisedLinear,
+    is_attention,
+    linear_spec,
+)
 
 
 def part_of(name: str) -> str:
@@ -23,7 +29,7 @@ def part_of(name: str) -> str:
     last = names[-1] if names else ""
     if "norm" in last or last.startswith("ln") or "scale" in last:
         return "norm"
-    if any("attn" in part or "attention" in part for part in names):
+    if is_attention(".".join(names)):
         return "attention"
     return "mlp"
 

@@ -17,8 +17,8 @@ from typing import Any
 from offsite.codec import validate
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST, README
-from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, read_manifest
-from offsite.files import open_regular, parse_json, read_json, write_file
+from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, read_either
+from offsite.files import open_regular, parse_json, write_file
 from offsite.signing.keys import (
     OWN,
     Peer,
@@ -46,19 +46,6 @@ def digest(offer: OfferManifest) -> str | None:
     data = offer.model_dump(mode="json", exclude_unset=True)
     data["files"] = {name: entry for name, entry in data["files"].items() if name != README}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def read_either(folder: str | Path) -> OfferManifest | DeltaManifest:
-    """The checked manifest of an offer or a delta, whichever it is.
-
-    Raises:
-        OffsiteError: neither, or a folder that was changed.
-    """
-    path = Path(folder) / MANIFEST
-    data = read_json(path) if path.is_file() else {}
-    if isinstance(data, dict) and data.get("kind") == "delta":
-        return read_manifest(folder, DeltaManifest)
-    return read_manifest(folder, OfferManifest)
 
 
 def sign_folder(folder: str | Path, recipient: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""How far a delta may change each tensor: the owner refuses more, and the tuner is told early."""
+"""How far a delta may change each tensor. The owner refuses more; the tuner is warned early."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from offsite.errors import OffsiteError
+from offsite.model.tensors import is_finite
 
 MAX_CHANGE = 10.0  # how far a tensor may move, in multiples of its own norm
 
@@ -53,9 +54,17 @@ def check_change(before: nn.Module, after: nn.Module) -> None:
             )
 
 
-def is_finite(value: torch.Tensor) -> bool:
-    """Whether a tensor has finite values alone; whole numbers are."""
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+def check_range(model: nn.Module) -> None:
+    """Refuse a model with values that its dtype cannot hold.
+
+    Raises:
+        OffsiteError: naming the first tensor.
+    """
+    for name, value in model.named_parameters():
+        if not is_finite(value):
+            raise OffsiteError(
+                f"'{name}' has values that {value.dtype} cannot hold; choose another --dtype."
+            )
 
 
 def norm(value: torch.Tensor) -> float:

@@ -52,9 +52,9 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
             "The delta names a head that is not among its tensors; ask its sender to make it again."
         )
     check_entries(head, check_head(head, declared.labels, entry.contract.head))
-    if delta.manifest.adapter != entry.emulator_adapter:
+    if declared.adapter != entry.emulator_adapter:
         raise OffsiteError(
-            f"The delta tunes the blocks {list(delta.manifest.adapter)}, but the offer's adapter "
+            f"The delta tunes the blocks {list(declared.adapter)}, but the offer's adapter "
             f"is {list(entry.emulator_adapter)}; ask its sender to tune again on this offer."
         )
     if declared.reach == "all" and entry.contract.reach != "all":
@@ -90,7 +90,7 @@ def check_side(model: nn.Module, name: str, entry: OfferRecord) -> None:
 
 
 def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
-    """Refuse a delta whose numbers are far larger than the adapter's own.
+    """Refuse a delta whose values are far larger than the adapter's own.
 
     Raises:
         OutOfBounds: the L2 norm of all floating-point tensors exceeds the contract's bound.
@@ -101,19 +101,6 @@ def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
             f"The delta's values have norm {squares**0.5:.3g}; its offer allows "
             f"{contract.max_norm:.3g}, so tune again with a lower learning rate."
         )
-
-
-def check_range(model: nn.Module) -> None:
-    """Refuse a model with values that its dtype cannot hold.
-
-    Raises:
-        OffsiteError: naming the first tensor.
-    """
-    for name, value in model.named_parameters():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise OffsiteError(
-                f"'{name}' has values that {value.dtype} cannot hold; choose another --dtype."
-            )
 
 
 def check_entries(

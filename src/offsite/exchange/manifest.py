@@ -229,6 +229,23 @@ def read_manifest(folder: str | Path, kind: type[Kind]) -> Kind:
     return manifest
 
 
+def read_either(folder: str | Path) -> OfferManifest | DeltaManifest:
+    """The checked manifest of an offer or a delta, whichever it is.
+
+    Raises:
+        OffsiteError: neither, or a folder that was changed.
+    """
+    path = Path(folder) / MANIFEST
+    if says_delta(read_json(path) if path.is_file() else None):
+        return read_manifest(folder, DeltaManifest)
+    return read_manifest(folder, OfferManifest)
+
+
+def says_delta(data: Any) -> bool:
+    """Whether the unchecked JSON of a manifest says that it is that of a delta."""
+    return isinstance(data, dict) and data.get("kind") == "delta"
+
+
 def check_kind(data: Any, kind: str, folder: Path) -> None:
     """Refuse another kind of folder or a schema version this package does not know."""
     found = data.get("kind") if isinstance(data, dict) else None

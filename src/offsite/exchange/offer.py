@@ -39,7 +39,7 @@ from offsite.exchange.vetting import (
 )
 from offsite.exchange.wording import Wording
 from offsite.files import new_folder, read_json
-from offsite.model import layers
+from offsite.model import surgery
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
 from offsite.model.configuration import load_config, load_generation
@@ -182,7 +182,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
     with limit_modules(module_limit(len(manifest.tensors), len(manifest.shared))):
         skeleton = build_skeleton(config, kind_of_task(manifest.task).auto_class)
     vet_family(skeleton, manifest)
-    layers.rebuild(skeleton, manifest.layers)
+    surgery.rebuild(skeleton, manifest.layers)
     vet_tensors(skeleton, manifest)
     vet_sides(skeleton, manifest.side)
     return manifest, skeleton, config, weights
@@ -243,7 +243,7 @@ def write_offer(offer: Offer, folder: Path) -> OfferManifest:
     kind = kind_of_task(offer.manifest.task)
     family = offer.family or build_skeleton(model.config, kind.auto_class)
     check_ends(model, family)
-    specs, shared = layers.find_specs(model, family), layers.find_shared(model)
+    specs, shared = surgery.find_specs(model, family), surgery.find_shared(model)
     if specs or shared:
         tensors = unique_tensors(model, shared)
         save_tensors(tensors, folder / SPECIAL)

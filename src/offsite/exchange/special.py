@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 
 from offsite.errors import OffsiteError
 from offsite.exchange.manifest import OfferManifest
-from offsite.model import layers
+from offsite.model import surgery
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import quiet
 
@@ -39,10 +39,10 @@ def build_special(
     """
     with quiet(), no_init_weights(), init_empty_weights(include_buffers=False):
         model = getattr(transformers, auto_class).from_config(config)
-    layers.rebuild(model, manifest.layers)
+    surgery.rebuild(model, manifest.layers)
     try:
         _, extra = model.load_state_dict(tensors, strict=False, assign=True)
-        layers.share(model, manifest.shared)
+        surgery.share(model, manifest.shared)
     except (RuntimeError, AttributeError) as error:
         raise OffsiteError(
             "The tensors of the offer do not fit its layers; ask for a fresh copy."

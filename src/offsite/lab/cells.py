@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from offsite.codec import to_json
@@ -16,6 +15,7 @@ from offsite.exchange.side import sides_of
 from offsite.lab.plan import Plan, Tuning
 from offsite.model.heads import head_path
 from offsite.model.stored import model_fingerprint
+from offsite.model.tensors import is_finite
 from offsite.owner.decode import Decode
 from offsite.tasks.source import data_identity
 from offsite.training.identity import Identity, config_identity, processor_identity
@@ -131,8 +131,8 @@ def identity(plan: Plan, model: nn.Module, processor: Any) -> Identity:
 
 
 def finite(model: nn.Module) -> bool:
-    """Whether every number of a model is finite: a run that diverged leaves others."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    """Whether every parameter is finite; those of a run that diverged are not."""
+    return all(map(is_finite, model.parameters()))
 
 
 def known(value: Any) -> Any:

@@ -1,11 +1,12 @@
-"""What things cost: seconds, peak memory, bytes that leave."""
+"""What things cost: seconds, peak memory, bytes that are sent."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -50,27 +51,20 @@ def middle_bytes_full(model: nn.Module, entry: OfferRecord) -> int:
     )
 
 
-class measured:
+@contextmanager
+def measured(device: torch.device) -> Iterator[dict[str, float]]:
     """Seconds and peak memory (bytes) of a block, as a dictionary filled at its end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> dict[str, float]:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            reset_peak()
-        self.start, self.cost = time.perf_counter(), {"seconds": 0.0, "memory": 0.0}
-        return self.cost
-
-    def __exit__(self, *args: object) -> None:
-        self.cost["seconds"] = time.perf_counter() - self.start
-        if self.device.type == "cuda":
-            self.cost["memory"] = float(torch.cuda.max_memory_allocated(self.device))
-        else:
-            unit = 1 if sys.platform == "darwin" else 1024
-            self.cost["memory"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_peak()
+    start, cost = time.perf_counter(), {"seconds": 0.0, "memory": 0.0}
+    yield cost
+    cost["seconds"] = time.perf_counter() - start
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    cost["memory"] = float(torch.cuda.max_memory_allocated(device) if cuda else peak)
 
 
 def reset_peak() -> None:

@@ -1,12 +1,12 @@
 """The allow-list of layers an emulator may hold beside the family's own.
 
-An offer names them in its manifest by kind and size; the data owner's side rebuilds them from this
-file and from nothing else, so no code ever travels.
+An offer names them in its manifest by kind and size. The data owner's side builds them from this
+file alone, so no code is ever sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -16,7 +16,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from offsite.errors import OffsiteError
-from offsite.model.blocks import block_path, get_blocks
 from offsite.model.packed import pack, packed_linear, unpack
 
 
@@ -196,6 +195,11 @@ def build(spec: Any) -> nn.Module:
     return nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
 
 
+def is_attention(name: str) -> bool:
+    """Whether a layer's name within its block says that it belongs to attention."""
+    return "attn" in name.lower() or "attention" in name.lower()
+
+
 def linear_spec(layer: nn.Module) -> LinearSpec | None:
     """The spec of a plain ``nn.Linear`` or GPT-2 ``Conv1D``, else None."""
     if isinstance(layer, Conv1D):
@@ -212,88 +216,3 @@ def linear_shape(layer: nn.Module) -> tuple[int, int] | None:
         return layer.out_features, layer.in_features
     spec = linear_spec(layer)
     return None if spec is None else (spec.outputs, spec.inputs)
-
-
-def find_specs(model: nn.Module, family: nn.Module) -> dict[str, Any]:
-    """Which modules of ``model`` differ from the untouched ``family`` model of its configuration.
-
-    Args:
-        model: an emulator with its adapter.
-        family: the (meta) model that the same configuration gives.
-
-    Returns:
-        Module name to spec; empty when the emulator holds only the family's own blocks.
-    """
-    specs: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Described):
-            specs[name] = module.spec
-        elif (spec := linear_spec(module)) and not name.startswith(tuple(f"{n}." for n in specs)):
-            original = linear_spec(same_module(family, name))
-            specs |= {name: spec} if spec != original else {}
-    return specs
-
-
-def same_module(family: nn.Module, name: str) -> nn.Module:
-    """A module of a family by name.
-
-    Raises:
-        OffsiteError: the family builds another kind of block at that place.
-    """
-    try:
-        return family.get_submodule(name)
-    except AttributeError as error:
-        raise OffsiteError(
-            f"'{name}' is not part of the block that this family builds at that place: its blocks "
-            "differ by position and cannot move, so keep the whole middle."
-        ) from error
-
-
-def find_shared(model: nn.Module) -> dict[int, int]:
-    """Blocks that share all tensors of an earlier one: index to index of the first."""
-    first: dict[tuple[int, ...], int] = {}
-    shared = {}
-    for index, block in enumerate(get_blocks(model)):
-        key = tuple(id(tensor) for tensor in (*block.parameters(), *block.buffers()))
-        if key in first:
-            shared[index] = first[key]
-        elif key:
-            first[key] = index
-    return shared
-
-
-def rebuild(model: nn.Module, specs: Mapping[str, Any]) -> None:
-    """Put empty layers of the allow-list where an offer's manifest says, in place.
-
-    They are built on the meta device, so a size in a manifest costs no memory before the offer's
-    tensors are there to fill it.
-
-    Raises:
-        OffsiteError: a name that is not in the model's block list.
-    """
-    path = block_path(model)
-    for name, spec in specs.items():
-        parent, _, leaf = name.rpartition(".")
-        try:
-            model.get_submodule(name)
-        except AttributeError as error:
-            raise OffsiteError(f"The offer replaces '{name}', which its model lacks.") from error
-        if not name.startswith(f"{path}."):
-            raise OffsiteError(f"The offer replaces '{name}', which is not part of a block.")
-        with torch.device("meta"):
-            setattr(model.get_submodule(parent), leaf, build(spec))
-
-
-def share(model: nn.Module, shared: Mapping[int, int]) -> None:
-    """Let blocks use the tensors of earlier blocks by reference, in place (CRaSh's sharing).
-
-    Raises:
-        OffsiteError: indices out of range or not pointing back.
-    """
-    blocks = get_blocks(model)
-    for index, first in shared.items():
-        if not 0 <= first < index < len(blocks):
-            raise OffsiteError(f"The offer shares block {index} with {first}, which is impossible.")
-        for name, tensor in (*blocks[first].named_parameters(), *blocks[first].named_buffers()):
-            owner, _, leaf = name.rpartition(".")
-            setattr(blocks[index].get_submodule(owner), leaf, tensor)

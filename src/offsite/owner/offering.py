@@ -131,7 +131,7 @@ def cut_source(source: Checkpoint | nn.Module, request: Request) -> Cut:
 def device_for(source: Checkpoint | nn.Module, device: str | torch.device | None) -> torch.device:
     """The device to compute on: the one given, that of a model in memory, or the best one here."""
     if device is not None:
-        return pick_device(str(device))
+        return pick_device(device)
     return pick_device() if isinstance(source, Checkpoint) else next(source.parameters()).device
 
 

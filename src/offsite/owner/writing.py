@@ -10,7 +10,7 @@ from torch import nn
 
 from offsite.deltas import method_text, parse_method
 from offsite.errors import OffsiteError
-from offsite.exchange.contract import check_range
+from offsite.exchange.bounds import check_range
 from offsite.exchange.delta import Delta
 from offsite.exchange.ledger import MERGED, Ledger
 from offsite.exchange.record import Record

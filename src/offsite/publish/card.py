@@ -16,10 +16,16 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from offsite.deltas import method_text
 from offsite.errors import OffsiteError
-from offsite.exchange.authenticity import read_either
 from offsite.exchange.file_set import README, hash_files
-from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, write_manifest
+from offsite.exchange.manifest import (
+    DeltaManifest,
+    Manifest,
+    OfferManifest,
+    read_either,
+    write_manifest,
+)
 from offsite.files import new_folder, write_file
+from offsite.model.kind import IMAGE, kind_of_task
 from offsite.scores.scores import DERIVED, TITLES, Scores
 from offsite.signing.oms import SIGNATURE
 
@@ -82,7 +88,7 @@ def make_card(
     if base_model is not None and not REPO.fullmatch(base_model):
         raise OffsiteError(f"'{base_model[:60]}' is not a hub name; write it as organisation/name.")
     kind = "offer" if isinstance(manifest, OfferManifest) else "delta"
-    images = manifest.task.startswith("image")
+    images = kind_of_task(manifest.task) is IMAGE
     task = "image-classification" if images else "text-generation"
     data = ModelCardData(
         license=licence,

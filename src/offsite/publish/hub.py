@@ -22,9 +22,8 @@ from huggingface_hub.errors import (
 )
 
 from offsite.errors import OffsiteError
-from offsite.exchange.authenticity import read_either
 from offsite.exchange.file_set import MANIFEST
-from offsite.exchange.manifest import DeltaManifest, OfferManifest
+from offsite.exchange.manifest import DeltaManifest, OfferManifest, read_either
 from offsite.files import FILE_NAME, check_free, folder_files, new_folder, read_json
 from offsite.signing.oms import SIGNATURE
 

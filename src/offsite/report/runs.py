@@ -10,7 +10,13 @@ from typing import Any
 from offsite.codec import validate
 from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST, check_names
-from offsite.exchange.manifest import DeltaManifest, Manifest, OfferManifest, check_kind
+from offsite.exchange.manifest import (
+    DeltaManifest,
+    Manifest,
+    OfferManifest,
+    check_kind,
+    says_delta,
+)
 from offsite.files import parse_json, read_json
 from offsite.scores.scores import KEYS, Scores
 from offsite.scores.statistics import Interval, Spread, over_seeds, spread
@@ -131,9 +137,8 @@ def read_run(path: str | Path) -> Run:
 def _manifest(folder: Path) -> dict[str, Any]:
     """What an offer or a delta says it is; somebody else may have written it."""
     data = read_json(folder / MANIFEST)
-    delta = isinstance(data, dict) and data.get("kind") == "delta"
-    check_kind(data, "delta" if delta else "offer", folder)
-    kind = DeltaManifest if delta else OfferManifest
+    kind = DeltaManifest if says_delta(data) else OfferManifest
+    check_kind(data, kind.model_fields["kind"].default, folder)
     manifest: Manifest = validate(kind, data, folder / MANIFEST)
     check_names(folder, manifest.files)
     return manifest.model_dump(mode="json")

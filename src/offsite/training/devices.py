@@ -23,7 +23,7 @@ def available_accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator()
 
 
-def pick_device(name: str | None = None) -> torch.device:
+def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The named device, or the accelerator if there is one, or the CPU.
 
     Each of several processes that torchrun starts on one host takes an accelerator of its own.

@@ -124,7 +124,7 @@ def run_tune(
             "A run with differential privacy saves no checkpoints, so it cannot be resumed; run "
             "it again without --resume."
         )
-    asked, device = options or TrainOptions(), pick_device(None if device is None else str(device))
+    asked, device = options or TrainOptions(), pick_device(device)
     options, precision, frozen = fill_defaults(asked, method, dtype, device, budget is not None)
     ready = prepare(
         offer, data, eval_data, method, task, options=options, own_rates=asked.lr is None,

@@ -27,10 +27,11 @@ from offsite.codec import require
 from offsite.compress.channels import check_same, cut_channels, split_feed_forward
 from offsite.compress.decomposition import decompose
 from offsite.compress.gradot.kfac import Statistics, collect
-from offsite.compress.linears import is_attention, linears, map_linears, matrix
+from offsite.compress.linears import linears, map_linears, matrix
 from offsite.compress.rank import factorised
 from offsite.compress.step import Context, Needs
 from offsite.model.blocks import get_blocks
+from offsite.model.layers import is_attention
 from offsite.model.split import Kept, Middle
 
 PROTECTED = 0.05

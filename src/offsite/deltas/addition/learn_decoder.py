@@ -105,7 +105,7 @@ def learn_decoder(
             processor=processor_identity(processor), options=options.identity(),
         )  # fmt: skip
 
-    target = pick_device(None if device is None else str(device))
+    target = pick_device(device)
     freeze(runner.to(target))
     torch.manual_seed(options.seed)
     prompts = TaskPrompts(len(tasks), dim, hidden, random_prompt(runner, length, target))
