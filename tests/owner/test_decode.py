@@ -90,10 +90,10 @@ def test_the_student_comes_nearer_to_its_teacher_and_the_models_stay(
     mixture.strength = 1.0
     before, batch = state(mixture), inputs_for(mixture.full)
     how = Decode(str(text_file), steps=40, batch_size=4, lr=5e-3, rank=4, max_length=32)
-    student = how(mixture, tokenizer, CPU)
+    student = how(mixture, tokenizer, how.data("text"), CPU)
     assert all(torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
     assert [*student.state_dict()] == [*mixture.full.state_dict()]
-    rows = how.rows(mixture.plugged, tokenizer)
+    rows = how.rows(mixture.plugged, tokenizer, how.data("text"))
     batch = TASK.collate([rows[0], rows[1]])
     inputs = {"input_ids": batch["input_ids"]}
     teacher = output_of(mixture, inputs)
@@ -108,8 +108,8 @@ def test_without_strength_the_plugged_model_stays_as_it_is(
     mixture, _, _ = decodable("llama", tokenizer, text_file, tmp_path)
     mixture.strength = 0.0
     how = Decode(str(text_file), steps=10, batch_size=2, rank=4, max_length=32)
-    student = how(mixture, tokenizer, CPU)
-    rows = how.rows(mixture.plugged, tokenizer)
+    student = how(mixture, tokenizer, how.data("text"), CPU)
+    rows = how.rows(mixture.plugged, tokenizer, how.data("text"))
     inputs = {"input_ids": TASK.collate(rows[:2])["input_ids"]}
     found, wanted = output_of(student, inputs), output_of(mixture.plugged, inputs)
     assert plain_divergence(found, wanted) < 5e-5  # AdamW moves by rounding errors
@@ -120,7 +120,8 @@ def test_a_model_in_bfloat16_is_taught_in_float32_and_comes_back_in_bfloat16(
 ) -> None:
     mixture, _, _ = decodable("llama", tokenizer, text_file, tmp_path)
     mixture = copy.deepcopy(mixture).bfloat16()
-    student = Decode(str(text_file), steps=2, max_length=32)(mixture, tokenizer, CPU)
+    how = Decode(str(text_file), steps=2, max_length=32)
+    student = how(mixture, tokenizer, how.data("text"), CPU)
     assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
     assert torch.isfinite(output_of(student, inputs_for(student))).all()
 
@@ -168,13 +169,13 @@ def test_what_cannot_be_decoded_is_refused(tokenizer: Any, text_file: Path, tmp_
     with pytest.raises(OffsiteError, match="kept apart"):
         decoding.check(replace(delta, manifest=prompt))
     pictures = offer.manifest.model_copy(update={"task": "image-classification"})
-    with pytest.raises(OffsiteError, match="reads pictures"):
+    with pytest.raises(OffsiteError, match="cannot draw pictures"):
         replace(decoding, offer=replace(offer, manifest=pictures)).check(delta)
     for changes in ({"strength": 0.0}, {"strength": 2.0}, {"steps": 0}, {"samples": 0}):
         with pytest.raises(OffsiteError):
             Decode("sample", **changes)
     with pytest.raises(OffsiteError, match=r"no data file 'nothing\.txt'"):
-        Decode("sample:nothing.txt").check()
+        Decoding(Decode("sample:nothing.txt"), offer, CPU).check(delta)
 
 
 def test_the_command_writes_a_model_that_predicts_what_was_decoded(
@@ -213,7 +214,7 @@ def test_the_command_writes_a_model_that_predicts_what_was_decoded(
     loaded = Offer.load(offer)
     emulators = (loaded.model, with_delta(loaded, Delta.load(delta)))
     teacher = Mixture(models["full"], models["plugged"], *emulators, 1.0)
-    rows = Decode(str(text_file), max_length=64).data.rows(loaded.processor, models["full"])  # type: ignore[union-attr]
+    rows = Decode(str(text_file), max_length=64).data("text").rows(loaded.processor, models["full"])  # type: ignore[union-attr]
     inputs = {"input_ids": TASK.collate(rows[:2])["input_ids"]}
     wanted = output_of(teacher, inputs)
     far = plain_divergence(output_of(models["plugged"], inputs), wanted)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 Text = Annotated[
     str | None,
     typer.Option(
-        help="Distil what the tuned emulator learnt into the tuned model, on public text: FILE, "
-        "sample (drawn from the model), or sample:FILE (drawn from beginnings of rows of FILE)."
+        help="Distil what the tuned emulator learnt into the tuned model, on public data: FILE, "
+        "sample (text drawn from the model), or sample:FILE (drawn from beginnings of rows of FILE)."
     ),
 ]
 Given = Annotated[
     Path | None, typer.Option(help="The offer that the delta was tuned on, for --decode.")
 ]
-Steps = Annotated[int, typer.Option(help="Steps of 8 rows for --decode.", min=1)]
+Steps = Annotated[int, typer.Option(help="Steps of 8 rows or pictures for --decode.", min=1)]
 Strength = Annotated[
     float, typer.Option(help="Weight of the emulator for --decode: above 0, at most 1.")
 ]
@@ -44,8 +44,8 @@ class DecodeOptions:
         """The decoding, with its offer read; None where none is asked for.
 
         Raises:
-            OffsiteError: a text without an offer, or an offer without a text; options that cannot
-                be used; a missing text, or no offer.
+            OffsiteError: data without an offer, or an offer without data; options that cannot be
+                used; no such offer.
         """
         if self.decode is None and self.offer is not None:
             raise OffsiteError(
@@ -63,6 +63,5 @@ class DecodeOptions:
         from offsite.training.devices import pick_device
 
         how = Decode(self.decode, strength=self.decode_strength, steps=self.decode_steps)
-        how.check()
         device = pick_device(self.device)
         return Decoding(how, Offer.load(self.offer, require_signature=False), device)

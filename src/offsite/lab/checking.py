@@ -10,7 +10,6 @@ from offsite.errors import OffsiteError
 from offsite.lab.plan import Plan
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.heads import check_scored
-from offsite.model.kind import TEXT
 from offsite.model.split import learned
 from offsite.tasks.data import TaskData, prepare_all
 from offsite.tasks.source import Source
@@ -59,9 +58,8 @@ def check_plan(
             )
     private, public = plan.tasks()
     for how in plan.decode.values():
-        how.check()
-    if plan.decode and private.auto_class != TEXT.auto_class:
-        raise OffsiteError("Decoding is for language models; leave 'decode' out of the plan.")
+        if (decoded := how.data(private.name)) is not None:
+            decoded.check()
     known = {} if shared is None else shared
     model = plan.model, private.auto_class
     checkpoint = known.setdefault(model, Checkpoint.of(*model))

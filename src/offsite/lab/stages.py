@@ -105,7 +105,8 @@ def decode_and_score(setting: Setting, made: Emulator, delta: Delta, how: Decode
     if setting.task.metric == "loss":
         at_logits = setting.score(mixture)["value"]
     with measured(setting.device) as cost:
-        student = how(mixture, setting.processor, setting.device)
+        data = how.data(setting.task.name)
+        student = how(mixture, setting.processor, data, setting.device)
     return {**setting.score(student), "at_logits": at_logits, **cost}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 from offsite.deltas import parse_method
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
+from offsite.exchange.side import divide
 from offsite.model.blocks import get_blocks, with_own_blocks
+from offsite.model.heads import attach_head, head_tensors, load_head
 from offsite.model.replay import real_tokens
 from offsite.tasks.text.divergence import Predictions, divergence
 
@@ -41,11 +44,16 @@ class Mixture(nn.Module):
     def of(
         cls, full: nn.Module, plugged: nn.Module, offer: Offer, delta: Delta, strength: float
     ) -> Mixture:
-        """The teacher of a delta, whose emulator is that of its offer."""
-        return cls(full, plugged, offer.model, with_delta(offer, delta), strength)
+        """The teacher of a delta, whose emulator is that of its offer.
+
+        A model of pictures without the classes of the delta predicts each of them alike.
+        """
+        labels = delta.manifest.labels
+        before = with_classes(full, labels), with_classes(offer.model, labels)
+        return cls(before[0], plugged, before[1], with_delta(offer, delta), strength)
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
-        """An output with ``logits`` (batch, length, vocabulary), in float32."""
+        """An output with ``logits`` (batch, length, vocabulary) or (batch, classes), in float32."""
         logits = [model(**inputs).logits.float() for model in self.models()]
         return SimpleNamespace(logits=mixed(*logits, strength=self.strength))
 
@@ -80,7 +88,7 @@ class Student(nn.Module):
         return super().train(False)
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """``KL(teacher || student)`` in nats per token."""
+        """``KL(teacher || student)`` in nats per token or picture."""
         real = real_tokens(batch)
         with torch.no_grad():
             full, emulator, tuned = (predicted(one, batch, real) for one in self.others)
@@ -95,10 +103,19 @@ class Student(nn.Module):
 
 
 def predicted(model: nn.Module, batch: dict[str, Any], real: torch.Tensor | None) -> Predictions:
-    """The predictions of a language model, which always has some."""
+    """The predictions of a language model or a classifier, which always has some."""
     found = Predictions.of(model, batch, real)
     assert found is not None
     return found
+
+
+def with_classes(model: nn.Module, labels: Sequence[str]) -> nn.Module:
+    """A model over the same tensors with a head for these classes; the model itself without any."""
+    if not labels:
+        return model
+    own = with_own_blocks(model, ())
+    attach_head(own, labels)
+    return own.requires_grad_(False).eval()
 
 
 def with_delta(offer: Offer, delta: Delta) -> nn.Module:
@@ -108,8 +125,10 @@ def with_delta(offer: Offer, delta: Delta) -> nn.Module:
     """
     total = len(get_blocks(offer.model))
     blocks = range(total) if delta.manifest.reach == "all" else offer.manifest.adapter
-    attached = parse_method(delta.manifest.method).attach(
-        with_own_blocks(offer.model, blocks), blocks
-    )
-    attached.load(delta.values())
+    own = with_own_blocks(offer.model, blocks)
+    attach_head(own, delta.manifest.labels)
+    attached = parse_method(delta.manifest.method).attach(own, blocks)
+    tensors, head = divide(delta.values(), delta.manifest.head)
+    attached.load(tensors)
+    load_head(head_tensors(own), head)
     return attached.model.requires_grad_(False).eval()
