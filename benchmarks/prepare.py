@@ -112,9 +112,7 @@ def main(shared: Path, models: Path) -> None:
     part(data / "books/books_b.txt", TARGET / "books.txt", 20_000_000, 4_000_000)
     samples(data / "books/books_a.txt", "book", 24, 120_000, shift=0.5)
     samples(data / "wikitext-2/valid.txt", "wiki", 6, 186_000)
-    sets = ("sst2", "piqa", "arc_easy", "openbookqa", "sciq", "csqa", "arc_challenge")
-    for name in sets:
-        shutil.copytree(data / "qa" / name, TARGET / "qa" / name, dirs_exist_ok=True)
+    shutil.copytree(data / "qa", TARGET / "qa", dirs_exist_ok=True)
     for name in ("piqa", "csqa"):
         beginning(TARGET / f"qa/{name}/train.jsonl", TARGET / f"qa/{name}/train_2000.jsonl", 2_000)
     sciq = TARGET / "qa/sciq"

@@ -46,8 +46,8 @@ class Decode:
     """Distil the predictions of :class:`Mixture` into the plugged model, on data of the owner.
 
     A low-rank change of all blocks learns them by ``KL(teacher || student)``, in nats per token or
-    picture, and is merged. POST (arXiv 2506.16196, section 4) teaches soft prompts so, with one more term;
-    here weights are taught.
+    picture, and is merged. POST (arXiv 2506.16196, section 4) teaches soft prompts so, with one
+    more term; here weights are taught.
 
     Attributes:
         text: a file of public text; ``"sample"`` for text drawn from the plugged model itself, each
