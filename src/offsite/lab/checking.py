@@ -57,9 +57,7 @@ def check_plan(
                 "--calibration, or leave the recipe out."
             )
     private, public = plan.tasks()
-    for how in plan.decode.values():
-        if (decoded := how.data(private.name)) is not None:
-            decoded.check()
+    decoded = [how.data(private.name) for how in plan.decode.values()]
     known = {} if shared is None else shared
     model = plan.model, private.auto_class
     checkpoint = known.setdefault(model, Checkpoint.of(*model))
@@ -77,7 +75,7 @@ def check_plan(
         None if plan.calibration is None else one_set(public, own, plan.calibration, True),
     )
     sets = [one for one in (data.evaluation, data.private, data.public) if one is not None]
-    for one in sets:
+    for one in (*sets, *(one for one in decoded if one is not None)):
         if read:
             one.check()
         else:
