@@ -196,8 +196,25 @@ def test_what_trains_keeps_its_names_and_the_mode_reaches_every_module() -> None
     tunable = Tunable(model, TASK.loss)
     plain = {f"model.{name}" for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, _ in tunable.named_parameters()} == plain
-    assert all(module.training for module in model.modules())
     assert not tunable.eval().model.training and tunable.train().model.training
+
+
+def test_dropout_acts_only_in_blocks_that_train() -> None:
+    model = language_model("gpt2", resid_pdrop=0.5)
+    tunable = Tunable(LoRA(rank=2).attach(model, [0, 5]).model, TASK.loss)
+    states = torch.randn(2, 8, model.config.n_embd)
+
+    def dropping() -> list[int]:
+        found = [(block(states), block(states)) for block in get_blocks(model)]
+        return [index for index, (one, two) in enumerate(found) if not torch.equal(one, two)]
+
+    assert dropping() == [0, 5] and model.transformer.drop.training
+    tunable.eval()
+    assert dropping() == []
+    tunable.train()
+    assert dropping() == [0, 5]
+    tunable.gradient_checkpointing_enable()  # transformers recomputes only what is in training mode
+    assert dropping() == list(range(6))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])

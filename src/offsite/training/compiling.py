@@ -48,7 +48,10 @@ def compiled(model: nn.Module, on: bool = True, backend: Any = "inductor") -> It
     """Run the blocks of a model and what is fusible through ``torch.compile`` inside the ``with``.
 
     Blocks of one kind share a graph, which torch also keeps on disk for later runs. Hooks on a
-    block run outside its graph. A block that cannot be compiled runs as it is.
+    block run outside its graph. A block that cannot be compiled runs as it is. On a GPU products of
+    a width that is not aligned, such as LoRA's rank, are padded, since they then run faster. What
+    follows from saved tensors without products, reductions or random numbers is computed again in
+    the backward pass.
 
     Each block stays one graph under torchrun too, where torch would cut it into parts of 25 MB of
     gradients to send: blocks are small, and what a backward pass has made of one is sent while it
@@ -61,13 +64,20 @@ def compiled(model: nn.Module, on: bool = True, backend: Any = "inductor") -> It
         return
     import torch._dynamo
     import torch._functorch.config
+    import torch._inductor.config
 
     packed = any(isinstance(module, QuantisedLinear) for module in model.modules())
     with (
         torch._dynamo.config.patch(
             recompile_limit=GRAPHS, suppress_errors=True, optimize_ddp=False
         ),
-        torch._functorch.config.patch(cse=not packed),
+        torch._functorch.config.patch(
+            cse=not packed,
+            ban_recompute_used_far_apart=False,
+            ban_recompute_long_fusible_chains=False,
+            ban_recompute_materialized_backward=False,
+        ),
+        torch._inductor.config.patch(force_shape_pad=True),
     ):
         for block in blocks:
             block.forward = torch.compile(block.forward, backend=backend)

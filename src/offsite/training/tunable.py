@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
 
@@ -15,6 +16,10 @@ Loss = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | None], torch.Tenso
 
 class Tunable(nn.Module):
     """Only the trainable tensors of a model are state; so checkpoints are small and may share.
+
+    Blocks in which nothing trains compute as they do at evaluation, so dropout acts only in blocks
+    that train. Where activations are computed again in the backward pass, all blocks are in
+    training mode, because transformers asks for it.
 
     The Trainer asks for all parameters and sets the mode several times a step. Both are answered
     without walking through the modules, which took a third of a step's time in Python.
@@ -26,7 +31,9 @@ class Tunable(nn.Module):
         self.loss = loss
         self.config = getattr(model, "config", None)
         self.trained = [(n, p) for n, p in super().named_parameters() if p.requires_grad]
-        super().train()
+        self.frozen = frozen_blocks(model)
+        self.recomputing = False
+        self._set_mode(True)
 
     def forward(self, return_loss: bool = True, **batch: Any) -> dict[str, torch.Tensor]:
         # the Trainer evaluates a model without label names only if its forward names return_loss
@@ -42,7 +49,13 @@ class Tunable(nn.Module):
 
     def train(self, mode: bool = True) -> Tunable:
         """Set the mode of all modules, where it is another one."""
-        return self if mode == self.training else super().train(mode)
+        return self if mode == self.training else self._set_mode(mode)
+
+    def _set_mode(self, mode: bool) -> Tunable:
+        super().train(mode)
+        for block in () if self.recomputing else self.frozen:
+            block.eval()
+        return self
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -66,3 +79,15 @@ class Tunable(nn.Module):
         self.model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
         if hasattr(self.model, "enable_input_require_grads"):
             self.model.enable_input_require_grads()  # type: ignore[operator]
+        self.recomputing = True
+        self._set_mode(self.training)
+
+
+def frozen_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The blocks in which nothing trains."""
+    return tuple(
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer)
+        and not any(p.requires_grad for p in module.parameters())
+    )

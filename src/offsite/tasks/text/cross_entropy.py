@@ -22,7 +22,7 @@ from offsite.training.compiling import fusible
 
 Compare = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 CHUNK = 2**24  # logits held at a time
-ALIGNED = 64  # a GPU multiplies matrices of other widths up to five times slower
+ALIGNED = 32  # a GPU multiplies matrices of other widths up to five times slower
 CHANGED: WeakSet[nn.Module] = WeakSet()  # heads whose logits the model changes (caps, scales)
 
 
@@ -49,7 +49,12 @@ def losses_at(model: nn.Module, batch: Mapping[str, Any], chosen: torch.Tensor) 
     """Cross entropy at some places of the flattened labels (without the first of each row)."""
     targets = batch["labels"][:, 1:].flatten()[chosen].clamp(min=0)
     output, head = forward_to_head(model, batch)
-    states = output.logits[:, :-1].flatten(0, 1).index_select(0, chosen)
+    states = output.logits
+    del output  # a step needs most memory from here on, so each copy frees the one before it
+    if head is not None:
+        states = states.to(computing_dtype(head, states.device.type))
+    states = states[:, :-1].flatten(0, 1)
+    states = states.index_select(0, chosen)
     if head is not None:
         return head_losses(states, head, targets)
     return nn.functional.cross_entropy(states.float(), targets, reduction="none")
@@ -146,12 +151,13 @@ def rows_at_a_time(head: nn.Linear, chunk: int | None = None) -> int:
 
 def computed_in(head: nn.Linear, kind: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a head in the dtype that a device of this kind computes in now."""
-    weight: torch.Tensor = head.weight
-    bias: torch.Tensor | None = head.bias
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    return weight, bias
+    dtype = computing_dtype(head, kind)
+    return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+
+
+def computing_dtype(head: nn.Linear, kind: str) -> torch.dtype:
+    """The dtype in which a device of this kind computes a head's logits now."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
 
 
 def widened(
