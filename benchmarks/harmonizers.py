@@ -24,8 +24,7 @@ from offsite.compress.scaleot.step import LayerReplace
 from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Context
 from offsite.model.blocks import get_blocks
-from offsite.model.checkpoint import load_model
-from offsite.model.processor import load_processor
+from offsite.model.checkpoint import load_model, load_processor
 from offsite.model.replay import observe, relative_error
 from offsite.model.split import Split
 from offsite.owner.offering import make_offer

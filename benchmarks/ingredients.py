@@ -70,8 +70,7 @@ class Bench:
     def __init__(self, device: Any) -> None:
         import torch
 
-        from offsite.model.checkpoint import load_model
-        from offsite.model.processor import load_processor
+        from offsite.model.checkpoint import load_model, load_processor
         from offsite.tasks import load_task
 
         self.device, self.task = device, load_task("text", max_length=256)

@@ -23,8 +23,7 @@ from offsite.compress import parse_recipe
 from offsite.deltas import IntrinsicPrompt, Method, Prompt
 from offsite.deltas.addition.learn_decoder import learn_decoder
 from offsite.exchange.side import SideTensors, attach_side
-from offsite.model.checkpoint import load_model
-from offsite.model.processor import load_processor
+from offsite.model.checkpoint import load_model, load_processor
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug

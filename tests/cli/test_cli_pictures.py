@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from tests.support import Run
-from tests.support.models import classifier
+from tests.support.models import PICTURE_SHAPE, classifier
 from tests.support.pictures import NAMES, image_processor, write_arrays, write_folder
 
 IMAGES = ("--task", "image-classification", "--device", "cpu")
@@ -178,8 +178,65 @@ def test_a_processor_of_another_size_is_refused(run: Run, made: Path, tmp_path: 
     model = tmp_path / "model"
     classifier("vit").save_pretrained(model)
     image_processor(size={"height": 20, "width": 20}).save_pretrained(model)
-    status, _, err = run("score", model, "--data", made / "folders", *IMAGES)
-    assert status != 0 and "shape [3, 20, 20], which the model cannot embed" in err
+    offer = ("offer", model, "--keep", 2, "--adapter", "ends:1,1", "--out", tmp_path / "out")
+    for words in (("score", model, "--data", made / "folders"), offer):
+        status, _, err = run(*words, *IMAGES)
+        assert status == 2 and "shape [3, 20, 20], which the model cannot embed" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_no_picture_can_be_given_to_are_not_offered(run: Run, tmp_path: Path) -> None:
+    """ImageGPT reads colours as tokens, SigLIP 2 reads patches that its processor cuts."""
+    shape = {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64, "vocab_size": 9}
+    eyes = {**PICTURE_SHAPE, "num_patches": 16}
+    odd = {
+        "of shape (channels, height, width)": (
+            transformers.Siglip2Config(vision_config=eyes),
+            transformers.Siglip2ImageProcessor(patch_size=4, max_num_patches=16),
+        ),
+        "gives input_ids and not pixel_values": (
+            transformers.ImageGPTConfig(**shape),
+            transformers.ImageGPTImageProcessor(clusters=[[0.0, 0.0, 0.0]] * 8),
+        ),
+    }
+    for index, (message, (config, processor)) in enumerate(odd.items()):
+        model = tmp_path / f"model-{index}"
+        build = transformers.AutoModelForImageClassification.from_config(config)
+        build.save_pretrained(model)
+        processor.save_pretrained(model)
+        words = ("--keep", 1, "--adapter", "ends:1,1", "--out", tmp_path / "out")
+        status, _, err = run("offer", model, *words, *IMAGES)
+        assert status == 2 and message in err and "Trace" not in err, err
+
+
+def test_a_processor_of_an_unknown_class_is_read_alike_by_both_sides(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(made / "model", model)
+    file = model / "preprocessor_config.json"
+    told = json.loads(file.read_text()) | {"image_processor_type": "OwnImageProcessor"}
+    file.write_text(json.dumps(told))
+    keep = ("--keep", 2, "--adapter", "ends:1,1", "--out", tmp_path / "offer")
+    data = ("--data", made / "folders")
+    steps: list[tuple[object, ...]] = [
+        ("offer", model, *keep, *IMAGES),
+        ("tune", tmp_path / "offer", *data, "--out", tmp_path / "delta", *SHORT),
+        ("plug", model, tmp_path / "delta", "--record", tmp_path / "offer.record.json",
+         "--out", tmp_path / "plugged"),
+        ("score", tmp_path / "plugged", *data, *IMAGES),
+    ]  # fmt: skip
+    for words in steps:
+        status, _, err = run(*words)
+        assert status == 0, err
+
+
+def test_text_for_an_offer_of_pictures_is_called_that(
+    run: Run, offer: Path, text_file: Path, tmp_path: Path
+) -> None:
+    words = ("--data", text_file, "--task", "text", "--out", tmp_path / "delta")
+    status, _, err = run("tune", offer, *words)
+    assert status == 2 and "is for the task 'image-classification', and the data is for" in err
 
 
 def test_backbones_by_folder_get_a_head(run: Run, made: Path, tmp_path: Path) -> None:

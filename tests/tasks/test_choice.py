@@ -13,7 +13,7 @@ from tokenizers import normalizers
 
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
-from offsite.model.processor import load_processor
+from offsite.model.checkpoint import load_processor
 from offsite.model.replay import IGNORE
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer

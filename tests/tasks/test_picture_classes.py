@@ -89,6 +89,8 @@ def test_a_name_that_two_classes_of_the_model_have_is_refused(
     with pytest.raises(OffsiteError, match="two classes called 'red'"):
         TASK.load(path, processor, model)
     assert TASK.load(f"{path}:test:green,yellow", processor, model).labels[1] == "green"
+    rows = TASK.load(path, processor, named("red", "red", "green", "yellow"), train=True)
+    assert rows.labels == NAMES  # a head of one's own
 
 
 def test_empty_and_single_classes_are_refused(tmp_path: Path, processor: Any) -> None:

@@ -42,9 +42,8 @@ def importance(
     from offsite.compress.step import Context
     from offsite.files import check_free
     from offsite.model.blocks import get_blocks
-    from offsite.model.checkpoint import load_model
+    from offsite.model.checkpoint import load_model, load_processor
     from offsite.model.configuration import load_config
-    from offsite.model.processor import load_processor
     from offsite.model.split import Split
     from offsite.report.bars import PURPOSE, check_picture, draw_importance, importance_table
     from offsite.tasks.data import prepare_all, read_data, rows_of

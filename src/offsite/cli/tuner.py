@@ -72,11 +72,13 @@ def tune(
     from offsite.tasks.data import find_source, need_source, prepare_all, read_data
     from offsite.training.processes import main_process
     from offsite.training.resume import finish_work, work_folder
+    from offsite.tuner.preparing import check_kind
     from offsite.tuner.tuning import run_tune
 
     check_free(out)
-    name = task or read_manifest(offer, OfferManifest).task
-    kind = load_task(name, max_length=max_length, skip_bad=skip_bad)
+    offered = read_manifest(offer, OfferManifest).task
+    kind = load_task(task or offered, max_length=max_length, skip_bad=skip_bad)
+    check_kind(offered, kind)
     private = read_data(kind, need_source(kind, data, "train"), train=True)
     test = read_data(kind, find_source(kind, eval_data, "test"))
     method, dtype = method_for(delta, option, training), machine.precision()

@@ -21,7 +21,7 @@ from offsite.model.blocks import block_path, get_blocks, renumber
 from offsite.model.configuration import load_config, load_generation, misfit
 from offsite.model.depth import parts, take
 from offsite.model.judge import judge
-from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class, text_config
+from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class, kind_of_task, text_config
 from offsite.model.movable import check_movable
 from offsite.model.processor import read_processor
 from offsite.model.quiet import quiet as quiet
@@ -169,6 +169,11 @@ def load_model(
 ) -> Any:
     """:meth:`Checkpoint.load` of a folder or hub name."""
     return Checkpoint.of(name, auto_class).load(keep=keep, dtype=dtype)
+
+
+def load_processor(name: str | Path, task: str) -> Any:
+    """:attr:`Checkpoint.processor` of a folder or hub name, for the kind of data of a task."""
+    return Checkpoint.of(name, kind_of_task(task).auto_class).processor
 
 
 def fill_model(

@@ -10,15 +10,21 @@ from transformers.utils import cached_file
 
 from offsite.errors import OffsiteError
 from offsite.files import is_pointer, reason, shown
-from offsite.model.kind import Kind, kind_of_task
+from offsite.model.kind import Kind
 from offsite.model.quiet import quiet
 
 PACKAGES = {"PIL": "pillow", "sentencepiece": "sentencepiece", "protobuf": "protobuf"}
 PROBE = "The quick brown fox, 12 345 caf\u00e9s;\n\tif x_1 >= 2: return '\u4f60\u597d'  # end"
 
 
-def load_processor(name: str | Path, task: str) -> Any:
+def read_processor(
+    name: str | Path, kind: Kind, label: str | Path | None = None, *, config: Any = None
+) -> Any:
     """The tokenizer (text) or image processor (images) of a folder or hub name.
+
+    Args:
+        label: what messages call the model.
+        config: its configuration, if it was read already; else transformers reads it again.
 
     Returns:
         None where the model has no file of one.
@@ -26,18 +32,6 @@ def load_processor(name: str | Path, task: str) -> Any:
     Raises:
         OffsiteError: there is one and it cannot be read: it is damaged, or needs a package that is
             not installed.
-    """
-    return read_processor(name, kind_of_task(task))
-
-
-def read_processor(
-    name: str | Path, kind: Kind, label: str | Path | None = None, *, config: Any = None
-) -> Any:
-    """:func:`load_processor` for a kind of model.
-
-    Args:
-        label: what messages call the model.
-        config: its configuration, if it was read already; else transformers reads it again.
     """
     if not has_processor(name, kind):
         return None

@@ -16,8 +16,7 @@ from offsite.exchange.ledger import MERGED, Ledger
 from offsite.exchange.record import Record
 from offsite.exchange.side import GivenSides
 from offsite.files import check_free, new_folder, write_file
-from offsite.model.checkpoint import load_model, quiet
-from offsite.model.processor import load_processor
+from offsite.model.checkpoint import load_model, load_processor, quiet
 from offsite.owner.decode import Decoding
 from offsite.owner.plugged import Plugged
 from offsite.owner.plugging import keep_apart, merge_delta

@@ -16,9 +16,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.file_set import MANIFEST
 from offsite.exchange.ledger import APART, MERGED
 from offsite.exchange.offer import Offer
-from offsite.model.checkpoint import load_model
+from offsite.model.checkpoint import load_model, load_processor
 from offsite.model.configuration import load_config
-from offsite.model.processor import load_processor
 from offsite.owner.serving import load_plugged
 from offsite.scores.harness import harness_scores
 from offsite.scores.settings import settings_of

@@ -155,10 +155,19 @@ def check_usable(offer: Offer, task: Task) -> None:
         raise OffsiteError(
             f"The offer expired at {expires.isoformat()}; ask its owner for a new one."
         )
-    if task.auto_class != kind_of_task(offer.manifest.task).auto_class:
+    check_kind(offer.manifest.task, task)
+
+
+def check_kind(offered: str, task: Task) -> None:
+    """Refuse data that the models of an offer's task cannot read.
+
+    Raises:
+        OffsiteError: pictures for a model of text, or text for a model of pictures.
+    """
+    if task.auto_class != kind_of_task(offered).auto_class:
         raise OffsiteError(
-            f"The offer is for the task '{offer.manifest.task}', and the data is for "
-            f"'{task.name}'; give data for the offer's task, or ask for another offer."
+            f"The offer is for the task '{offered}', and the data is for '{task.name}'; give data "
+            "for the offer's task, or ask for another offer."
         )
 
 

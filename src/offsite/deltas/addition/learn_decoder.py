@@ -17,8 +17,7 @@ from offsite.codec import require
 from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_takes_prompt
 from offsite.exchange.prompt_decoder import TENSORS, decode
 from offsite.model.blocks import freeze
-from offsite.model.checkpoint import load_model
-from offsite.model.processor import load_processor
+from offsite.model.checkpoint import load_model, load_processor
 from offsite.model.stored import model_fingerprint
 from offsite.tasks.data import identity_of, rows_of
 from offsite.tasks.task import Task

@@ -19,8 +19,8 @@ from offsite.model.heads import labels_of, same_classes
 from offsite.model.replay import forward
 from offsite.tasks.image.augment import ALL, augment, check_kinds
 from offsite.tasks.image.pictures import Pictures, read_pictures, shown_names
-from offsite.tasks.image.rows import MODES, ImageRows, Readable, match_classes, read_picture
-from offsite.tasks.image.shapes import check_shapes, check_size
+from offsite.tasks.image.rows import ImageRows, Readable, match_classes, read_picture
+from offsite.tasks.image.shapes import channels_of, check_shapes, check_size
 from offsite.tasks.task import Evaluation, HarnessForm, has_probabilities, mean_of, no_harness
 from offsite.training.progress import track
 
@@ -89,13 +89,7 @@ class ImageClassification:
                 "The model has no image processor, so pictures cannot be read for it; put a "
                 "preprocessor_config.json beside its weights."
             )
-        channels = getattr(config, "num_channels", None) or 3
-        if channels not in MODES:
-            raise OffsiteError(
-                f"The model reads pictures of {channels} channels, but pictures are read here as "
-                "grey (1 channel) or colour (3 channels); use a model of 1 or 3 channels."
-            )
-        pictures = documents.pictures
+        channels, pictures = channels_of(config), documents.pictures
         rows = ImageRows(pictures, pictures.targets, pictures.classes, processor, channels)
         check_shapes(rows, documents.sizes)
         return rows

@@ -60,16 +60,31 @@ class ImageRows(Dataset[Any]):
         return {**row, "index": index} if self.train else row
 
     def prepare(self, index: int) -> torch.Tensor:
-        """One picture through the image processor, as float32 (channels, height, width)."""
+        """One picture through the image processor, as float32 (channels, height, width).
+
+        Raises:
+            OffsiteError: the processor cannot take it, or gives something else than its pixels.
+        """
         image = read_picture(self.pictures, index).convert(MODES.get(self.channels, "RGB"))
         try:
-            pixels = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+            found = self.processor(images=image, return_tensors="pt")
+            prepared: torch.Tensor = found["pixel_values"][0].float()
+        except KeyError as error:
+            raise OffsiteError(
+                f"The image processor {type(self.processor).__name__} gives {', '.join(found)} and "
+                "not pixel_values; offsite needs a model that reads pixels."
+            ) from error
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             raise OffsiteError(
                 f"The image processor cannot take {self.pictures.where(index)} of {image.width} x "
                 f"{image.height} pixels and mode {image.mode}; check its preprocessor_config.json."
             ) from error
-        prepared: torch.Tensor = pixels.float()
+        if prepared.ndim != 3:
+            raise OffsiteError(
+                f"The image processor {type(self.processor).__name__} gives a picture the shape "
+                f"{list(prepared.shape)}; offsite needs a model that reads whole pictures of shape "
+                "(channels, height, width)."
+            )
         return prepared
 
 
@@ -121,14 +136,15 @@ def match_classes(
         Names of the outputs, and for each of ``names`` its index among them.
 
     Raises:
-        OffsiteError: two classes of the model have the name of one class of the data.
+        OffsiteError: two classes of the model have the name of a class to score on.
     """
-    if twice := repeated(present) & set(names):
+    twice = repeated(present) & set(names)
+    if twice and not train:
         raise OffsiteError(
             f"The model has two classes called '{min(twice)}', so a picture has two answers; "
             "give each class of 'id2label' in the model's config.json a name of its own."
         )
-    own = set(names) == set(present) or (not train and set(names) <= set(present))
+    own = sorted(names) == sorted(present) or (not train and set(names) <= set(present))
     if own:
         return tuple(present), tuple(present.index(name) for name in names)
     return tuple(names), tuple(range(len(names)))

@@ -10,6 +10,8 @@ from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
+from offsite.tasks.image.pictures import Pictures, pillow
+from offsite.tasks.image.rows import MODES, ImageRows
 
 
 def check_shapes(rows: Any, sizes: Sequence[tuple[int, int]]) -> None:
@@ -39,6 +41,33 @@ def check_shapes(rows: Any, sizes: Sequence[tuple[int, int]]) -> None:
         )
 
 
+def channels_of(config: Any) -> int:
+    """How many channels a model reads.
+
+    Raises:
+        OffsiteError: other than 1 or 3.
+    """
+    channels = getattr(config, "num_channels", None) or 3
+    if channels not in MODES:
+        raise OffsiteError(
+            f"The model reads pictures of {channels} channels, but pictures are read here as "
+            "grey (1 channel) or colour (3 channels); use a model of 1 or 3 channels."
+        )
+    return int(channels)
+
+
+def check_model(model: nn.Module, processor: Any) -> None:
+    """Send a grey square through an image processor and up to the first block of its model.
+
+    Raises:
+        OffsiteError: no picture can be given to this model.
+    """
+    square = pillow().new("RGB", (64, 64), (128, 128, 128))
+    one = Pictures(("grey",), (0,), lambda index: square, lambda index: "a test picture")
+    channels = channels_of(getattr(model, "config", None))
+    check_size(model, ImageRows(one, (0,), ("grey",), processor, channels).prepare(0))
+
+
 class _Fits(Exception):
     """A picture has reached the first block."""
 
@@ -60,7 +89,7 @@ def check_size(model: nn.Module, pixels: torch.Tensor) -> None:
         model(pixel_values=pixels[None].to(weight.device, weight.dtype))
     except _Fits:
         return
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise OffsiteError(
             f"The image processor gives pictures of shape {list(pixels.shape)}, which the model "
             "cannot embed; set the size in its preprocessor_config.json to that of the model."
