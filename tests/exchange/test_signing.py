@@ -152,7 +152,7 @@ def test_a_delta_of_a_changed_offer_is_refused(made: Path, tmp_path: Path) -> No
         ot.Offer.load(folder), made / "t.txt", ot.LoRA(rank=2), options=options, task=task
     )
     record = ot.Record.load(shutil.copy(made / "offer.record.json", tmp_path / "r.json"))
-    with pytest.raises(ot.OffsiteError, match="is not the one that was sent"):
+    with pytest.raises(ot.OffsiteError, match="an offer that was changed on the way"):
         ot.plug(made / "model", delta, record)
 
 

@@ -41,7 +41,7 @@ class Cluster:
     kind: ClassVar[str] = "cluster"
 
     def __post_init__(self) -> None:
-        require(self.keep >= 1, f"At least one middle block must stay, not {self.keep}.")
+        require(self.keep >= 1, f"A recipe cannot keep {self.keep} middle blocks; use 1 or more.")
 
     @property
     def needs(self) -> Needs:

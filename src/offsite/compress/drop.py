@@ -36,7 +36,7 @@ class Drop:
     kind: ClassVar[str] = "drop"
 
     def __post_init__(self) -> None:
-        require(self.keep >= 1, f"At least one middle block must stay, not {self.keep}.")
+        require(self.keep >= 1, f"A recipe cannot keep {self.keep} middle blocks; use 1 or more.")
 
     def plan(self, positions: Sequence[int], seed: int) -> tuple[int, ...] | None:
         """The positions to keep, where that needs no weights; else None."""

@@ -73,7 +73,8 @@ def importance(
     for name, scores in (learned or {}).items():
         if len(scores) != total:
             raise OffsiteError(
-                f"The scores '{name}' are of {len(scores)} blocks, but this model has {total}."
+                f"The scores '{name}' are of {len(scores)} blocks, but this model has {total}; "
+                "measure them on this model."
             )
         table[name] = tuple(float(score) for score in scores)
     return table

@@ -59,7 +59,9 @@ class Narrow:
 
     def __post_init__(self) -> None:
         for share in (self.feed_forward, self.groups):
-            require(0 < share <= 1, f"The share kept is over 0 to 1, not {share}.")
+            require(
+                0 < share <= 1, f"A share of {share} cannot be kept; use more than 0 and at most 1."
+            )
 
     @property
     def needs(self) -> Needs:

@@ -36,7 +36,7 @@ class Noise:
     kind: ClassVar[str] = "noise"
 
     def __post_init__(self) -> None:
-        require(0 <= self.scale <= 10, f"The noise scale is 0 to 10, not {self.scale}.")
+        require(0 <= self.scale <= 10, f"A noise scale of {self.scale} is not usable; use 0 to 10.")
 
     @property
     def needs(self) -> Needs:

@@ -241,7 +241,8 @@ def make_recipe(
     check_preset(name)
     if not 0 < budget <= 1:
         raise OffsiteError(
-            f"A budget is the share of the middle's bytes kept, over 0 to 1, not {budget}."
+            f"A budget of {budget} is not a share of the middle's bytes; use more than 0 and at "
+            "most 1."
         )
     return PRESETS[name].make(shape, budget, learned)
 

@@ -28,7 +28,10 @@ class Prune:
     kind: ClassVar[str] = "prune"
 
     def __post_init__(self) -> None:
-        require(0 < self.keep <= 1, f"The share of weights kept is 0 to 1, not {self.keep}.")
+        require(
+            0 < self.keep <= 1,
+            f"A share of {self.keep} cannot be kept; use more than 0 and at most 1.",
+        )
 
     @property
     def needs(self) -> Needs:

@@ -34,8 +34,8 @@ class Quantise:
     kind: ClassVar[str] = "quantise"
 
     def __post_init__(self) -> None:
-        require(self.bits in (8, 4), f"Weights are stored in 8 or 4 bits, not {self.bits}.")
-        require(self.group >= 1, f"A group has at least one input, not {self.group}.")
+        require(self.bits in (8, 4), f"Weights cannot be stored in {self.bits} bits; use 8 or 4.")
+        require(self.group >= 1, f"A group cannot have {self.group} inputs; use 1 or more.")
 
     @property
     def needs(self) -> Needs:

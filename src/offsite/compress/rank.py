@@ -36,7 +36,10 @@ class Rank:
     kind: ClassVar[str] = "rank"
 
     def __post_init__(self) -> None:
-        require(0 <= self.beta < 1, f"beta is the share of rank removed, 0 to 1, not {self.beta}.")
+        require(
+            0 <= self.beta < 1,
+            f"A beta of {self.beta} is not a share of the rank; use 0 to below 1.",
+        )
 
     @property
     def needs(self) -> Needs:

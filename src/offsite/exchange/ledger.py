@@ -104,8 +104,8 @@ def check_parent(entry: OfferRecord, delta: DeltaManifest) -> None:
     """
     if entry.sent and delta.offer_digest and delta.offer_digest not in entry.sent:
         raise OffsiteError(
-            f"The offer that the delta {delta.id[:8]}... was tuned on is not the one that was "
-            "sent: it was changed on the way. Send it again, signed."
+            f"The delta {delta.id[:8]}... was tuned on an offer that was changed on the way; "
+            "send the offer again, signed."
         )
 
 

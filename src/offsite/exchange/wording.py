@@ -151,7 +151,7 @@ def rename_tokens(folder: Path, processor: Any) -> None:
     if not path.is_file():
         raise OffsiteError(
             "The added tokens cannot be left out, because the tokenizer has no tokenizer.json; "
-            "convert the tokenizer, or leave out '--leave-out added-tokens'."
+            "convert the tokenizer, or do not use '--leave-out added-tokens'."
         )
     roles = {getattr(processor, f"{role}_token", None) for role in ROLES}
     names = {

@@ -144,6 +144,7 @@ def folder_files(folder: str | Path) -> dict[str, int]:
             sizes[entry.name] = entry.stat().st_size
             if len(sizes) > MAX_FILES:
                 raise OffsiteError(
-                    f"'{folder}' holds more than the {MAX_FILES} files allowed in one exchange."
+                    f"'{folder}' holds more than the {MAX_FILES} files allowed in one exchange; "
+                    "send fewer."
                 )
     return dict(sorted(sizes.items()))

@@ -77,7 +77,9 @@ def write_results(
         OffsiteError: there are no rows.
     """
     if not rows:
-        raise OffsiteError(f"There is nothing to show: no recipe, no delta, or no cell in '{out}'.")
+        raise OffsiteError(
+            f"'{out}' has no result to show; name a recipe and a delta, or leave out --cached."
+        )
     result = {
         "command": command,
         "environment": made_on,

@@ -63,7 +63,9 @@ def block_config(model: nn.Module) -> Any:
         owner = model.get_submodule(".".join(names[:length]))
         if getattr(owner, "config", None) is not None:
             return owner.config
-    raise OffsiteError(f"{type(model).__name__} carries no transformers configuration.")
+    raise OffsiteError(
+        f"{type(model).__name__} has no transformers configuration; use a model of transformers."
+    )
 
 
 def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[int]) -> None:
@@ -83,7 +85,7 @@ def set_blocks(model: nn.Module, blocks: Sequence[nn.Module], source: Sequence[i
     if not blocks or len(blocks) != len(source):
         raise OffsiteError("A model needs at least one block, and one source position per block.")
     if len({id(block) for block in blocks}) < len(blocks):
-        raise OffsiteError("The same block module stands twice; each place needs its own alias.")
+        raise OffsiteError("A block was given twice; give each position an alias of its own.")
     total = len(get_blocks(model))
     config = renumber(model, source)
     path = block_path(model)
@@ -246,7 +248,7 @@ def rename_blocks(
         if index not in mapping:
             raise OffsiteError(
                 f"A tensor belongs to block {index}, which is not one of the adapter blocks "
-                f"{sorted(mapping)}."
+                f"{sorted(mapping)}; ask its sender to make it again."
             )
         return f"{match[1]}{mapping[index]}"
 

@@ -210,8 +210,8 @@ def fill_model(
             )
     except Exception as error:  # whatever damaged tensors make the loaders raise
         raise OffsiteError(
-            f"The weights of '{label}' cannot be loaded as {build.__name__}; a complete set of "
-            "safetensors weights of a matching architecture is needed."
+            f"The weights of '{label}' cannot be loaded as {build.__name__}; use a complete set of "
+            "safetensors weights of the same model."
         ) from error
     if kept is not None and (wrong := info["mismatched_keys"]):
         found = parts(
@@ -227,7 +227,8 @@ def fill_model(
             raise cannot_move(first, first.startswith(f"{block_path(model)}."))
         raise OffsiteError(
             f"The weights of '{label}' do not fit its architecture: {len(wrong)} tensors are "
-            f"missing, unexpected or of another shape, first '{first}'."
+            f"missing, unexpected or of another shape, first '{first}'; use the config.json of the "
+            "same model."
         )
     model.name_or_path = model.config._name_or_path = ""
     return model.eval()

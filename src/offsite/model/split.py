@@ -33,7 +33,9 @@ class Split:
                 f"so use positions 0 to {self.total - 1}."
             )
         if len(set(self.adapter)) < len(self.adapter):
-            raise OffsiteError(f"The adapter names a block twice: {list(self.adapter)}.")
+            raise OffsiteError(
+                f"The adapter names a block twice: {list(self.adapter)}; name each once."
+            )
         if not self.adapter or len(self.adapter) == self.total:
             raise OffsiteError(
                 f"An adapter of {len(self.adapter)} of {self.total} blocks leaves no "

@@ -76,9 +76,13 @@ def rebuild(model: nn.Module, specs: Mapping[str, Any]) -> None:
         try:
             model.get_submodule(name)
         except AttributeError as error:
-            raise OffsiteError(f"The offer replaces '{name}', which its model lacks.") from error
+            raise OffsiteError(
+                f"The offer replaces '{name}', which its model lacks; ask for a fresh copy."
+            ) from error
         if not name.startswith(f"{path}."):
-            raise OffsiteError(f"The offer replaces '{name}', which is not part of a block.")
+            raise OffsiteError(
+                f"The offer replaces '{name}', which is not part of a block; ask for a fresh copy."
+            )
         with torch.device("meta"):
             setattr(model.get_submodule(parent), leaf, build(spec))
 
@@ -92,7 +96,10 @@ def share(model: nn.Module, shared: Mapping[int, int]) -> None:
     blocks = get_blocks(model)
     for index, first in shared.items():
         if not 0 <= first < index < len(blocks):
-            raise OffsiteError(f"The offer shares block {index} with {first}, which is impossible.")
+            raise OffsiteError(
+                f"The offer shares block {index} with {first}, which is impossible; ask for a "
+                "fresh copy."
+            )
         for name, tensor in (*blocks[first].named_parameters(), *blocks[first].named_buffers()):
             owner, _, leaf = name.rpartition(".")
             setattr(blocks[index].get_submodule(owner), leaf, tensor)

@@ -102,7 +102,9 @@ def _entry(spot: _Stored) -> TensorEntry:
 
 
 def _refuse(path: Path, reason: str) -> OffsiteError:
-    return OffsiteError(f"'{path}' is not an acceptable safetensors file: {reason}.")
+    return OffsiteError(
+        f"'{path}' is not an acceptable safetensors file: {reason}; ask for a fresh copy."
+    )
 
 
 def _read_prefix(path: Path, file: BufferedReader) -> tuple[bytes, int]:
@@ -174,7 +176,10 @@ def load_tensors(
             raise _refuse(path, "it is almost all holes")
         header = read_header(path, foreign=foreign)
         if declared.keys() & header.keys():
-            raise OffsiteError(f"'{path}' repeats a tensor that another file of the folder has.")
+            raise OffsiteError(
+                f"'{path}' repeats a tensor that another file of the folder has; ask for a fresh "
+                "copy."
+            )
         declared |= header
     if expected is not None and declared != dict(expected):
         odd = sorted(
@@ -184,7 +189,7 @@ def load_tensors(
         )
         raise OffsiteError(
             f"The tensors on disk are not those of the manifest ({len(odd)} differ, "
-            f"first '{odd[0]}'); the folder is damaged or was changed."
+            f"first '{odd[0]}'); the folder is damaged or was changed, so ask for a fresh copy."
         )
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:

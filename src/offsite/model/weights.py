@@ -136,7 +136,9 @@ def shards(name: str | Path, index: Path) -> list[Path]:
         try:
             return [Path(file) for file in get_checkpoint_shard_files(str(name), str(index))[0]]
         except OSError as error:
-            raise OffsiteError(f"The shards of '{name}' could not be fetched.") from error
+            raise OffsiteError(
+                f"The shards of '{name}' could not be fetched; check the network and try again."
+            ) from error
     for file in names:
         if not (index.parent / file).is_file():
             raise OffsiteError(
@@ -163,7 +165,10 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
         except (SafetensorError, OSError) as error:
             raise OffsiteError(f"'{file}' is {damaged(file)}.") from error
     if not found:
-        raise OffsiteError(f"The weight files {', '.join(map(str, files))} hold no tensor.")
+        raise OffsiteError(
+            f"The weight files {', '.join(map(str, files))} hold no tensor; download the model "
+            "again."
+        )
     return found
 
 

@@ -96,7 +96,11 @@ class Served:
         )
         total = len(get_blocks(self.model))
         fits = all(0 <= position < total for position in delta.adapter)
-        require(fits, f"The delta '{name}' tunes blocks that a model of {total} does not have.")
+        require(
+            fits,
+            f"The delta '{name}' tunes blocks that a model of {total} does not have; plug it "
+            "again.",
+        )
         active = self.active
         self.switch()
         try:

@@ -105,12 +105,14 @@ def pull(
 
             if MANIFEST not in present:
                 raise OffsiteError(
-                    f"'{repo}' has no {MANIFEST}; it holds neither an offer nor a delta."
+                    f"'{repo}' has no {MANIFEST}; it holds neither an offer nor a delta, so pull "
+                    "from another repository."
                 )
             for name in [*listed(fetch(MANIFEST)), *sorted(present & {SIGNATURE})]:
                 if not FILE_NAME.fullmatch(name) or name not in present:
                     raise OffsiteError(
-                        f"The manifest of '{repo}' names a file '{name[:80]}' that is not there."
+                        f"The manifest of '{repo}' names a file '{name[:80]}' that is not there; "
+                        "ask its owner to push it again."
                     )
                 fetch(name)
         return read_either(partial)

@@ -62,7 +62,8 @@ def inspect_path(path: Path, base: str | None = None) -> Shown:
     if path.is_file() and path.suffix == ".json":
         return inspect_record(path)
     raise OffsiteError(
-        f"'{path}' is not an offer, delta, plugged delta, record (.json) or model folder."
+        f"'{path}' is not an offer, delta, plugged delta, record (.json) or model folder; name "
+        "one of these."
     )
 
 
@@ -134,7 +135,10 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
     skeleton = None
     if base is not None:
         offer, skeleton, _ = read_offer(base)
-        require(offer.id == manifest.parent, f"The delta '{path}' does not answer '{base}'.")
+        require(
+            offer.id == manifest.parent,
+            f"The delta '{path}' does not answer '{base}'; give its own offer.",
+        )
     shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
     title = f"{method_text(manifest.method)} delta"
     if base is not None:

@@ -102,7 +102,8 @@ class Scores:
         """
         if (self.metric, self.higher_is_better) != (other.metric, other.higher_is_better):
             raise OffsiteError(
-                f"Scores of '{self.metric}' and of '{other.metric}' cannot be merged."
+                f"Scores of '{self.metric}' and of '{other.metric}' cannot be merged; score both "
+                "with one metric."
             )
         changes = {}
         for key in (*KEYS, "verbatim"):
@@ -110,7 +111,8 @@ class Scores:
             if mine is not None and theirs is not None and mine != theirs:
                 raise OffsiteError(
                     f"Two different values of '{key}' ({mine:.6g} and {theirs:.6g}) cannot be "
-                    "merged; they come from different models, data or settings."
+                    "merged, because they come from different models, data or settings; score "
+                    "both in the same way."
                 )
             changes[key] = mine if mine is not None else theirs
         return replace(self, **changes)

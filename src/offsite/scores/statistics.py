@@ -106,7 +106,7 @@ def paired_bootstrap(
     sign = 1.0 if higher_is_better else -1.0
     gaps = sign * (np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))
     if not np.isfinite(gaps).all():
-        raise OffsiteError("Items that are not finite numbers cannot be compared.")
+        raise OffsiteError("Items that are not finite numbers cannot be compared; leave them out.")
     shares = np.ones(len(gaps)) if weights is None else np.asarray(weights, dtype=np.float64)
     if shares.shape != gaps.shape or not (np.isfinite(shares) & (shares > 0)).all():
         raise OffsiteError(f"{len(gaps)} items need as many weights, each a number over 0.")

@@ -108,10 +108,12 @@ def decrypt_folder(source: str | Path, out: str | Path, check: Callable[[Path], 
         except age.DecryptError as error:
             raise OffsiteError(
                 f"'{source}' cannot be decrypted; it was encrypted to another recipient or was "
-                "damaged."
+                "damaged, so ask for it again."
             ) from error
         except (tarfile.TarError, FileExistsError, ValueError, OverflowError) as error:
-            raise OffsiteError(f"'{source}' does not hold a folder.") from error
+            raise OffsiteError(
+                f"'{source}' does not hold a folder; ask for a file that 'offsite encrypt' wrote."
+            ) from error
         check(partial)
 
 
@@ -126,7 +128,10 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
         whole = entry.isreg() and not entry.issparse()
         content = archive.extractfile(entry) if whole else None
         if content is None or not FILE_NAME.fullmatch(entry.name) or count >= MAX_FILES:
-            raise OffsiteError("The archive holds more than the files of a flat folder.")
+            raise OffsiteError(
+                "The archive holds more than the files of a flat folder; ask for one that 'offsite "
+                "encrypt' wrote."
+            )
         with open(folder / entry.name, "xb") as file:
             shutil.copyfileobj(content, file)
 

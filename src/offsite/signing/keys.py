@@ -91,9 +91,15 @@ def own_key() -> EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes()[:MAX_KEY], None)
     except (ValueError, TypeError) as error:
-        raise OffsiteError(f"'{path}' does not hold a private key without a password.") from error
+        raise OffsiteError(
+            f"'{path}' does not hold a private key without a password; use one that 'offsite "
+            "keygen' made."
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise OffsiteError(f"The key in '{path}' is not an ECDSA key on the curve P-256.")
+        raise OffsiteError(
+            f"The key in '{path}' is not an ECDSA key on the curve P-256; use one that 'offsite "
+            "keygen' made."
+        )
     return cast("EllipticCurvePrivateKey", key)
 
 
@@ -110,9 +116,14 @@ def read_public(path: Path) -> EllipticCurvePublicKey:
     except OSError as error:
         raise OffsiteError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError) as error:
-        raise OffsiteError(f"'{path}' does not hold a public key in PEM form.") from error
+        raise OffsiteError(
+            f"'{path}' does not hold a public key in PEM form; ask your peer for their key.pub."
+        ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-        raise OffsiteError(f"The key in '{path}' is not an ECDSA key on the curve P-256.")
+        raise OffsiteError(
+            f"The key in '{path}' is not an ECDSA key on the curve P-256; use one that 'offsite "
+            "keygen' made."
+        )
     return cast("EllipticCurvePublicKey", key)
 
 

@@ -123,7 +123,9 @@ def verify(data: bytes, keys: Mapping[str, EllipticCurvePublicKey], path: Path) 
     from cryptography.hazmat.primitives.hashes import SHA256
 
     if len(data) > MAX_SIGNATURE:
-        raise OffsiteError(f"The signature '{path}' is larger than {MAX_SIGNATURE} bytes.")
+        raise OffsiteError(
+            f"The signature '{path}' is larger than {MAX_SIGNATURE} bytes; ask for a fresh copy."
+        )
     try:
         bundle = parse_json(data, path)
         hint = bundle["verificationMaterial"]["publicKey"]["hint"]
@@ -170,9 +172,13 @@ def _read(statement: Any, sender: str, path: Path) -> Signed:
             and isinstance(about, dict)
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise OffsiteError(f"The signature '{path}' does not list a folder's files.") from error
+        raise OffsiteError(
+            f"The signature '{path}' does not list a folder's files; ask for a fresh copy."
+        ) from error
     if not good:
-        raise OffsiteError(f"The signature '{path}' does not list a folder's files by SHA-256.")
+        raise OffsiteError(
+            f"The signature '{path}' does not list files by SHA-256; ask for a fresh copy."
+        )
     return Signed(sender, hashes, about)
 
 

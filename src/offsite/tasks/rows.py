@@ -231,7 +231,9 @@ def _table(content: str, path: Path, columns: Sequence[str]) -> Iterator[Row]:
                     f"{where} names the column '{shown(twice[0])}' twice; rename one of them."
                 )
         elif len(values) != len(header):
-            raise OffsiteError(f"{where} has {len(values)} columns instead of {len(header)}.")
+            raise OffsiteError(
+                f"{where} has {len(values)} columns instead of {len(header)}; correct it."
+            )
         else:
             yield Row(dict(zip(header, values, strict=True)), where)
 

@@ -88,7 +88,8 @@ def schedule(budget: PrivacyBudget, options: TrainOptions, examples: int) -> Sch
         )
     if options.patience or options.precision not in (None, "float32"):
         raise OffsiteError(
-            "Early stopping and autocast are not available with --dp-epsilon; leave them out."
+            "--patience and a --precision other than float32 do not work with --dp-epsilon; leave "
+            "them out."
         )
     if process_count() > 1:
         raise OffsiteError("Differentially private tuning runs in one process; leave out torchrun.")

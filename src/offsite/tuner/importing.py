@@ -65,10 +65,14 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise OffsiteError(
-                f"'{folder}' has a tensor '{name}' that does not fit the offer's adapter blocks."
+                f"'{folder}' has a tensor '{name}' that does not fit the offer's adapter blocks; "
+                "train again on this offer."
             )
     if method.dora and own.keys() - tensors.keys():
-        raise OffsiteError("A DoRA adapter must tune the same layers in every adapter block.")
+        raise OffsiteError(
+            f"'{folder}' is a DoRA adapter that does not tune the same layers in every adapter "
+            "block; train again with the same target_modules in all of them."
+        )
     whole = {name: tensors.get(name, torch.zeros_like(own[name])) for name in own}
     return new_delta(
         offer.manifest, whole, to_json(method), peft_config=attached.peft_config(), reach=reach
@@ -118,4 +122,7 @@ def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) ->
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, OffsiteError):
             raise
-        raise OffsiteError(f"The {PEFT_CONFIG} of '{folder}' lacks 'r' or 'lora_alpha'.") from error
+        raise OffsiteError(
+            f"The {PEFT_CONFIG} of '{folder}' lacks 'r' or 'lora_alpha'; save the adapter again "
+            "with peft."
+        ) from error

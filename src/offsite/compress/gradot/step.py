@@ -63,8 +63,10 @@ class GradOT:
 
     def __post_init__(self) -> None:
         for share in (self.attention, self.feed_forward):
-            require(0 < share <= 1, f"The share of parameters kept is 0 to 1, not {share}.")
-        require(self.batches >= 1, "At least one batch is needed to measure gradients.")
+            require(
+                0 < share <= 1, f"A share of {share} cannot be kept; use more than 0 and at most 1."
+            )
+        require(self.batches >= 1, f"GradOT cannot measure {self.batches} batches; use 1 or more.")
 
     @property
     def needs(self) -> Needs:

@@ -145,4 +145,6 @@ def fill(harmonizers: nn.ModuleList, tensors: Mapping[str, torch.Tensor], folder
     try:
         harmonizers.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        raise OffsiteError(f"'{folder}' does not hold the harmonizers it describes.") from error
+        raise OffsiteError(
+            f"'{folder}' does not hold the harmonizers it describes; learn them again."
+        ) from error

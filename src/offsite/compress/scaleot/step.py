@@ -53,7 +53,10 @@ class LayerReplace:
     kind: ClassVar[str] = "layer_replace"
 
     def __post_init__(self) -> None:
-        require(0 <= self.alpha <= 1, f"alpha is the share replaced, 0 to 1, not {self.alpha}.")
+        require(
+            0 <= self.alpha <= 1,
+            f"An alpha of {self.alpha} is not a share of the blocks; use 0 to 1.",
+        )
         _ = self.training  # refuses its own
 
     @property

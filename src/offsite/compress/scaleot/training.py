@@ -35,9 +35,9 @@ class Training:
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"LayerReplace needs at least one step, not {self.steps}.")
-        require(self.rank >= 1, f"A harmonizer's rank is at least 1, not {self.rank}.")
-        require(self.batch_size >= 1, f"A batch has at least one row, not {self.batch_size}.")
+        require(self.steps >= 1, f"LayerReplace cannot run {self.steps} steps; use 1 or more.")
+        require(self.rank >= 1, f"A harmonizer cannot have rank {self.rank}; use 1 or more.")
+        require(self.batch_size >= 1, f"A batch cannot have {self.batch_size} rows; use 1 or more.")
         require(0 < self.lr < 100, f"A learning rate of {self.lr} is not usable; try 1e-4.")
         require(
             0 < self.eta < math.inf

@@ -79,7 +79,10 @@ class AttachedPeft(Attached):
             with by_name(self.model):
                 result = set_peft_model_state_dict(self.model, dict(tensors))
         if result.unexpected_keys:
-            raise OffsiteError("The delta's tensors do not fit its peft method on these blocks.")
+            raise OffsiteError(
+                "The delta's tensors do not fit its peft method on these blocks; ask its sender to "
+                "make it again."
+            )
 
     def detach(self) -> nn.Module:
         merged: nn.Module = self.model.merge_and_unload()  # type: ignore[operator]

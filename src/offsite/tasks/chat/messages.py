@@ -36,7 +36,10 @@ def read_messages(row: Row) -> list[dict[str, Any]]:
         raise OffsiteError(f'{row.where} needs a non-empty list under "messages".')
     found = [read_message(message, row.where) for message in messages]
     if not any(is_learnt(message) for message in found):
-        raise OffsiteError(f"{row.where} has no message of the assistant to learn from.")
+        raise OffsiteError(
+            f"{row.where} has no message of the assistant to learn from; add one or "
+            "remove the line."
+        )
     return found
 
 

@@ -46,7 +46,8 @@ def learnt_spans(messages: Messages, processor: Any, where: str) -> tuple[str, l
             if start < len(render(messages[:index], processor, where) if index else ""):
                 raise OffsiteError(
                     f"{where} would not be learnt whole: the tokenizer's chat template leaves out "
-                    "or changes a part of what the assistant says."
+                    "or changes a part of what the assistant says; remove the conversation, or use "
+                    "a model whose template keeps it."
                 )
         spans.append(range(start, len(after)))
     return text, spans

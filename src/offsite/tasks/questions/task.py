@@ -109,7 +109,10 @@ def context_length(processor: Any, config: Any) -> int:
 def question_rows(data: Any, name: str) -> QuestionRows:
     """The data set, if it is one of questions."""
     if not isinstance(data, QuestionRows):
-        raise OffsiteError(f"The data was not loaded by the task '{name}', so it cannot be scored.")
+        raise OffsiteError(
+            f"The data was not loaded by the task '{name}', so it cannot be scored; load it with "
+            "that task."
+        )
     return data
 
 
@@ -117,7 +120,9 @@ def prompt_of(file: TaskFile, row: Row) -> str:
     """The prompt of one row; it may not be empty."""
     prompt = render(file.prompt, row)
     if not prompt.strip():
-        raise OffsiteError(f"{row.where} gives an empty prompt.")
+        raise OffsiteError(
+            f"{row.where} gives an empty prompt; fill in its columns or remove the line."
+        )
     return prompt
 
 

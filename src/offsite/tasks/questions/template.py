@@ -35,8 +35,8 @@ def parse_template(template: str) -> list[tuple[str, str | None, int | None]]:
         found = PLACEHOLDER.fullmatch(field)
         if found is None or spec or conversion:
             raise OffsiteError(
-                f"There is the placeholder '{{{field}}}'; only a column such as {{question}} "
-                "or an entry of one such as {choices[0]} may stand there."
+                f"The template has the placeholder '{{{field}}}'; use a column such as "
+                "{question}, or an entry of one such as {choices[0]}."
             )
         pieces.append((literal, found[1], None if found[2] is None else int(found[2])))
     return pieces
