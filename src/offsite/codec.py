@@ -93,14 +93,3 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     if isinstance(own := first.get("ctx", {}).get("error"), OffsiteError):
         raise own from None
     return ".".join(shown(part) for part in first["loc"]), first["msg"].lower()
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise :class:`OffsiteError` unless ``condition``; for the checks of a ``__post_init__``."""
-    if not condition:
-        raise OffsiteError(message)
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that a generator cannot take."""
-    require(0 <= seed < 2**32, f"{seed} is not a seed; use a whole number from 0 to 2**32 - 1.")

@@ -1,4 +1,4 @@
-"""The one error type of the package."""
+"""The error type of the package, and the checks that raise it in a ``__post_init__``."""
 
 
 class OffsiteError(ValueError):
@@ -17,3 +17,14 @@ class MissingExtraError(OffsiteError):
             f"{purpose} needs the package '{package}', which is not installed; "
             f"install it with: pip install 'offsite[{extra}]'."
         )
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`OffsiteError` with ``message`` unless ``condition``."""
+    if not condition:
+        raise OffsiteError(message)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a generator cannot take."""
+    require(0 <= seed < 2**32, f"{seed} is not a seed; use a whole number from 0 to 2**32 - 1.")

@@ -1,4 +1,4 @@
-"""The earlier home of :func:`offsite.import_peft`, kept for scripts that import it from here."""
+"""The earlier home of :func:`offsite.tuner.importing.import_peft`, for scripts that use it."""
 
 from offsite.tuner.importing import import_peft
 

@@ -215,7 +215,7 @@ def test_every_method_says_what_it_is() -> None:
     methods: dict[str, Any] = METHODS
     for kind, cls in methods.items():
         assert cls.kind == kind and cls.when and 0 < cls.lr < 1 and cls.__doc__
-        assert "travels" in cls.__doc__
+        assert "The delta holds" in cls.__doc__
         assert parse_method({"kind": kind}) == cls()
 
 

@@ -16,7 +16,7 @@ from offsite.deltas import METHODS, method_json, method_text, parse_method
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.deltas.targets import linear_names
 from offsite.errors import OffsiteError
-from offsite.exchange.delta import check_labels
+from offsite.exchange.delta_contents import check_labels
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
 from offsite.model.split import ends

@@ -13,7 +13,8 @@ import torch
 import offsite as ot
 from offsite.codec import to_json
 from offsite.deltas import parse_method
-from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS, new_delta
+from offsite.exchange.delta import new_delta
+from offsite.exchange.delta_contents import PEFT_CONFIG, PEFT_WEIGHTS
 from offsite.exchange.file_set import MANIFEST
 from offsite.tuner.importing import import_peft
 from offsite.tuner.preparing import private_copy

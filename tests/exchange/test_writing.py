@@ -16,8 +16,9 @@ import transformers
 from offsite.compress.drop import Drop
 from offsite.errors import OffsiteError
 from offsite.exchange import delta as delta_module
-from offsite.exchange import offer as offer_module
-from offsite.exchange.offer import Offer, check_written
+from offsite.exchange import writing
+from offsite.exchange.offer import Offer
+from offsite.exchange.writing import check_written
 from offsite.files import new_folder, write_file
 from offsite.owner.offering import make_offer
 from tests.support.golden import lora_delta
@@ -71,7 +72,7 @@ def test_an_interruption_at_the_last_moment_leaves_nothing(
     what: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = savers()[what]
-    module = {"offer": offer_module, "delta": delta_module}[what]
+    module = {"offer": writing, "delta": delta_module}[what]
 
     def fail(folder: Path, *args: Any) -> None:
         assert list(folder.glob("*.safetensors")), "tensors are on disk at this moment"

@@ -93,7 +93,7 @@ def test_one_page_holds_everything_and_asks_nobody(tmp_path: Path) -> None:
     for expected in (
         "bookling on sst2", "accuracy, delta lora", "crash", "± 0.7</small>", "+20.0 points",
         "plug-in against tuned emulator", "4 MB", "40.0%", "Importance of blocks", "offsite lab",
-        "prefers-color-scheme: dark", "viewport", "do not travel", "<b>&",
+        "prefers-color-scheme: dark", "viewport", "does not tell these positions", "<b>&",
     ):  # fmt: skip
         assert expected in html or expected in words, expected
     assert "/home/me" not in html

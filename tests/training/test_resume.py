@@ -13,7 +13,7 @@ import torch
 from offsite.compress.drop import Drop
 from offsite.deltas.addition.learn_decoder import learn_decoder
 from offsite.deltas.reparameterisation.lora import LoRA
-from offsite.exchange.delta import WEIGHTS
+from offsite.exchange.delta_contents import WEIGHTS
 from offsite.owner.offering import make_offer
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions

@@ -61,7 +61,7 @@ def tuned_lines(tuned: Tuned, out: Path) -> Lines:
         f"  method       {method_text(manifest.method)}",
         f"  trained      {tuned.trainable:,} parameters, {history.steps} steps, "
         f"{history.seconds:.0f} s, mean loss {history.loss:.4f}",
-        f"  travels      {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
+        f"  delta        {tuned.delta.bytes:,} bytes in {len(manifest.tensors)} tensors",
     ]
     if manifest.dp is not None:
         lines.append(

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from offsite.codec import require
 from offsite.compress.changes import ROWS, STEPS, Change, carried, tuned_changes
 from offsite.compress.step import Context, Needs
 from offsite.compress.student import Taught, make_student
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import freeze, get_blocks
 from offsite.model.replay import Call, real_tokens, record_calls, relative_error
 from offsite.model.split import Middle, Split, emulator_layout

@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from offsite.codec import require
 from offsite.compress.step import Context, Needs
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import alias, block_config, get_blocks
 from offsite.model.replay import observe
 from offsite.model.split import Middle

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.compress.step import Context, Needs
 from offsite.compress.student import Taught, make_student
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import freeze
 from offsite.model.replay import observe, record_calls, relative_error, replay
 from offsite.model.split import Middle, Split, emulator_layout

@@ -8,11 +8,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from offsite.codec import require
 from offsite.compress import greedy
 from offsite.compress.importance import BATCHES, ROWS, importance, weakest_run
 from offsite.compress.step import Context, Needs
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.split import Middle
 
 Strategy = Literal["uniform", "random", "influence", "angular", "leave_one_out", "greedy"]

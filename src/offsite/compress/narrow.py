@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.compress.channels import (
     check_same,
     cut_channels,
@@ -20,7 +19,7 @@ from offsite.compress.channels import (
 )
 from offsite.compress.linears import linears, map_linears, matrix
 from offsite.compress.step import Context, Needs
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import is_attention
 from offsite.model.replay import forward

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix, with_matrix
 from offsite.compress.step import Context, Needs
+from offsite.errors import require
 from offsite.model.split import Middle
 
 

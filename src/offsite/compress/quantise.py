@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.compress.linears import map_linears, matrix
 from offsite.compress.step import Context, Needs
+from offsite.errors import require
 from offsite.model.layers import QuantisedLinear
 from offsite.model.split import Middle
 

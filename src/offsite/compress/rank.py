@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.compress.decomposition import decompose
 from offsite.compress.linears import map_linears, matrix, with_matrix
 from offsite.compress.step import Context, Needs
+from offsite.errors import require
 from offsite.model.layers import LowRankLinear, is_attention
 from offsite.model.split import Middle
 

@@ -47,7 +47,7 @@ class Recipe:
             value: a preset at a budget (``"crash@0.45"``), a preset, the name of a JSON file of
                 steps, a list of steps in JSON form, or a table
                 ``{"recipe": ANY OF THESE, "adapter": "0,1,22,23"}``.
-            model: the model to compress; only its shape is looked at, and only for a preset.
+            model: the model to compress; only its shape is read, and only for a preset.
             adapter: which blocks are adapter, unless a table says otherwise.
             budget: share of the middle's bytes for a preset that is written without one; None for
                 the whole middle.

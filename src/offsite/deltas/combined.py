@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.method import Attached, Method
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.tensors import TensorEntry
 
 ORDER = ("", "prefix", "prompt", "weights", "bottleneck")  # a bottleneck sees the new weights
@@ -21,7 +20,7 @@ ORDER = ("", "prefix", "prompt", "weights", "bottleneck")  # a bottleneck sees t
 class Combined(Method):
     """``methods`` side by side, all tuned at once: the paper's simultaneous combination.
 
-    What travels: what each would ship alone, under the same names. Starts at no change where all
+    The delta holds what each would ship alone, under the same names. Starts at no change where all
     do; merges where all do, and is otherwise served with the merging ones folded. Any number of
     methods that tune disjoint parameters, but one of each kind that stays attached and one that
     recomputes weights (those through peft, masking, diff pruning, the intrinsic dimension). A

@@ -103,7 +103,7 @@ class Attached:
         return [(self.parameters, self.method.lr)]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What travels, by name in the model."""
+        """The tensors that the delta holds, by name in the model."""
         raise NotImplementedError
 
     def expected(self, given: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
@@ -111,7 +111,7 @@ class Attached:
         return describe(self.tensors())
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the values of what travels."""
+        """Set the values of the tensors that the delta holds."""
         raise NotImplementedError
 
     def merge(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Methods whose parameters travel as they are."""
+"""Methods whose delta holds their parameters as they are."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from offsite.model.tensors import TensorEntry, describe
 
 
 class AttachedParameters(Attached):
-    """A method whose parameters travel as they are.
+    """A method whose delta holds its parameters as they are.
 
     Args:
-        named: the parameters by the name they travel under; by default all that are trained, by
+        named: the parameters by their name in the delta; by default all that are trained, by
             their name in the model.
         subset: whether a delta may bring only some of them, those that changed.
         undo: takes the method's modules out again, or folds them in; None where there are none.

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from offsite.codec import require
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import block_path, get_blocks
 from offsite.model.layers import (
     Described,

@@ -1,10 +1,9 @@
-"""What the configuration and tokenizer files of an offer may say: keys of an allow list alone.
+"""The configuration and tokenizer files of an offer hold keys of an allow list alone.
 
 A checkpoint's files often hold more than a reader needs: notes, names of corpora, run ids, the
 depth of a model before it was cut. So a key stays only if the family's own configuration class has
-it, or if it is one that transformers writes for every tokenizer. What is left out changes nothing
-that is computed; :func:`offsite.exchange.offer.check_processor` and the checks of every reader see
-to that.
+it, or if it is one that transformers writes for every tokenizer. Leaving the others out changes
+nothing that is computed; :func:`offsite.model.processor.check_saved` and every reader check that.
 """
 
 from __future__ import annotations

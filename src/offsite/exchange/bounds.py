@@ -26,7 +26,7 @@ def check_change(before: nn.Module, after: nn.Module) -> None:
 
     Args:
         before: the full model.
-        after: the model with the delta in it; what it shares with ``before`` is not looked at.
+        after: the model with the delta in it; what it shares with ``before`` is not checked.
 
     Raises:
         OutOfBounds: a value that is not finite, or a tensor that changed by more than that.

@@ -1,26 +1,23 @@
 """The delta: what the data owner ships back, and nothing else.
 
-Tensors carry their names in the emulator. A delta of a peft method is laid out as a peft adapter
-of the emulator (``adapter_config.json``, ``adapter_model.safetensors``) with a manifest beside it.
-A classifier head has a file of its own, so that what stands beside it is what it would be without.
+Tensors carry their names in the emulator. If the method is one of peft's, peft can open the folder
+as an adapter of the emulator. A classifier head has its own file, so the other files do not change.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from offsite.errors import OffsiteError
 from offsite.exchange.authenticity import check_signature, digest
-from offsite.exchange.file_set import README, hash_files
+from offsite.exchange.delta_contents import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, check_contents
+from offsite.exchange.file_set import hash_files
 from offsite.exchange.manifest import (
-    MAX_LABEL,
-    MAX_LABELS,
     DeltaManifest,
     OfferManifest,
     Reach,
@@ -31,19 +28,9 @@ from offsite.exchange.manifest import (
     write_manifest,
 )
 from offsite.exchange.side import HEAD, divide, side_file
-from offsite.files import new_folder, read_json, shown, write_file
-from offsite.model.tensors import TensorEntry, check_finite, describe, load_tensors, save_tensors
+from offsite.files import new_folder, write_file
+from offsite.model.tensors import check_finite, describe, load_tensors, save_tensors
 from offsite.training.guarantee import Guarantee
-
-WEIGHTS = "delta.safetensors"
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FILES = {"tensors": (WEIGHTS,), "peft": (PEFT_WEIGHTS, PEFT_CONFIG)}
-MAX_SMALL_BYTES = 4 * 1024 * 1024
-# options of peft that lead to code, to other models, or to tensors outside the adapter blocks
-PEFT_REFUSED = (
-    "auto_mapping", "base_model_name_or_path", "modules_to_save", "trainable_token_indices",
-    "target_parameters", "layer_replication", "megatron_config", "revision",
-)  # fmt: skip
 
 
 @dataclass
@@ -64,7 +51,7 @@ class Delta:
 
     @property
     def bytes(self) -> int:
-        """Bytes of tensor data that travel."""
+        """Bytes of the tensors."""
         return sum(entry.bytes for entry in self.manifest.tensors.values())
 
     def save(self, folder: str | Path) -> None:
@@ -121,107 +108,6 @@ class Delta:
             files = [self.folder / name for name in names]
             self.tensors = load_tensors(files, self.manifest.tensors, hashes)
         return self.tensors
-
-
-def check_contents(folder: Path, manifest: DeltaManifest) -> None:
-    """Refuse files a delta may not hold, and options that would cost its reader memory or more.
-
-    Plugging never reads ``adapter_config.json``; it is judged for those who open it with peft.
-
-    Raises:
-        OffsiteError: other files than the format's own, a hostile peft configuration, or a method
-            whose numbers exceed the tensors that came with it.
-    """
-    needed = (*FILES[manifest.format], *([side_file(HEAD)] if manifest.head else []))
-    if odd := sorted((set(manifest.files) - {README}) ^ set(needed)):
-        state = "lacks" if odd[0] in needed else "holds"
-        raise OffsiteError(
-            f"'{folder}' {state} '{odd[0]}'; a delta of this format has the files "
-            f"{', '.join(needed)} and nothing else but a {README}, so ask for a fresh copy."
-        )
-    side = [n for n in manifest.files if not n.endswith(".safetensors")]
-    if any(manifest.files[n].size > MAX_SMALL_BYTES for n in side):
-        raise OffsiteError(
-            f"'{folder}' has a file beside its tensors of more than {MAX_SMALL_BYTES} bytes; ask "
-            "for a fresh copy."
-        )
-    if manifest.format == "peft":
-        config = read_json(folder / PEFT_CONFIG)
-        if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-            raise OffsiteError(
-                f"The {PEFT_CONFIG} of '{folder}' does not name a peft method; ask for a fresh "
-                "copy."
-            )
-        for key in PEFT_REFUSED:
-            if config.get(key):
-                raise OffsiteError(
-                    f"The {PEFT_CONFIG} of '{folder}' sets '{key}', which a delta may not; import "
-                    "an adapter that tunes only the adapter blocks."
-                )
-        sizes = {k: v for k, v in config.items() if not k.endswith("key") and not is_flag(v)}
-        check_options(sizes, manifest.tensors, "peft configuration")
-    check_options(manifest.method, manifest.tensors)
-
-
-def is_flag(value: Any) -> bool:
-    """Whether a value of a configuration is text or a switch, which has no size."""
-    return isinstance(value, (str, bool))
-
-
-def check_options(
-    method: Mapping[str, Any], tensors: Mapping[str, TensorEntry], what: str = "method"
-) -> None:
-    """Refuse options of a method that exceed the tensors that come with it.
-
-    Raises:
-        OffsiteError: a number larger than any dimension of a tensor (4096 is always allowed; a seed
-            may be any), or a number written as text.
-    """
-    largest = max((n for entry in tensors.values() for n in entry.shape), default=0)
-    for key, value in options(method):
-        digits = isinstance(value, str) and is_number(value)
-        large = isinstance(value, (int, float)) and abs(value) > max(largest, 4096)
-        if digits or (large and key != "seed"):
-            raise OffsiteError(
-                f"The delta's {what} sets '{shown(key)}' to more than its tensors can hold; ask "
-                "its sender to make it again."
-            )
-
-
-def is_number(text: str) -> bool:
-    """Whether a text would be read as a number, ``inf`` and ``nan`` included."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def options(method: Any) -> Iterator[tuple[str, Any]]:
-    """Every option of a method in JSON form, of the methods in a combination too."""
-    for key, value in method.items():
-        yield key, value
-        for part in value if isinstance(value, (list, tuple)) else ():
-            yield from options(part) if isinstance(part, dict) else ()
-
-
-def check_labels(labels: Sequence[str]) -> None:
-    """Refuse names of classes that a manifest cannot hold, by their number: they are private.
-
-    Raises:
-        OffsiteError: too many, one too long, or one with characters that cannot be seen.
-    """
-    if len(labels) > MAX_LABELS:
-        raise OffsiteError(
-            f"There are {len(labels)} classes, but a delta names {MAX_LABELS} at most; join some "
-            "of them."
-        )
-    for number, label in enumerate(labels, start=1):
-        if len(label) > MAX_LABEL or not label.isprintable():
-            raise OffsiteError(
-                f"The name of class {number} cannot travel with a delta; rename it to at most "
-                f"{MAX_LABEL} printable characters."
-            )
 
 
 def new_delta(

@@ -145,7 +145,7 @@ class DeltaManifest(Manifest):
     """The manifest of a delta: ``parent`` is the id of the offer it answers.
 
     ``method`` may hold others, which hold none: a combination. ``head`` names the tensors of a
-    classifier head, which travels whole; ``labels`` its classes. ``reach`` is ``all`` for a delta
+    classifier head, which is sent whole; ``labels`` its classes. ``reach`` is ``all`` for a delta
     that tunes every block of the emulator. ``dp`` is the differential privacy that the tuner claims
     for the examples of its data, if any; nobody else can check it. ``offer_digest`` says which
     manifest the offer had.

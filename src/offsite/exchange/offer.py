@@ -2,35 +2,29 @@
 
 When the emulator holds only the family's own blocks, the folder is an ordinary transformers
 checkpoint. Otherwise its weights are named ``offer.safetensors``, so that a plain
-``from_pretrained`` fails loudly instead of filling gaps with random numbers.
+``from_pretrained`` fails loudly instead of filling gaps with random values.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from offsite.errors import OffsiteError
-from offsite.exchange.allowed import keep_allowed
 from offsite.exchange.authenticity import check_signature, digest
-from offsite.exchange.file_set import copy_verified, hash_files
+from offsite.exchange.file_set import copy_verified
 from offsite.exchange.hostile import limit_modules, module_limit
-from offsite.exchange.manifest import OfferManifest, read_manifest, write_manifest
+from offsite.exchange.manifest import OfferManifest, read_manifest
 from offsite.exchange.side import (
     SideTensors,
     attach_side,
     side_file,
-    sides_of,
     vet_sides,
 )
-from offsite.exchange.special import build_special, unique_tensors
+from offsite.exchange.special import build_special
 from offsite.exchange.vetting import (
-    SPECIAL,
-    scrub,
     vet_contents,
     vet_depth,
     vet_family,
@@ -38,17 +32,14 @@ from offsite.exchange.vetting import (
     vet_tensors,
 )
 from offsite.exchange.wording import Wording
-from offsite.files import new_folder, read_json
+from offsite.exchange.writing import write_offer
+from offsite.files import new_folder
 from offsite.model import surgery
-from offsite.model.blocks import block_path
-from offsite.model.checkpoint import build_skeleton, cannot_move, fill_model, quiet
+from offsite.model.checkpoint import build_skeleton, fill_model
 from offsite.model.configuration import load_config, load_generation
 from offsite.model.kind import kind_of_task
-from offsite.model.processor import check_saved, read_processor
-from offsite.model.tensors import describe, load_tensors, read_header, save_tensors
-
-SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-MAX_SHARD = "4GB"
+from offsite.model.processor import read_processor
+from offsite.model.tensors import load_tensors
 
 
 class Kept(Protocol):
@@ -95,12 +86,14 @@ class Offer:
                 default the file where the record is, or else ``FOLDER.record.json``.
 
         Raises:
-            OffsiteError: the folder exists, something in the model cannot travel, or the record
+            OffsiteError: the folder exists, something in the model cannot be sent, or the record
                 cannot be written there.
         """
         folder = Path(folder)
         with new_folder(folder) as partial:
-            self.manifest = write_offer(self, partial)
+            self.manifest = write_offer(
+                partial, self.manifest, self.model, self.processor, self.family
+            )
             if self.record is not None:
                 beside = self.record.path or folder.with_name(f"{folder.name}.record.json")
                 sent = {self.manifest.id: digest(self.manifest)}
@@ -202,81 +195,3 @@ def read_offer(folder: str | Path) -> tuple[OfferManifest, Any, Wording]:
         kind = kind_of_task(manifest.task)
         processor = read_processor(inner, kind, folder, config=config)
         return manifest, skeleton, Wording.of(processor, config)
-
-
-def check_ends(model: Any, family: Any) -> None:
-    """Refuse a model whose ends hold a part for every block when blocks were left out.
-
-    Raises:
-        OffsiteError: naming the tensor (per-layer embeddings, as in Gemma 3n).
-    """
-    own, path = dict(model.named_parameters()), f"{block_path(family)}."
-    for name, parameter in family.named_parameters():
-        if not name.startswith(path) and name in own and own[name].shape != parameter.shape:
-            raise cannot_move(name, in_block=False)
-
-
-def check_written(folder: Path, config: Any) -> None:
-    """Refuse a model of whose inner configurations transformers leaves a size out.
-
-    Raises:
-        OffsiteError: a reader of the folder's config.json would build a model of another size.
-    """
-    written = read_json(folder / "config.json")
-    for part in config.sub_configs:
-        own, said = getattr(config, part, None), written.get(part)
-        if own is None or not isinstance(said, dict):
-            continue
-        usual = type(own)().to_dict()
-        lost = [k for k in SIZES if k not in said and usual.get(k) != getattr(own, k, usual.get(k))]
-        if lost:
-            raise OffsiteError(
-                f"transformers leaves '{lost[0]}' out of the {part} that it writes for a "
-                f"'{config.model_type}' model, so a reader of the offer would build a model of "
-                "another size; this family cannot be offered."
-            )
-
-
-def write_offer(offer: Offer, folder: Path) -> OfferManifest:
-    """Fill an empty folder and return the finished manifest."""
-    model = offer.model
-    kind = kind_of_task(offer.manifest.task)
-    family = offer.family or build_skeleton(model.config, kind.auto_class)
-    check_ends(model, family)
-    specs, shared = surgery.find_specs(model, family), surgery.find_shared(model)
-    if specs or shared:
-        tensors = unique_tensors(model, shared)
-        save_tensors(tensors, folder / SPECIAL)
-        entries = describe(tensors)
-        model.config.save_pretrained(folder)
-        if getattr(model, "generation_config", None):
-            model.generation_config.save_pretrained(folder)
-    else:
-        model._weight_conversions = None  # those of the family, and not of how it was loaded
-        with quiet():
-            model.save_pretrained(folder, max_shard_size=MAX_SHARD)
-        entries = {}
-        for path in folder.glob("*.safetensors"):
-            entries |= read_header(path)
-    if offer.processor is not None:
-        offer.processor.save_pretrained(folder)
-        shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
-    keep_allowed(folder, model, offer.processor)
-    scrub(folder)
-    check_written(folder, model.config)
-    sides = sides_of(model)
-    for group in sides.values():
-        save_tensors(group.tensors, folder / group.file)
-    manifest = offer.manifest.model_copy(
-        update={
-            "layers": specs,
-            "shared": shared,
-            "tensors": dict(sorted(entries.items())),
-            **{name: group.entries for name, group in sides.items()},
-            "files": hash_files(folder),
-        }
-    )
-    vet_contents(folder, manifest, vet_files(folder, manifest))
-    check_saved(offer.processor, folder, kind_of_task(manifest.task))
-    write_manifest(folder, manifest)
-    return read_manifest(folder, OfferManifest)  # as its reader will see it

@@ -1,6 +1,6 @@
-"""The prompt decoder, a group of side tensors: a few numbers in, a prompt out.
+"""The prompt decoder, a group of side tensors: a short vector in, a prompt out.
 
-It is learnt on public tasks (:func:`offsite.learn_decoder`) and turns the numbers of an intrinsic
+It is learnt on public tasks (:func:`offsite.learn_decoder`) and turns the vector of an intrinsic
 prompt into the vectors before the tokens.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from offsite.codec import require
+from offsite.errors import require
 from offsite.model.tensors import TensorEntry
 
 TENSORS = ("inner", "inner_bias", "outer", "outer_bias")
@@ -30,7 +30,7 @@ def decode(
     All tensors are float32, whatever dtype the model has.
 
     Args:
-        z: the numbers of one prompt or several.
+        z: the vectors of one prompt or several.
         inner: (hidden, dim), with ``inner_bias`` (hidden,).
         outer: (length, width, hidden), with ``outer_bias`` (length, width).
     """

@@ -1,4 +1,4 @@
-"""Side tensors: named groups that travel beside a model's own tensors, each in a file of its own.
+"""Side tensors: named groups that are sent with a model's own tensors, each in its own file.
 
 An offer may bring a prompt decoder, a delta a classifier head. Manifest, vetting, contract, record
 and measurements handle every group alike, by its name. ``CHECKS`` names the groups that an offer

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from offsite.codec import check_seed
 from offsite.compress.recipe import Recipe
 from offsite.deltas import parse_method
 from offsite.deltas.method import Method
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, check_seed
 from offsite.exchange.manifest import Reach, parse_reach
 from offsite.exchange.side import attach_side, read_sides
 from offsite.owner.decode import Decode

@@ -18,8 +18,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
-from offsite.model.depth import cut_ends
 from offsite.model.movable import check_movable, outline
+from offsite.model.per_block import cut_ends
 
 NOT_PER_BLOCK = ("out_features", "out_indices", "pool_scales", "architectures")
 Value = TypeVar("Value")

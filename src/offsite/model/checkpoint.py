@@ -1,7 +1,7 @@
 """A model by name, and the models and configurations that transformers makes of it.
 
 Only safetensors are read, remote code is never run, and a checkpoint that does not fit its model
-exactly is refused: transformers would fill what is missing with random numbers.
+exactly is refused: transformers would fill what is missing with random values.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import transformers
 from offsite.errors import OffsiteError
 from offsite.model.blocks import block_path, get_blocks, renumber
 from offsite.model.configuration import load_config, load_generation, misfit
-from offsite.model.depth import parts, take
 from offsite.model.judge import judge
 from offsite.model.kind import IMAGE, TEXT, Kind, kind_of_class, kind_of_task, text_config
 from offsite.model.movable import check_movable
+from offsite.model.per_block import find_parts, take_parts
 from offsite.model.processor import read_processor
 from offsite.model.quiet import quiet as quiet
 from offsite.model.stored import StoredModel
@@ -214,11 +214,11 @@ def fill_model(
             "safetensors weights of the same model."
         ) from error
     if kept is not None and (wrong := info["mismatched_keys"]):
-        found = parts(
+        found = find_parts(
             {n: f for n, f, _ in wrong}, {n: c for n, _, c in wrong}, kept[1], len(kept[0])
         )
         if len(found) == len(wrong):
-            fitting = {n: take(tensors[n], dim, kept[1], kept[0]) for n, dim in found.items()}
+            fitting = {n: take_parts(tensors[n], dim, kept[1], kept[0]) for n, dim in found.items()}
             return fill_model(build, config, {**tensors, **fitting}, label, dtype=dtype)
     wrong = [*info["mismatched_keys"], *info["missing_keys"], *info["unexpected_keys"]]
     if wrong:

@@ -1,4 +1,4 @@
-"""The classifier head of an image model: find it, give it classes, let it travel with a delta.
+"""The classifier head of an image model: find it, give it classes, send it with a delta.
 
 A head is the one linear layer whose size follows the number of classes. It belongs to the data
 owner: where the model has none, or one for other classes, tuning starts from a head of zeros

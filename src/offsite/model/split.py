@@ -1,7 +1,7 @@
-"""Which blocks are adapter, which are middle; and joining them again.
+"""Divide a model into adapter and middle blocks, and join them again.
 
-The *adapter* blocks are tuned and travel; they may be any set. The *middle* is every other block,
-and what stands in its place in an emulator is a :class:`Middle`.
+The *adapter* blocks are tuned; they may be any set. The *middle* is every other block, and an
+emulator has a :class:`Middle` in its place.
 """
 
 from __future__ import annotations

@@ -57,15 +57,17 @@ class TensorEntry(BaseModel):
         """The entry that describes ``tensor``.
 
         Raises:
-            OffsiteError: a dtype that never travels, such as complex numbers.
+            OffsiteError: a dtype that cannot be sent, such as complex numbers.
         """
         if tensor.dtype not in DTYPES:
-            raise OffsiteError(f"Tensors of {tensor.dtype} cannot travel; convert the model first.")
+            raise OffsiteError(
+                f"Tensors of {tensor.dtype} cannot be sent; convert the model first."
+            )
         return cls(dtype=DTYPES[tensor.dtype], shape=tuple(tensor.shape))
 
     @property
     def count(self) -> int:
-        """How many numbers the tensor holds."""
+        """How many entries the tensor has."""
         return math.prod(self.shape)
 
     @property

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.codec import check_seed, require
 from offsite.deltas import method_text, parse_method
 from offsite.deltas.reparameterisation.lora import LoRA
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, check_seed, require
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks, with_own_blocks

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from offsite.codec import require, to_json, validate
+from offsite.codec import to_json, validate
 from offsite.deltas import parse_method
 from offsite.deltas.method import Method
-from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS
+from offsite.errors import require
+from offsite.exchange.delta_contents import PEFT_CONFIG, PEFT_WEIGHTS
 from offsite.exchange.file_set import Sha256
 from offsite.exchange.ledger import APART
 from offsite.exchange.manifest import Id
@@ -45,7 +46,7 @@ class Plugged:
     Attributes:
         method: how it was tuned.
         adapter: positions in the full model of the blocks that it tunes.
-        tensors: its numbers.
+        tensors: its values.
         fingerprint: of the full model.
         peft_config: the text of ``adapter_config.json`` where peft has the method.
         head: names of the tensors that are a classifier head; ``labels`` are its classes.
@@ -63,7 +64,7 @@ class Plugged:
 
     @property
     def own(self) -> dict[str, torch.Tensor]:
-        """The method's own numbers, without a head."""
+        """The method's own tensors, without a head."""
         return divide(self.tensors, self.head)[0]
 
     @property

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.combined import combine
 from offsite.deltas.merging import merged_tensors
 from offsite.deltas.method import Attached, Method
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.exchange.contract import check_entries
 from offsite.model.blocks import get_blocks, with_own_blocks
 from offsite.model.heads import (
@@ -34,7 +33,7 @@ from offsite.owner.plugged import Plugged
 def load_plugged(model: nn.Module, folder: str | Path) -> nn.Module:
     """Attach a saved delta to the full model it was made for, in place, and return what to run.
 
-    Where the method merges, its numbers are folded into the weights.
+    Where the method merges, it is folded into the weights.
 
     Raises:
         OffsiteError: another model, or tensors that do not fit it.

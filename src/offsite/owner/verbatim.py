@@ -34,7 +34,7 @@ def verbatim_tensors(full: nn.ModuleList, middle: Middle, native: torch.dtype) -
 
 
 def count_equal(tensor: torch.Tensor, original: torch.Tensor, native: torch.dtype) -> int:
-    """How many numbers of a tensor are its original's, in their place or their row or column."""
+    """How many entries of a tensor are its original's, in their place or their row or column."""
     tensor, original = tensor.detach(), original.detach()
     if tensor.shape == original.shape:
         if torch.equal(tensor.to(native), original.to(native)):

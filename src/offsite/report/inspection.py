@@ -10,11 +10,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from offsite.codec import require, to_json
+from offsite.codec import to_json
 from offsite.compress.align import Align
 from offsite.compress.distill import Distill
 from offsite.deltas import method_text
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.exchange.bounds import MAX_CHANGE
 from offsite.exchange.delta import Delta
 from offsite.exchange.file_set import MANIFEST
@@ -117,7 +117,7 @@ def side_facts(manifest: OfferManifest) -> list[tuple[str, object]]:
 
 
 def inspect_delta(path: Path, base: str | None) -> Shown:
-    """A delta: what it answers, what travels, and with its offer, where that goes."""
+    """A delta: its offer, its tensors and, with the offer at hand, their places in the model."""
     delta = Delta.load(path)
     manifest = delta.manifest
     rows: list[tuple[str, object]] = [
@@ -127,7 +127,7 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
         ("created", manifest.created),
         ("method", method_text(manifest.method)),
         ("format", "peft adapter" if manifest.format == "peft" else "tensors"),
-        ("travels", f"{len(manifest.tensors)} tensors, {delta.bytes:,} bytes"),
+        ("tensors", f"{len(manifest.tensors)}, {delta.bytes:,} bytes"),
     ]
     if manifest.labels:
         rows.append(("labels", ", ".join(manifest.labels)))

@@ -1,4 +1,4 @@
-"""What left the house: bytes, the share that leaves verbatim, positions, contents of folders."""
+"""What was sent: bytes, the share sent verbatim, positions, contents of folders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from offsite.report.runs import Run, Setting, show_bytes
 
 FEW = 6
 CAUTION = (
-    '<p class="soft">Verbatim: the share of all parameters that leave bit for bit, with '
-    "embeddings, head and adapter. Compressed weights leave too, in another form, and are not "
+    '<p class="soft">Verbatim: the share of all parameters that are sent bit for bit, with '
+    "embeddings, head and adapter. Compressed weights are sent too, in another form, and are not "
     "counted: an int8 copy of a block counts as nothing. 'offsite audit offer' measures what can "
     "be recovered."
     "</p>"
@@ -42,7 +42,7 @@ def sent_section(runs: Sequence[Run]) -> str:
         return ""
     head = ["setting", "model", "offer", "delta", "verbatim"]
     listed = f"{listing(head, lines)}{CAUTION}" if lines else ""
-    return f"<h2>What left the house</h2>{listed}{stand}{folders}"
+    return f"<h2>What was sent</h2>{listed}{stand}{folders}"
 
 
 def full_label(setting: Setting, among: Sequence[Setting]) -> str:
@@ -72,7 +72,7 @@ def strips(settings: Sequence[Setting]) -> str:
     return (
         '<figure class="card wide"><h3>Where the emulator\'s blocks come from</h3>'
         f'<div class="key soft">{key}</div>{"".join(shown[:FEW])}{rest}'
-        "<figcaption>For the owner: these positions do not travel with the offer.</figcaption>"
+        "<figcaption>For the owner: the offer does not tell these positions.</figcaption>"
         "</figure>"
     )
 

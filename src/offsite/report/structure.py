@@ -19,7 +19,7 @@ TUNED, PARTLY, PLAIN = "bold green", "green", "dim"
 
 @dataclass
 class Node:
-    """One module or tensor: counts of numbers below it, and its children by name."""
+    """One module or tensor: counts of parameters below it, and its children by name."""
 
     shape: Shape | None = None
     count: int = 0
@@ -85,7 +85,7 @@ def plain_name(name: str) -> str:
 
 
 def draw(title: str, root: Node) -> Tree:
-    """A ``rich`` tree of a node; shares are of the root's numbers."""
+    """A ``rich`` tree of a node; shares are of the root's parameters."""
     total, kinds = max(root.count, 1), kinds_of(root)
     tree = Tree(label(title, root, total), guide_style="dim")
 
@@ -137,9 +137,9 @@ def spell(numbers: Iterable[int]) -> str:
 
 
 def label(name: str, node: Node, total: int, copies: int = 1) -> Text:
-    """One line: name, repeats, shape, numbers, share, and how much of it is tuned.
+    """One line: name, repeats, shape, parameters, share, and how much of it is tuned.
 
-    Of repeats the numbers are those of all together; below, those of each.
+    A line of repeats counts the parameters of all; the lines below count those of each.
     """
     style = PLAIN if not node.tuned else TUNED if node.tuned == node.count else PARTLY
     text = Text(name, style=style)

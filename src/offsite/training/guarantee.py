@@ -1,4 +1,4 @@
-"""What a differentially private training run promises, as it travels with a delta."""
+"""What a differentially private training run promises, as the manifest of a delta says it."""
 
 from __future__ import annotations
 

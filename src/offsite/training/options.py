@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, check_seed
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float8")
 IDLE = ("report_to", "save_every", "compile", "shard")  # options that have no part in the result
@@ -85,10 +85,7 @@ class TrainOptions:
                 f"A warmup of {self.warmup} is not a share of the steps; use a value from 0 to "
                 "below 1."
             )
-        if not 0 <= self.seed < 2**32:
-            raise OffsiteError(
-                f"{self.seed} is not a seed; use a whole number from 0 to 2**32 - 1."
-            )
+        check_seed(self.seed)
         from transformers import SchedulerType
 
         if self.schedule not in (known := [kind.value for kind in SchedulerType]):

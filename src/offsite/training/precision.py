@@ -59,9 +59,9 @@ def in_precision(
 ) -> Iterator[None]:
     """Move a model to a device: what is frozen in ``dtype``, what trains in float32.
 
-    A weight to which a trained difference is added stays in float32 too, since the sum is what
-    travels, and so does the weight of a norm whose bias trains. At the end frozen parameters are
-    again the very tensors they were; what trained stays.
+    A weight to which a trained difference is added stays in float32 too, since the delta
+    holds the sum, and so does the weight of a norm whose bias trains. At the end the frozen
+    parameters are the same tensors as before; those that trained stay.
 
     Args:
         shard: spread the frozen blocks over the processes of torchrun.

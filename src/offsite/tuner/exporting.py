@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from offsite.codec import require, to_json
+from offsite.codec import to_json
 from offsite.deltas import parse_method
 from offsite.deltas.merging import merged_tensors
 from offsite.deltas.specification.full import Full
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.exchange.delta import Delta, new_delta
 from offsite.exchange.offer import Offer
 from offsite.exchange.side import divide

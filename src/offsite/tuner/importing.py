@@ -11,7 +11,8 @@ import torch
 from offsite.codec import to_json
 from offsite.deltas.reparameterisation.lora import LoRA
 from offsite.errors import OffsiteError
-from offsite.exchange.delta import PEFT_CONFIG, PEFT_WEIGHTS, Delta, new_delta
+from offsite.exchange.delta import Delta, new_delta
+from offsite.exchange.delta_contents import PEFT_CONFIG, PEFT_WEIGHTS
 from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
 from offsite.files import read_json, shown

@@ -1,8 +1,8 @@
-"""The bound on each tensor's change, looked at while tuning.
+"""The bound on each tensor's change, checked while tuning.
 
-The owner refuses a delta that breaks it, so a run that breaks it is told after a tenth of its steps
-and not after hours. A look merges a copy of the adapter blocks on the CPU, which takes as long as a
-hundred steps on a GPU: a run of a minute is looked at once, at its end.
+The owner refuses a delta that exceeds the bound, so the tuner is warned after a tenth of the steps.
+A check merges a copy of the adapter blocks on the CPU, which takes as long as a hundred steps on a
+GPU, so a run of less than a minute is checked once, at its end.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from offsite.training.processes import main_process
 from offsite.training.progress import say
 from offsite.tuner.preparing import Prepared, private_copy, to_offer_dtypes
 
-SOON = 60.0  # seconds of tuning before the first look
+SOON = 60.0  # seconds of tuning before the first check
 
 
 class Limits(TrainerCallback):  # type: ignore[misc]
     """Says once that the owner would refuse the delta as it is.
 
-    Methods that do not merge change no tensor of the model, and a delta of reach ``all`` is merged
-    by its owner alone; neither is looked at.
+    Two kinds of delta are not checked: methods that do not merge change no tensor of the model,
+    and only the owner can merge a delta of reach ``all``.
     """
 
     def __init__(self, ready: Prepared, offer: Offer, reach: Reach) -> None:
@@ -42,10 +42,10 @@ class Limits(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         early = time.monotonic() - self.began < SOON
         if state.global_step in (state.max_steps // 10, state.max_steps // 2) and not early:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Merge what is tuned so far into a copy of the adapter blocks and judge the change."""
+    def check(self) -> None:
+        """Merge the delta so far into a copy of the adapter blocks and check the change."""
         if not self.pending:
             return
         method, blocks = self.ready.attached.method, self.offer.manifest.adapter

@@ -12,7 +12,7 @@ from torch import nn
 from offsite.codec import to_json
 from offsite.deltas.method import Attached, Method
 from offsite.errors import OffsiteError
-from offsite.exchange.delta import check_labels, check_options
+from offsite.exchange.delta_contents import check_labels, check_options
 from offsite.exchange.manifest import Reach, check_clock, now
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks, with_own_blocks
@@ -181,7 +181,7 @@ def private_copy(offer: Offer) -> nn.Module:
 
 
 def to_offer_dtypes(tensors: Mapping[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
-    """Tensors of the offer in the offer's own dtype; a method's further numbers as they are."""
+    """Tensors of the offer in the offer's own dtype; a method's other tensors as they are."""
     contract = offer.manifest.contract
     wanted = {name: entry.dtype for name, entry in (contract.tensors | contract.head).items()}
     return {

@@ -146,7 +146,7 @@ def run_tune(
         with casting, in_precision(runner, frozen, device, shard), same_run(work, run, resume):
             history, dp = fit(ready, task, options, budget, device, work, resume, limits)
             changed, head = delta_tensors(ready, offer)
-            limits.look()
+            limits.check()
         restore_dtypes(ready, offer, home.dtype)
         evaluation = None
         if ready.eval_rows is not None:
@@ -183,7 +183,7 @@ def fit(
 def delta_tensors(ready: Prepared, offer: Offer) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """The tensors of the delta in the offer's precision, and the names of those of a head.
 
-    The tuned model then holds these tensors too: what is scored is what travels.
+    The tuned model then holds these tensors too: the score is that of the delta.
     """
     tensors = to_offer_dtypes(ready.attached.tensors(), offer)
     ready.attached.load(tensors)
@@ -201,7 +201,7 @@ def restore_dtypes(ready: Prepared, offer: Offer, dtype: torch.dtype) -> None:
 
 
 def drop_unchanged(tensors: dict[str, torch.Tensor], offer: Offer) -> dict[str, torch.Tensor]:
-    """Only what changed travels: tensors equal to the offer's own are left out."""
+    """Only what changed is sent: tensors equal to the offer's own are left out."""
     own = dict(offer.model.named_parameters())
     return {
         name: tensor

@@ -23,13 +23,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.compress.channels import check_same, cut_channels, split_feed_forward
 from offsite.compress.decomposition import decompose
 from offsite.compress.gradot.kfac import Statistics, collect
 from offsite.compress.linears import linears, map_linears, matrix
 from offsite.compress.rank import factorised
 from offsite.compress.step import Context, Needs
+from offsite.errors import require
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import is_attention
 from offsite.model.split import Kept, Middle

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-from offsite.codec import require
 from offsite.compress.crash import layer_types
 from offsite.compress.rank import Rank
 from offsite.compress.scaleot.learned import Learned
 from offsite.compress.scaleot.learning import SAMPLES, learn
 from offsite.compress.scaleot.training import Training
 from offsite.compress.step import Context, Needs, Pass, Step
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import alias
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.split import (
@@ -140,7 +139,7 @@ def resolve_adapter(
 def scaleot(
     folder: str, scores: Sequence[float], count: int, alpha: float, beta: float
 ) -> tuple[tuple[int, ...], list[Step]]:
-    """The whole method from its three numbers.
+    """The whole method from its three values.
 
     Args:
         folder: of the LayerReplace pass.

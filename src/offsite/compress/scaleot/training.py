@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from offsite.codec import require
+from offsite.errors import require
 
 
 @dataclass(frozen=True)

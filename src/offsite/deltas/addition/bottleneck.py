@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from offsite.codec import require
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.targets import sublayer_outputs
+from offsite.errors import require
 from offsite.model.blocks import freeze, get_blocks
 from offsite.model.layers import linear_spec
 
@@ -41,9 +41,9 @@ class DownUp(nn.Module):
 class Bottleneck(Method):
     """A bottleneck behind attention and behind feed-forward of each adapter block.
 
-    What travels: ``down`` (size, hidden), ``up`` (hidden, size) and their biases. ``up`` is zero at
-    the start, so an untrained delta changes nothing. Does not merge. The module stands on what a
-    sub-layer writes, before dropout and residual, in every family (BLOOM adds the residual inside).
+    The delta holds ``down`` (size, hidden), ``up`` (hidden, size) and their biases. ``up`` is zero
+    at first, so an untrained delta changes nothing. Does not merge. The module takes the output of
+    a sub-layer, before dropout and residual, in every family (BLOOM adds the residual inside).
 
     Attributes:
         size: width of the bottleneck.

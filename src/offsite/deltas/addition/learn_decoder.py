@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_takes_prompt
+from offsite.errors import require
 from offsite.exchange.prompt_decoder import TENSORS, decode
 from offsite.model.blocks import freeze
 from offsite.model.checkpoint import load_model, load_processor
@@ -63,9 +63,9 @@ def learn_decoder(
     work: Path | None = None,
     resume: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Learn a prompt decoder: few numbers in, a prompt for ``model`` out.
+    """Learn a prompt decoder: a short vector in, a prompt for ``model`` out.
 
-    Every task gets a vector of ``dim`` numbers, decoded by one network into a prompt of ``length``
+    Every task gets a vector of ``dim`` values, decoded by one network into a prompt of ``length``
     vectors; all are trained together on the tasks' own losses, the tasks in equal parts. The paper
     first tunes a prompt for each task and then fits an auto-encoder to them and the loss; ours
     needs neither the prompts nor the encoder.

@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.parameters import AttachedParameters
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 from offsite.model.blocks import freeze, get_blocks
 
 NAME = "offsite_prefix"
@@ -94,7 +93,7 @@ def widen(
 class Prefix(Method):
     """Keys and values of ``length`` further positions in the attention of each adapter block.
 
-    What travels: ``key`` and ``value`` (key heads, length, head width) of each block, and its
+    The delta holds ``key`` and ``value`` (key heads, length, head width) of each block, and its
     ``gate`` (query heads,). With ``gated`` the prefix is attended to on its own and added through a
     gate that is zero at the start (LLaMA-Adapter, arXiv 2303.16199, without its tanh): an untrained
     delta changes nothing. Without, keys and values are prepended as in the paper, which changes the

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.addition.prompting import PromptModule, add_prompt, check_takes_prompt
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.reparameterisation.through_peft import plain
+from offsite.errors import require
 from offsite.model.blocks import block_config, freeze
 
 
@@ -37,7 +37,7 @@ class SoftPrompt(PromptModule):
 class Prompt(Method):
     """``length`` trained vectors before the tokens; no block is touched.
 
-    What travels: ``prompt_embeddings`` (length, width) float32, as a peft prompt-tuning adapter.
+    The delta holds ``prompt_embeddings`` (length, width) float32, as a peft prompt-tuning adapter.
     Changes the output from the start, as there is no prompt that a model ignores. Does not merge.
     The vectors run through hooks of ours instead of peft's forward (same arithmetic), which
     returns the prompt's logits too and forgets the positions of packed examples.

@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.codec import check_seed, require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, fan_in_fan_out, target_names
+from offsite.errors import check_seed, require
 
 
 @dataclass(frozen=True)
 class FourierFT(ThroughPeft):
     """``W + scaling * real(ifft2(F))`` with ``F`` nonzero at ``frequencies`` random places.
 
-    What travels: the coefficients of each layer, as a peft adapter; peft draws the places from
+    The delta holds the coefficients of each layer, as a peft adapter; peft draws the places from
     ``seed``. They are zero at the start, so an untrained delta changes nothing; merges.
 
     Attributes:

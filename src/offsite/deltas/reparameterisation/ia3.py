@@ -18,7 +18,7 @@ QUERIES = ("q_proj", "query", "q", "wq")
 class IA3(ThroughPeft):
     """Multiply keys, values and the inputs of the last feed-forward layer by learnt vectors.
 
-    What travels: one vector for each such layer, as a peft adapter. The vectors start at one, so
+    The delta holds one vector for each such layer, as a peft adapter. The vectors start at one, so
     an untrained delta changes nothing; merges. A fused projection (GPT-2, BLOOM) is scaled whole,
     queries included, as peft does.
     """

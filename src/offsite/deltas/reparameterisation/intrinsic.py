@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from offsite.codec import check_seed, require
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.parameters import AttachedParameters
 from offsite.deltas.reparameterisation.reweight import reweight
 from offsite.deltas.targets import linear_layers
+from offsite.errors import check_seed, require
 from offsite.model.blocks import block_of, block_path
 
 
@@ -50,7 +50,7 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fastfood(nn.Module):
-    """A fixed random linear map from ``dim`` numbers to a weight: ``H G P H B`` (Le et al., 2013).
+    """A fixed random linear map of ``dim`` parameters to a weight, ``H G P H B`` (Le et al., 2013).
 
     ``B`` random signs, ``P`` a permutation, ``G`` Gaussian, ``H`` Walsh-Hadamard; rows are stacked
     until the weight is filled, all with one ``P``. A coordinate's variance is that of the inputs
@@ -96,9 +96,9 @@ class Projected(nn.Module):
 class IntrinsicDimension(Method):
     """``W + scale_block * P(theta)``, ``P`` a fixed random projection: SAID, equation 4.
 
-    What travels: ``theta`` (dim,) and one ``scale`` (1,) for each block, float32; the projection is
-    drawn again from ``seed`` (numpy's ``RandomState``, whose stream is frozen), weight by weight in
-    the order of the adapter, so it is the same in the emulator and the full model. Starts at no
+    The delta holds ``theta`` (dim,) and one ``scale`` (1,) for each block, float32. The projection
+    is drawn again from ``seed`` (numpy's ``RandomState``, whose stream is frozen), weight by weight
+    in the order of the adapter, so it is the same in the emulator and the full model. Starts at no
     change; merges. We project linear weights only; the paper all parameters.
 
     Attributes:

@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, target_names
+from offsite.errors import require
 
 
 @dataclass(frozen=True)
 class LoHa(ThroughPeft):
     """``W + (alpha / rank) (B1 A1) * (B2 A2)``, elementwise: rank up to ``rank`` squared.
 
-    What travels: the four factors of each layer, as a peft adapter. One is zero at the start, so an
+    The delta holds the four factors of each layer, as a peft adapter. One starts at zero, so an
     untrained delta changes nothing; merges. Not for GPT-2's ``Conv1D``.
 
     Attributes:

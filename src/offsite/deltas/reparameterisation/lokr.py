@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, target_names
+from offsite.errors import require
 
 
 @dataclass(frozen=True)
 class LoKr(ThroughPeft):
     """``W + (alpha / rank) C (x) (B A)``: a Kronecker product with a low-rank factor.
 
-    What travels: the factors of each layer, as a peft adapter. One is zero at the start, so an
+    The delta holds the factors of each layer, as a peft adapter. One is zero at the start, so an
     untrained delta changes nothing; merges. Not for GPT-2's ``Conv1D``.
 
     Attributes:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, fan_in_fan_out, target_names
+from offsite.errors import require
 from offsite.model.layers import LowRankLinear, QuantisedLinear
 from offsite.model.split import Kept
 
@@ -18,7 +18,7 @@ from offsite.model.split import Kept
 class LoRA(ThroughPeft):
     """``W + (alpha / rank) B A`` on the linear layers of the adapter blocks.
 
-    What travels: ``A`` (rank, inputs) and ``B`` (outputs, rank), as a peft adapter; with DoRA
+    The delta holds ``A`` (rank, inputs) and ``B`` (outputs, rank), as a peft adapter; with DoRA
     (arXiv 2402.09353) also a magnitude (outputs,). ``B`` is zero at the start, so an untrained
     delta changes nothing (DoRA: to rounding). Merges. Without DoRA it may tune all blocks of an
     emulator (``reach="all"``), low-rank and quantised layers too.

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, target_names
+from offsite.errors import require
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class OFT(ThroughPeft):
     ``R`` is the Cayley map of its generator by peft's series of five terms, so it leaves
     orthogonality as the generator grows.
 
-    What travels: the skew-symmetric generators of each rotation, as a peft adapter. They are zero
+    The delta holds the skew-symmetric generators of each rotation, as a peft adapter. They are zero
     at the start, so an untrained delta changes nothing; merges. Not for GPT-2's ``Conv1D``.
 
     Attributes:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from offsite.codec import check_seed, require
 from offsite.deltas.reparameterisation.through_peft import ThroughPeft, fan_in_fan_out, target_names
+from offsite.errors import check_seed, require
 
 LARGEST_RANK = 4096
 
@@ -19,7 +19,7 @@ LARGEST_RANK = 4096
 class VeRA(ThroughPeft):
     """``W + diag(b) B diag(d) A`` with random ``A`` and ``B`` that all layers share.
 
-    What travels: ``vera_lambda_b`` (outputs,) and ``vera_lambda_d`` (rank,) of each layer, as a
+    The delta holds ``vera_lambda_b`` (outputs,) and ``vera_lambda_d`` (rank,) of each layer, as a
     peft adapter. ``A`` and ``B`` do not: peft draws them from ``seed`` on the CPU at the size of
     the largest layer of the adapter, so emulator and full model agree (torch promises one stream
     per release, so run the same torch on both sides). ``b`` is zero at the start, so an

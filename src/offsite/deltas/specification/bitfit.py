@@ -18,7 +18,7 @@ from offsite.model.blocks import freeze, get_blocks
 class BitFit(Method):
     """Tune every bias of the adapter blocks, those of norms included, and nothing else.
 
-    What travels: the new biases. Starts at no change; merges exactly. The paper tunes the biases
+    The delta holds the new biases. Starts at no change; merges exactly. The paper tunes the biases
     of all blocks and the task's head; here only those of the adapter.
     """
 

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from offsite.codec import require
 from offsite.deltas.method import Attached, Method
 from offsite.deltas.reparameterisation.reweight import AttachedReweighting, reweight
 from offsite.deltas.targets import linear_layers
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, require
 
 BETA, LOW, HIGH = 2 / 3, -0.1, 1.1  # the hard-concrete constants of Louizos et al. (1712.01312)
 SPEED = 300.0  # gates are stored divided by this, so that one learning rate suits both
@@ -46,10 +45,10 @@ class Pressed(torch.autograd.Function):
 
 
 class SparseDifference(nn.Module):
-    """``weight + z * value`` with a gate ``z`` in [0, 1] for each number; ``value`` starts at zero.
+    """``weight + z * value`` with a gate ``z`` in [0, 1] for each entry; ``value`` starts at zero.
 
     In training ``z`` is drawn from the hard-concrete distribution. In evaluation it is its
-    deterministic value, and only the ``count`` largest differences are kept: what travels.
+    deterministic value, and only the ``count`` largest differences are kept, for the delta.
     """
 
     def __init__(self, weight: torch.Tensor, density: float) -> None:
@@ -85,16 +84,17 @@ class SparseDifference(nn.Module):
 class DiffPruning(Method):
     """``W + z * v`` where the gates ``z`` leave only a small share of the differences.
 
-    What travels, per weight: ``indices`` (count,) int32 into the flattened weight and ``values``
-    (count,) float32, count = round(density * size), so the size is known before training. Starts
-    at no change; merges. The target is reached by the L0 gradient of equation 4, scaled to twice
-    the gradient of the loss and applied until the expected density meets it, and the final
-    magnitude pruning of section 3.2, with the constants of Louizos et al.; all per tensor,
-    where the paper prunes all tensors together, uses a fixed penalty weight and tunes once more
-    after pruning.
+    The delta holds, for each weight, ``indices`` (count,) int32 into the flattened weight and
+    ``values`` (count,) float32. ``count`` is round(density * size), so the size is known before
+    training. Starts at no change; merges.
+
+    Two stages reach the target. The L0 gradient of equation 4 is scaled to twice the gradient of
+    the loss and applied until the expected density is low enough. Then comes the final magnitude
+    pruning of section 3.2. The constants are those of Louizos et al. We treat each tensor alone;
+    the paper prunes all together, uses a fixed penalty weight and tunes once more after pruning.
 
     Attributes:
-        density: share of the entries of each weight that travel, 0..1.
+        density: share of the entries of each weight that the delta holds, 0..1.
         targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
     """
 
@@ -154,5 +154,5 @@ class AttachedDifferences(AttachedReweighting[SparseDifference]):
                 part.gate.fill_(10 / SPEED)  # wide open: a gate of exactly one
 
     def detach(self) -> nn.Module:
-        self.model.eval()  # the gates are then what travels
+        self.model.eval()  # the gates then have the values that the delta holds
         return super().detach()

@@ -19,7 +19,7 @@ from offsite.model.blocks import freeze, get_blocks
 class Full(Method):
     """Tune every parameter of the adapter blocks, or of one part of each.
 
-    What travels: the new values of the tensors that changed. Starts at no change; merges exactly.
+    The delta holds the new values of the tensors that changed. Starts at no change; merges exactly.
 
     Attributes:
         part: ``all``, or only ``attention``, ``mlp`` or ``norm``.

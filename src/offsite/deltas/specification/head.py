@@ -17,7 +17,7 @@ from offsite.model.heads import head_path
 
 @dataclass(frozen=True)
 class Head(Method):
-    """Tune no block at all; what travels is the head, which goes with every delta of an image task.
+    """Tune no block. The delta holds the head, as every delta of an image task does.
 
     It learns at the rate of heads, ``TrainOptions.head_lr``, as it does beside any other method.
 

@@ -51,7 +51,7 @@ def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 class Masking(Method):
     """``W * m`` with a learnt binary ``m``: weights are only ever kept or removed.
 
-    What travels: ``mask``, one bit for each weight, uint8 of shape (ceil(n / 8),). Starts at no
+    The delta holds ``mask``, one bit for each weight, uint8 of shape (ceil(n / 8),). Starts at no
     change; merges exactly. The paper (section 3.2) draws initial scores uniformly and thresholds
     them at a constant; ours start at the weights' magnitudes, so that training begins at the model.
 

@@ -15,7 +15,7 @@ from torch import nn
 Shapes = Mapping[str, Sequence[int]]
 
 
-def parts(full: Shapes, cut: Shapes, total: int, count: int) -> dict[str, int]:
+def find_parts(full: Shapes, cut: Shapes, total: int, count: int) -> dict[str, int]:
     """The dimension in which each tensor holds its parts, for those that have some.
 
     Args:
@@ -32,7 +32,7 @@ def parts(full: Shapes, cut: Shapes, total: int, count: int) -> dict[str, int]:
     return found
 
 
-def take(tensor: torch.Tensor, dim: int, total: int, source: Sequence[int]) -> torch.Tensor:
+def take_parts(tensor: torch.Tensor, dim: int, total: int, source: Sequence[int]) -> torch.Tensor:
     """The parts of the blocks ``source`` of a tensor that holds ``total`` parts side by side."""
     index = torch.tensor(list(source), device=tensor.device)
     split = torch.unflatten(tensor, dim, (total, -1))
@@ -50,10 +50,10 @@ def cut_ends(model: Any, built: nn.Module, total: int, source: Sequence[int]) ->
     own = dict(model.named_parameters())
     cut = {name: tensor.shape for name, tensor in built.named_parameters()}
     shapes = {name: tensor.shape for name, tensor in own.items()}
-    for name, dim in parts(shapes, cut, total, len(source)).items():
+    for name, dim in find_parts(shapes, cut, total, len(source)).items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        new = take(own[name].detach(), dim, total, source)
+        new = take_parts(own[name].detach(), dim, total, source)
         setattr(module, leaf, nn.Parameter(new, requires_grad=own[name].requires_grad))
         for key in ("out_features", "embedding_dim"):
             if getattr(module, key, None) == own[name].shape[dim]:

@@ -15,8 +15,8 @@ from offsite.errors import OffsiteError
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import get_blocks
 from offsite.model.checkpoint import Checkpoint
-from offsite.model.depth import parts, take
 from offsite.model.kind import TEXT
+from offsite.model.per_block import find_parts, take_parts
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
@@ -128,9 +128,9 @@ def test_a_block_whose_keys_are_read_must_stay(name: str, tmp_path: Path) -> Non
 def test_parts_are_those_whose_size_follows_the_depth() -> None:
     full = {"a": (5, 12), "b": (7,), "c": (12, 4), "d": (3, 3)}
     cut = {"a": (5, 6), "b": (7,), "c": (5, 4), "d": (3, 3)}
-    assert parts(full, cut, 4, 2) == {"a": 1}
+    assert find_parts(full, cut, 4, 2) == {"a": 1}
     held = torch.arange(12).reshape(1, 12)
-    assert take(held, 1, 4, (0, 3)).tolist() == [[0, 1, 2, 9, 10, 11]]
+    assert take_parts(held, 1, 4, (0, 3)).tolist() == [[0, 1, 2, 9, 10, 11]]
 
 
 @pytest.mark.parametrize("source", ["disk", "memory"])
