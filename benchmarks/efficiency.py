@@ -220,6 +220,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             bars = panel.barh([row["column"] for row in own], [row[key] for row in own])
             panel.bar_label(bars, fmt="{:,.0f}", padding=3)
             panel.margins(x=0.25)
+            panel.set_xticks([])  # the bars have labels
             panel.set_title(f"{model}: {unit}")
     figure.savefig(path)
 
