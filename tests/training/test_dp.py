@@ -12,15 +12,20 @@ import pytest
 import torch
 from torch import nn
 
+from offsite.compress import Drop
 from offsite.deltas import parse_method
 from offsite.errors import OffsiteError
 from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
+from offsite.model.split import ends
+from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
 from offsite.training import dp, secure_noise
 from offsite.training.dp import PrivacyBudget, Schedule, epsilon, schedule
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
+from tests.support.models import classifier
+from tests.support.pictures import image_processor, write_arrays
 from tests.support.trap import WATCHED, area_under_curve, make_trap, private_lines
 
 pytest.importorskip("opacus")
@@ -190,6 +195,24 @@ def test_what_a_budget_cannot_hold_is_refused(
         refused(offer, str(path), "of single examples", method=parse_method({"kind": kind}))
     with pytest.raises(OffsiteError, match="epsilon of 0"):
         PrivacyBudget(0)
+
+
+def test_pictures_are_seen_without_augmentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It depends on the batch, and one example must not change what another adds."""
+    monkeypatch.setattr(dp, "schedule", lambda *_: Schedule(2, 0.3, 1.0, 2.9))
+    task = load_task("image-classification")
+    model, processor = classifier("vit"), image_processor()
+    offer, _ = make_offer(
+        model, adapter=ends(1, 1), recipe=[Drop(keep=2)], task=task, processor=processor
+    )
+    options = TrainOptions(steps=2, batch_size=4)
+    method = parse_method({"kind": "head"})
+    found = run_tune(
+        offer, write_arrays(tmp_path), method, options=options, task=task, budget=PrivacyBudget(3)
+    )
+    assert found.delta.manifest.dp is not None
 
 
 def test_the_command_says_what_it_spent(

@@ -14,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from offsite.compress.drop import Drop
 from offsite.deltas import parse_method
 from offsite.errors import OffsiteError
+from offsite.exchange.delta import Delta
 from offsite.exchange.offer import Offer
 from offsite.model.blocks import freeze
+from offsite.model.heads import attach_head
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
+from offsite.tasks.image.classification import ImageClassification
 from offsite.tuner.importing import import_peft
 from offsite.tuner.preparing import private_copy
-from tests.support.models import inputs_for, language_model, output_of
+from tests.support.models import classifier, inputs_for, language_model, output_of
+from tests.support.pictures import logits
 
 LEAVES = ["q_proj", "down_proj"]
 
@@ -124,3 +128,35 @@ def test_notes_of_another_tool_in_the_weights_are_passed_over(offered: Any, tmp_
     file = tmp_path / "peft" / "adapter_model.safetensors"
     save_file(load_file(file), file, {"format": "pt", "trained_by": "another tool"})
     assert import_peft(offered[2], tmp_path / "peft").manifest.parent == offered[2].manifest.id
+
+
+def picture_adapter(offer: Offer, folder: Path, labels: int) -> Any:
+    """A peft adapter of an image model with a classifier head saved whole."""
+    model = private_copy(offer)
+    attach_head(model, [f"LABEL_{index}" for index in range(labels)])
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], layers_to_transform=list(offer.manifest.adapter),
+        modules_to_save=["classifier"], init_lora_weights=False,
+    )  # fmt: skip
+    wrapped = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    wrapped.save_pretrained(folder)
+    return wrapped.eval()
+
+
+def test_a_classifier_head_goes_along(tmp_path: Path) -> None:
+    model = classifier("vit")
+    task = ImageClassification()
+    offer, record = make_offer(model, adapter=ends(1, 1), recipe=[Drop(keep=4)], task=task)
+    trained = picture_adapter(offer, tmp_path / "peft", 3)
+    delta = import_peft(offer, tmp_path / "peft")
+    assert delta.manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    delta.save(tmp_path / "delta")
+    plugged = merge_delta(model, Delta.load(tmp_path / "delta"), record)
+    torch.testing.assert_close(logits(plugged), logits(trained), atol=1e-5, rtol=1e-5)
+    picture_adapter(offer, tmp_path / "other", 5)
+    with pytest.raises(OffsiteError, match=r"which has 3 classes, and peft saves no names"):
+        import_peft(offer, tmp_path / "other")

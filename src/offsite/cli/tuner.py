@@ -10,7 +10,7 @@ import typer
 
 from offsite.cli import options as o
 from offsite.cli.groups import grouped
-from offsite.cli.output import emit, headed
+from offsite.cli.output import Lines, emit, headed
 from offsite.cli.shared import DpOptions, Machine
 from offsite.errors import OffsiteError
 from offsite.training.options import TrainOptions
@@ -125,6 +125,7 @@ def import_adapter(
 ) -> None:
     """Turn a peft adapter that was trained on an offer with other tools into a delta."""
     from offsite.exchange.offer import Offer
+    from offsite.exchange.wording import few
     from offsite.files import check_free
     from offsite.tuner.importing import import_peft
 
@@ -133,7 +134,10 @@ def import_adapter(
     delta.save(out)
     manifest = delta.manifest
     result = {"delta": str(out), "id": manifest.id, "offer": manifest.parent, "bytes": delta.bytes}
-    emit(result, json, [headed(out, f"delta {manifest.id[:8]} from {adapter}")])
+    lines: Lines = [headed(out, f"delta {manifest.id[:8]} from {adapter}")]
+    if manifest.labels:
+        lines.append(f"  head         classes in the offer's order: {few(manifest.labels)}")
+    emit(result, json, lines)
 
 
 @delta_app.command("export", epilog="Example: offsite delta export offer/ delta/ --out plain/")

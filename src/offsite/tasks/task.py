@@ -111,7 +111,7 @@ class Task(Protocol):
         """All that the rows, the loss and the metric depend on beside the data, as JSON."""
 
     def one_by_one(self) -> Task:
-        """This task with every example in a row of its own, as differential privacy counts them."""
+        """This task for differential privacy: each example is a row that no other changes."""
 
     def default_source(self, split: str) -> Path | None:
         """The data that a task file names for ``"train"`` or ``"test"``, or None."""

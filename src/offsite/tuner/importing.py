@@ -17,8 +17,9 @@ from offsite.exchange.manifest import Reach
 from offsite.exchange.offer import Offer
 from offsite.files import read_json, shown
 from offsite.model.blocks import block_of, get_blocks
+from offsite.model.heads import head_tensors, labels_of
 from offsite.model.tensors import load_tensors
-from offsite.tuner.preparing import private_copy, tuned_blocks
+from offsite.tuner.preparing import private_copy, to_offer_dtypes, tuned_blocks
 
 READ = ("r", "lora_alpha", "use_dora", "use_rslora", "peft_type", "bias", "init_lora_weights")
 IDLE = (  # say where an adapter sits, how it was trained or who made it, not what it computes
@@ -27,6 +28,7 @@ IDLE = (  # say where an adapter sits, how it was trained or who made it, not wh
     *("layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "peft_version"),
     *("qalora_group_size", "revision", "target_modules", "task_type"),
 )
+PEFT_MODEL = "base_model.model."  # before each name of the model, as peft saves them
 KEEP_BASE = ("gaussian", "eva", "orthogonal", "mica")  # beginnings that leave the weights alone
 
 
@@ -34,30 +36,35 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
     """A delta from a peft LoRA adapter that was trained on an offer.
 
     Layers of the adapter blocks that it leaves alone get an update of zero. Where the offer allows
-    it, an adapter that goes beyond them becomes a delta over all blocks.
+    it, an adapter that goes beyond them becomes a delta over all blocks. A classifier head that
+    peft saved whole (``modules_to_save``) goes along, with the names of the offer's own classes.
 
     Args:
         offer: the offer it was trained on.
         folder: ``adapter_config.json`` and ``adapter_model.safetensors``, as peft writes them.
 
     Raises:
-        OffsiteError: no LoRA adapter, options that cannot be plugged, or tensors outside the
-            offer's adapter blocks.
+        OffsiteError: no LoRA adapter, options that cannot be plugged, tensors outside the offer's
+            adapter blocks, or a head for another number of classes.
     """
     folder = Path(folder)
     config = read_json(folder / PEFT_CONFIG)
     if not (folder / PEFT_WEIGHTS).is_file():
         raise OffsiteError(f"'{folder}' has no {PEFT_WEIGHTS}; save the adapter as safetensors.")
-    tensors = load_tensors([folder / PEFT_WEIGHTS], foreign=True)
+    tensors, head = divided(load_tensors([folder / PEFT_WEIGHTS], foreign=True), offer, folder)
+    if head and isinstance(config, dict):
+        config["modules_to_save"] = None  # nothing else of it is left in ``tensors``
     adapter, path = offer.manifest.adapter, offer.manifest.block_path
     outside = any(block_of(name, path) not in adapter for name in tensors)
     reach: Reach = "all" if outside and offer.manifest.contract.reach == "all" else "adapter"
     allowed = adapter if reach == "adapter" else tuple(range(len(get_blocks(offer.model))))
     for name in tensors:
-        if block_of(name, path) not in allowed:
+        if (block := block_of(name, path)) not in allowed:
+            way = f"layers_to_transform={list(allowed)}"
             raise OffsiteError(
                 f"'{folder}' tunes '{name}', which is outside the offer's adapter blocks "
-                f"{list(allowed)}; train again with layers_to_transform={list(allowed)}."
+                f"{list(allowed)}; train again with {way}"
+                + ("." if block is not None else " and without modules_to_save.")
             )
     method = method_of(config, tensors, folder)
     tuned_blocks(offer, method, reach)
@@ -76,8 +83,31 @@ def import_peft(offer: Offer, folder: str | Path) -> Delta:
         )
     whole = {name: tensors.get(name, torch.zeros_like(own[name])) for name in own}
     return new_delta(
-        offer.manifest, whole, to_json(method), peft_config=attached.peft_config(), reach=reach
-    )
+        offer.manifest, whole | head, to_json(method), peft_config=attached.peft_config(),
+        head=tuple(head), labels=labels_of(offer.model) if head else (), reach=reach,
+    )  # fmt: skip
+
+
+def divided(
+    tensors: Mapping[str, torch.Tensor], offer: Offer, folder: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors of an adapter, and those that are the offer's classifier head, by its names.
+
+    Raises:
+        OffsiteError: a part of a head, or one for another number of classes than the offer's.
+    """
+    own = head_tensors(offer.model)
+    head = {name: tensors[key] for name in own if (key := f"{PEFT_MODEL}{name}") in tensors}
+    if head and {name: tensor.shape for name, tensor in head.items()} != {
+        name: tensor.shape for name, tensor in own.items()
+    }:
+        raise OffsiteError(
+            f"The classifier head in '{folder}' is not of the shape of the offer's, which has "
+            f"{len(labels_of(offer.model))} classes, and peft saves no names of others; tune to "
+            "other classes with 'offsite tune'."
+        )
+    rest = {name: t for name, t in tensors.items() if name.removeprefix(PEFT_MODEL) not in head}
+    return rest, to_offer_dtypes(head, offer)
 
 
 def method_of(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> LoRA:

@@ -55,13 +55,13 @@ class Prepared:
 
 def prepare(
     offer: Offer, data: Any, eval_data: Any, method: Method, task: Task, *,
-    options: TrainOptions, own_rates: bool, reach: Reach, one_by_one: bool,
+    options: TrainOptions, own_rates: bool, reach: Reach, counted: Task,
 ) -> Prepared:  # fmt: skip
     """Make rows, and attach the method to a copy of the emulator.
 
     Args:
         own_rates: whether parts of a method may have learning rates of their own.
-        one_by_one: make each example a row, which differential privacy can count.
+        counted: the task as it makes rows to tune on, which differential privacy counts.
 
     Raises:
         OffsiteError: unusable data, a method that does not fit the blocks, or a reach that the
@@ -69,7 +69,6 @@ def prepare(
     """
     blocks = tuned_blocks(offer, method, reach)
     model = private_copy(offer)
-    counted = task.one_by_one() if one_by_one else task
     rows = rows_of(counted, data, offer.processor, model, train=True)
     check_labels(labels := task.labels(rows))
     attach_head(model, labels)

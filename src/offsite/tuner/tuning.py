@@ -126,9 +126,10 @@ def run_tune(
         )
     asked, device = options or TrainOptions(), pick_device(device)
     options, precision, frozen = fill_defaults(asked, method, dtype, device, budget is not None)
+    counted = task if budget is None else task.one_by_one()
     ready = prepare(
         offer, data, eval_data, method, task, options=options, own_rates=asked.lr is None,
-        reach=reach, one_by_one=budget is not None,
+        reach=reach, counted=counted,
     )  # fmt: skip
 
     def run() -> Identity:
@@ -144,7 +145,7 @@ def run_tune(
     casting = in_float8(runner, device) if precision == "float8" else nullcontext()
     try:
         with casting, in_precision(runner, frozen, device, shard), same_run(work, run, resume):
-            history, dp = fit(ready, task, options, budget, device, work, resume, limits)
+            history, dp = fit(ready, counted, options, budget, device, work, resume, limits)
             changed, head = delta_tensors(ready, offer)
             limits.check()
         restore_dtypes(ready, offer, home.dtype)

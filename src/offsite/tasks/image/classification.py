@@ -56,8 +56,11 @@ class ImageClassification:
         return {"name": self.name, "augment": list(self.augment), "skip_bad": self.skip_bad}
 
     def one_by_one(self) -> ImageClassification:
-        """This task: every picture is a row; see :class:`~offsite.tasks.task.Task`."""
-        return self
+        """This task without augmentation; see :class:`~offsite.tasks.task.Task`.
+
+        The view of a picture depends on the batch, and so on other examples.
+        """
+        return replace(self, augment=())
 
     def default_source(self, split: str) -> Path | None:
         """None: no file names data; see :class:`~offsite.tasks.task.Task`."""
