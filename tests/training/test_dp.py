@@ -189,7 +189,7 @@ def test_what_a_budget_cannot_hold_is_refused(
     refused(offer, str(tmp_path / "one.txt"), "batch of 8 holds all 1 examples")
     refused(offer, str(path), "too large for 40 examples", budget=PrivacyBudget(3.0, 0.1))
     refused(offer, str(path), "cannot be resumed", resume=True)
-    refused(offer, str(path), "Early stopping", options=TrainOptions(patience=2))
+    refused(offer, str(path), "--patience and", options=TrainOptions(patience=2))
     monkeypatch.setattr(dp, "schedule", lambda *_: Schedule(2, 0.1, 1.0, 3.0))
     for kind in ("ia3", "prefix"):
         refused(offer, str(path), "of single examples", method=parse_method({"kind": kind}))
