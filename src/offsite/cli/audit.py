@@ -37,7 +37,7 @@ FullModel = Annotated[
 Candidates = Annotated[
     int,
     typer.Option(
-        help="Codes that each secret is compared with; fewer take less time and show less.",
+        help="Random codes to compare each secret with; fewer are faster and less exact.",
         min=9, max=99_999,
     ),
 ]  # fmt: skip
@@ -68,7 +68,7 @@ def audit_offer(
     device: o.Device = None,
     json: o.Json = False,
 ) -> None:
-    """Train attackers on an offer and say how much of the model they recover."""
+    """Train attackers on an offer and measure how much of the model they recover."""
     from dataclasses import asdict
 
     import torch
@@ -143,10 +143,14 @@ def offer_lines(offer: Path, found: OfferAudit, margin: Margin | None) -> Lines:
 def audit_delta(
     offer: Offered,
     data: Annotated[str, typer.Option(help="The private text: paragraphs, or .jsonl lines.")],
-    delta: Annotated[str, typer.Option(help="What would be tuned, such as lora:rank=8.")] = "full",
+    delta: Annotated[str, typer.Option(help="Method to tune with, such as lora:rank=8.")] = "full",
     model: FullModel = None,
-    record: Annotated[Path | None, typer.Option(help="Its private record.")] = None,
-    canaries: Annotated[int, typer.Option(help="Secrets put into the data.", min=3, max=999)] = 30,
+    record: Annotated[
+        Path | None, typer.Option(help="The private record made with the offer, for --model.")
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(help="Secrets to plant in the data.", min=3, max=999)
+    ] = 30,
     candidates: Candidates = 500,
     max_length: o.MaxLength = o.MAX_LENGTH,
     device: o.Device = None,
@@ -210,7 +214,7 @@ def check_offer(
     offer: Offered,
     json: o.Json = False,
 ) -> None:
-    """Look for neurons and tokenizers made to read your data; exit status 1 if any is found."""
+    """Look for weights and tokenizers built to capture your data; exit with 1 if there are any."""
     from dataclasses import asdict
 
     from offsite.audit.suspect import check_offer as check

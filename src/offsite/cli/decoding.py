@@ -18,7 +18,7 @@ Text = Annotated[
     str | None,
     typer.Option(
         help="Distil what the tuned emulator learnt into the tuned model, on public data: FILE, "
-        "sample (text drawn from the model), or sample:FILE (drawn after beginnings of its rows)."
+        "sample (text that the model writes) or sample:FILE (text that continues its rows)."
     ),
 ]
 Given = Annotated[

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from offsite.compress.step import Context
 
 Learn = Annotated[
-    Path | None, typer.Option(help="Also learn ScaleOT's scores and harmonizers, saved here.")
+    Path | None,
+    typer.Option(help="Also learn ScaleOT's scores and harmonizers, and save them in this folder."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of --learn; 1000 by default.")]
 
@@ -37,7 +38,7 @@ def importance(
     rows: RowOptions,
     machine: Machine,
 ) -> None:
-    """Measure the importance of every block, by every signal."""
+    """Measure the importance of every block in several ways."""
     from offsite.compress.importance import importance as measure
     from offsite.compress.step import Context
     from offsite.files import check_free

@@ -16,7 +16,7 @@ def inspect(
     base: Annotated[
         str | None,
         typer.Option(
-            help="The offer that a delta answers, or its full model: shows the tensors in place."
+            help="The offer or the full model of a delta, to show the tensors in their places."
         ),
     ] = None,
     json: o.Json = False,
@@ -53,7 +53,7 @@ def deltas(json: o.Json = False) -> None:
 
 
 def recipes(json: o.Json = False) -> None:
-    """List the recipe presets and the steps they are made of."""
+    """List the recipe presets and their steps."""
     import dataclasses
 
     from rich.table import Table
@@ -82,8 +82,10 @@ def tasks(json: o.Json = False) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Lab folders, scores, offers, deltas.")],
     out: Annotated[Path, typer.Option(help="The HTML page to write.")],
-    title: Annotated[str | None, typer.Option(help="Heading.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the page if it exists.")
+    ] = False,
     json: o.Json = False,
 ) -> None:
     """Write one self-contained page from the results of the lab."""

@@ -18,15 +18,19 @@ from offsite.training.options import TrainOptions
 Recipes = Annotated[
     list[str] | None, typer.Option(help="PRESET@BUDGET such as crash@0.45; repeatable.")
 ]
-Keep = Annotated[int | None, typer.Option(help="Keep this many middle blocks, evenly spaced.")]
+Keep = Annotated[
+    int | None, typer.Option(help="Add a recipe that keeps this many middle blocks, evenly spaced.")
+]
 DistillSteps = Annotated[
-    int | None, typer.Option(help="Also --keep distilled for this many steps.")
+    int | None, typer.Option(help="Add --keep with this many steps of distillation.")
 ]
 Deltas = Annotated[
     list[str] | None,
     typer.Option(help="Method such as lora:rank=8 or lora+bitfit, or all; repeatable."),
 ]
-Cached = Annotated[bool, typer.Option("--cached", help="Compute nothing: show what --out holds.")]
+Cached = Annotated[
+    bool, typer.Option("--cached", help="Compute nothing; show the results in --out.")
+]
 Data = Annotated[str | None, typer.Option(help="Private data to tune on.")]
 EvalData = Annotated[str | None, typer.Option(help="Private data to score on.")]
 
@@ -43,8 +47,10 @@ def lab(
     delta: Deltas = None,
     prompt_decoder: o.Decoder = None,
     out: Annotated[Path, typer.Option(help="Folder of cells and results.")] = Path("lab"),
-    baseline: Annotated[bool, typer.Option(help="Run full fine-tuning too.")] = True,
-    healed: Annotated[bool, typer.Option(help="Tune every weight of each offer too.")] = True,
+    baseline: Annotated[bool, typer.Option(help="Run full fine-tuning as the baseline.")] = True,
+    healed: Annotated[
+        bool, typer.Option(help="Tune every weight of each offer, for the margin.")
+    ] = True,
     cached: Cached = False,
     json: o.Json = False,
     *,
@@ -53,7 +59,7 @@ def lab(
     machine: Machine,
     training: TrainOptions,
 ) -> None:
-    """Play both roles: every recipe, delta and seed, with the baselines, in one table."""
+    """Play both roles and put every recipe, delta and seed in one table with the baselines."""
     from offsite.deltas import method_json
     from offsite.lab.experiment import make_recipes, named_recipes, read_experiment
     from offsite.lab.results import run_plans

@@ -18,10 +18,10 @@ RequireSignature = Annotated[
     bool | None,
     typer.Option(
         "--require-signature/--no-require-signature",
-        help="Require the signature of a pinned peer; the default once a peer is pinned.",
+        help="Require the signature of a pinned peer. This is the default once you pinned a peer.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Details = Annotated[
     bool,
     typer.Option(
@@ -32,9 +32,7 @@ Details = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        help="Precision of the weights: float32, bfloat16 or float16; float32 where it computes."
-    ),
+    typer.Option(help="Precision of the weights: float32, bfloat16 or float16."),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.")
@@ -44,7 +42,7 @@ Task = Annotated[
 ]
 MaxLength = Annotated[int, typer.Option(help="Largest number of tokens in a row or question.")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, with a warning.")
+    bool, typer.Option("--skip-bad", help="Skip unreadable pictures, with a warning.")
 ]
 Adapter = Annotated[
     str,
@@ -53,12 +51,12 @@ Adapter = Annotated[
     ),
 ]
 Reach = Annotated[
-    str, typer.Option(help="Blocks a delta may tune: adapter, or all (low-rank deltas).")
+    str, typer.Option(help="Blocks that a delta may tune: adapter, or all (for LoRA).")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 DpEpsilon = Annotated[
     float | None,
-    typer.Option(help="Tune with differential privacy (DP-SGD) and spend this epsilon."),
+    typer.Option(help="Tune with differential privacy (DP-SGD) and spend at most this epsilon."),
 ]
 DpDelta = Annotated[
     float, typer.Option(help="Delta of --dp-epsilon; below 1 / number of examples.")
@@ -66,9 +64,7 @@ DpDelta = Annotated[
 DpClip = Annotated[float, typer.Option(help="Largest gradient norm of an example.")]
 FullLr = Annotated[
     str,
-    typer.Option(
-        help="Learning rates to tune every weight of model and offer at; the best counts."
-    ),
+    typer.Option(help="Learning rates for full fine-tuning and for healing; the best one counts."),
 ]
 MaxRecovered = Annotated[
     float | None,
@@ -89,17 +85,16 @@ Earlier = Annotated[
 ]
 Jobs = Annotated[
     int,
-    typer.Option(
-        help="Cells to compute at the same time, each in its own process, over all GPUs.", min=1
-    ),
+    typer.Option(help="Processes that compute cells at the same time, on all GPUs.", min=1),
 ]
 Calibration = Annotated[
-    str | None, typer.Option(help="The model owner's data, for steps that need some.")
+    str | None, typer.Option(help="The model owner's data, for steps that measure or train.")
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")]
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the full model.")]
 Learned = Annotated[
-    str | None, typer.Option(help="Folder of a LayerReplace pass ('offsite importance --learn').")
+    str | None,
+    typer.Option(help="Folder that 'offsite importance --learn' wrote, for the ScaleOT presets."),
 ]
 Decoder = Annotated[
     Path | None,

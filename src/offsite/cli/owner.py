@@ -16,20 +16,22 @@ from offsite.cli.shared import GateOptions, Machine, RowOptions
 from offsite.cli.trial import TrialOptions
 
 Out = Annotated[Path, typer.Option(help="Folder of the offer; must not exist.")]
-OwnData = Annotated[str | None, typer.Option(help="Your own data, where a step needs it.")]
+OwnData = Annotated[
+    str | None, typer.Option(help="Your own data, for steps that measure or train.")
+]
 EvalData = Annotated[str | None, typer.Option(help="Data to score the emulator on.")]
 RecordFile = Annotated[
     Path | None,
     typer.Option(help="Your private record; by default OUT.record.json beside the offer."),
 ]
-Name = Annotated[str | None, typer.Option(help="What the offer calls the model.")]
+Name = Annotated[str | None, typer.Option(help="Name of the model in the offer.")]
 Days = Annotated[
     int | None,
-    typer.Option(help="Days until the offer expires; by default it does not.", min=1, max=36500),
+    typer.Option(help="Days until the offer expires; by default never.", min=1, max=36500),
 ]
 LeaveOut = Annotated[
     list[str] | None,
-    typer.Option(help="What not to send: added-tokens, chat-template or labels; repeatable."),
+    typer.Option(help="Do not send this: added-tokens, chat-template or labels; repeatable."),
 ]
 
 

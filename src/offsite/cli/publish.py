@@ -13,7 +13,7 @@ from offsite.cli.output import emit
 
 def card(
     folder: Annotated[Path, typer.Argument(help="Offer or delta.")],
-    licence: Annotated[str, typer.Option(help="Licence identifier of the hub, as apache-2.0.")],
+    licence: Annotated[str, typer.Option(help="Licence, as the hub names it, such as apache-2.0.")],
     base_model: Annotated[str | None, typer.Option(help="Hub name of the full model.")] = None,
     scores: Annotated[
         Path | None, typer.Option(help="Scores to publish, as 'offsite score --json' wrote them.")
@@ -42,7 +42,7 @@ def card(
 def push(
     folder: Annotated[Path, typer.Argument(help="Offer or delta.")],
     repo: Annotated[str, typer.Argument(help="organisation/name on the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Readable by everybody.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Address of another hub.")] = None,
     json: o.Json = False,

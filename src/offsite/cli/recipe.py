@@ -23,10 +23,10 @@ class RecipeOptions:
     Attributes:
         recipe: A preset ('offsite recipes' lists them), PRESET@BUDGET or a JSON file of steps.
         keep: Middle blocks to keep.
-        budget: Share of the middle's bytes that the emulator may take, over 0 to 1.
-        distill_steps: Steps of distillation after the recipe; 0 removes those of a preset.
-        whole: Ship every block of the middle as it is.
-        learned: Folder of a LayerReplace pass ('offsite importance --learn').
+        budget: Share of the middle's bytes that the emulator may use: above 0, at most 1.
+        distill_steps: Steps of distillation after the recipe; 0 removes the preset's own.
+        whole: Send every middle block, not half of them.
+        learned: Folder that 'offsite importance --learn' wrote, for the ScaleOT presets.
     """
 
     recipe: str | None = None

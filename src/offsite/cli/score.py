@@ -22,9 +22,9 @@ TestData = Annotated[
     str | None, typer.Option(help="Data to score on; by default the data that the task file names.")
 ]
 Role = Annotated[str | None, typer.Option("--as", help="Name of the score, such as full_tuned.")]
-Base = Annotated[str | None, typer.Option(help="Full model that an adapter is run on.")]
+Base = Annotated[str | None, typer.Option(help="Full model to apply an adapter to.")]
 Merge = Annotated[
-    list[Path] | None, typer.Option(help="Scores of others, as --json wrote them; repeatable.")
+    list[Path] | None, typer.Option(help="A file of scores that --json wrote; repeatable.")
 ]
 Harness = Annotated[bool, typer.Option("--harness", help="Score through EleutherAI lm-eval.")]
 HarnessTask = Annotated[

@@ -19,12 +19,14 @@ from offsite.training.options import TrainOptions
 if TYPE_CHECKING:
     from offsite.lab.sweep import Point
 
-Data = Annotated[str, typer.Option(help="Private (or stand-in) data to tune on.")]
+Data = Annotated[str, typer.Option(help="Data to tune on, in the place of the private data.")]
 Presets = Annotated[str, typer.Option(help="Presets, separated by commas.")]
 Budgets = Annotated[str, typer.Option(help="Shares of the middle's bytes.")]
 Target = Annotated[
     str | None,
-    typer.Option(help="Goals of the choice, such as recovered=0.85,margin=0.25,bytes=0.5."),
+    typer.Option(
+        help="Recommend a recipe that reaches goals, such as recovered=0.85,margin=0.25,bytes=0.5."
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of cells, results and picture.")]
 
@@ -47,7 +49,7 @@ def sweep(
     machine: Machine,
     training: TrainOptions,
 ) -> None:
-    """Run recipes over a grid of budgets and draw the frontier of recovered against margin."""
+    """Run recipes at several budgets and draw recovered against margin."""
     from offsite.compress.scaleot.step import resolve_adapter
     from offsite.deltas import method_json
     from offsite.lab import sweep as frontier

@@ -30,7 +30,7 @@ MethodText = Annotated[
     ),
 ]
 MethodOption = Annotated[
-    list[str] | None, typer.Option(help="An option of the method, NAME=VALUE; repeatable.")
+    list[str] | None, typer.Option(help="Set an option of the method, as NAME=VALUE; repeatable.")
 ]
 OfferTask = Annotated[str | None, typer.Option(help="Kind of data; by default the offer's.")]
 delta_app = typer.Typer(
@@ -123,7 +123,7 @@ def import_adapter(
     out: Annotated[Path, typer.Option(help="Folder of the delta; must not exist.")],
     json: o.Json = False,
 ) -> None:
-    """Turn a peft adapter that was trained on an offer with other tools into a delta."""
+    """Turn a peft adapter that other tools trained on an offer into a delta."""
     from offsite.exchange.offer import Offer
     from offsite.exchange.wording import few
     from offsite.files import check_free
@@ -147,7 +147,7 @@ def export_tensors(
     out: Annotated[Path, typer.Option(help="Folder of the plain delta; must not exist.")],
     json: o.Json = False,
 ) -> None:
-    """Write a delta of a merging method as plain tensors: the new values of what it changes."""
+    """Write a delta as plain tensors with the new values, if its method merges."""
     from offsite.exchange.delta import Delta
     from offsite.exchange.offer import Offer
     from offsite.files import check_free

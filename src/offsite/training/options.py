@@ -19,31 +19,31 @@ class TrainOptions:
     On the command line each field is an option, with the words below as its help.
 
     Attributes:
-        steps: Optimiser steps; by default as many as ``epochs`` takes.
-        epochs: Passes over the data, where ``steps`` is not given.
+        steps: Optimiser steps; by default ``epochs`` decides.
+        epochs: Passes over the data; ignored if ``steps`` is given.
         lr: Peak learning rate of AdamW; by default that of the method that is tuned.
-        head_lr: Peak learning rate of a classifier head. A head starts from zeros and has further
-            to go than the blocks.
+        head_lr: Peak learning rate of a classifier head. It is higher than that of the blocks,
+            because a head starts from zeros.
         batch_size: Rows per step and process.
         accumulate: Batches per optimiser step.
-        warmup: Share of the steps in which the learning rate rises; then it follows ``schedule``.
-        schedule: How the learning rate falls, by its name in transformers: cosine, linear,
-            constant and so on.
+        warmup: Share of the steps in which the learning rate rises; ``schedule`` rules the rest.
+        schedule: How the learning rate falls: cosine, linear, constant or another name of
+            transformers.
         weight_decay: Weight decay of AdamW.
-        max_grad_norm: Largest norm of a gradient; a longer one is scaled down to it.
-        precision: Numbers to compute in: float32, bfloat16 or float16; by default bfloat16 on a GPU
-            that computes in it, else float32. float8 is bfloat16 with the products of frozen blocks
-            in float8: faster on recent GPUs, and less exact. What trains is held in float32 in any
-            case.
-        compile: Compile the blocks, or do not; by default they are compiled on a GPU if there are
-            enough steps to pay for it.
-        gradient_checkpointing: Compute activations twice to save memory.
-        shard: Spread the frozen blocks over the processes of torchrun, or do not; by default they
-            are spread if they would take more than half of each GPU.
-        patience: Stop after this many evaluations without a lower loss. Needs evaluation data.
+        max_grad_norm: Largest norm of the gradient; a larger one is scaled down to it.
+        precision: Precision of the computation: float32, bfloat16, float16 or float8; by default
+            bfloat16 on a GPU that supports it, else float32. float8 multiplies in float8 in frozen
+            blocks and uses bfloat16 elsewhere: faster on recent GPUs, and less exact. Trained
+            parameters are always held in float32.
+        compile: Compile the blocks; by default on a GPU, if the run is long enough to gain time.
+        gradient_checkpointing: Compute activations a second time in the backward pass, to save
+            memory.
+        shard: Divide the frozen blocks among the processes of torchrun; by default if they would
+            take more than half of a GPU.
+        patience: Stop after this many evaluations without a lower loss; needs evaluation data.
         save_every: Steps between the checkpoints that ``resume`` continues from.
-        eval_every: Steps between evaluations; by default there are ten in a run.
-        report_to: Trackers that receive the loss, such as tensorboard or wandb.
+        eval_every: Steps between evaluations; by default a tenth of the run.
+        report_to: Where to log the loss, such as tensorboard or wandb.
         seed: Seed of every random choice.
     """
 
