@@ -1,4 +1,4 @@
-"""JSON to values and back, held to a schema.
+"""Convert JSON to values and back, checked against a schema.
 
 Compression steps and delta methods are frozen dataclasses with a ``kind``: a method *is* its
 configuration. Their JSON form is ``{"kind": "drop", "keep": 8}``; only the kinds in a given table

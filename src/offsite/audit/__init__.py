@@ -1,1 +1,1 @@
-"""What leaks: from an offer to a data owner who attacks it, and from a delta to a model owner."""
+"""Measure leaks: what an attacker recovers from an offer, and what can be read from a delta."""

@@ -1,4 +1,4 @@
-"""Canaries: made-up secrets put into the data, to see whether a delta learnt them by heart.
+"""Canaries: made-up secrets planted in the data, to measure whether a delta memorised them.
 
 Exposure is the measure of Carlini et al. (The Secret Sharer, USENIX Security 2019, section 4.3):
 log2 of the number of candidates minus log2 of the secret's rank among them by loss. A secret that

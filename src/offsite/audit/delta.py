@@ -1,4 +1,4 @@
-"""The data owner's audit, before a delta is sent: how much of the data can be read from it?
+"""The data owner's audit before sending a delta: how much of the data can be read from it?
 
 The texts are split in halves. One half is tuned on, as for the real delta, together with canaries;
 the other is never seen. Then two attacks are tried on the tuned model: which texts were

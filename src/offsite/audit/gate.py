@@ -1,4 +1,4 @@
-"""A gate before an offer is written: it is attacked first, and kept back if too much comes back."""
+"""A gate before an offer is written: refuse it if attackers recover too much of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Membership inference: can somebody with the tuned model tell which texts it was tuned on?"""
+"""Membership inference: does the tuned model show which texts it was tuned on?"""
 
 from __future__ import annotations
 

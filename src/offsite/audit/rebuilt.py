@@ -1,4 +1,4 @@
-"""What an attacker can build from an offer without training: blocks for positions of the model.
+"""Models that an attacker builds from an offer without training.
 
 A *rebuilding* maps positions of the full model to blocks. The attacker is given the positions. An
 offer does not say them, but they can be guessed well, so this errs on the side of the attacker.

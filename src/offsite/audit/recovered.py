@@ -1,4 +1,4 @@
-"""What attackers recovered from an offer, and the limit that an owner may set to it."""
+"""The share of a model that attackers recovered, and the limit that an owner sets to it."""
 
 from __future__ import annotations
 

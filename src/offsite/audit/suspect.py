@@ -1,4 +1,4 @@
-"""What is odd about an offer, for the data owner to see before tuning on private data.
+"""Suspicious weights and tokenizers of an offer, found before private data is used.
 
 An offer may be legal and still be made to read the data: a *trap* neuron fires on one token alone,
 so whether a delta moved it says whether the token stood in the data. These checks look at the first

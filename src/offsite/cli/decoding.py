@@ -1,4 +1,4 @@
-"""Options of owner-side decoding, and what a command makes of them."""
+"""Options of owner-side decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that plays the whole story on an embedded model."""
+"""The command that plays both roles on a built-in model."""
 
 from __future__ import annotations
 

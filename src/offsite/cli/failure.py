@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: one sentence on standard error, and exit status 2."""
+"""How a command fails: one sentence on standard error, and exit status 2."""
 
 from __future__ import annotations
 

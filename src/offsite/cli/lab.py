@@ -1,4 +1,4 @@
-"""The command that plays both roles, and how the rows of a lab are shown."""
+"""The command that plays both roles, and the table of its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of ``offsite offer``: its data, its recipe, and what is said of the offer made."""
+"""The stages of ``offsite offer``: read the data, build the recipe, describe the offer."""
 
 from __future__ import annotations
 

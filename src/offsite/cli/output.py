@@ -1,4 +1,4 @@
-"""How a command shows its result: one JSON object, or lines for people; and notes on the way."""
+"""Show a result as one JSON object or as lines for people, and notes while computing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command needs from its process: open streams, a current folder, a way to be stopped."""
+"""The process of a command: open streams, a current folder, signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that learns a prompt decoder, to be shipped in offers."""
+"""The command that trains a prompt decoder, which offers can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an owner says about the recipe of an offer, and the defaults for what is left open."""
+"""The recipe options of ``offsite offer``, and their defaults."""
 
 from __future__ import annotations
 

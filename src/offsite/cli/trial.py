@@ -1,4 +1,4 @@
-"""``offsite offer --try``: recipes compared on the owner's own data, before anything is written."""
+"""``offsite offer --try``: compare recipes on the owner's own data and write no offer."""
 
 from __future__ import annotations
 

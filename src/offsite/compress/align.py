@@ -1,4 +1,4 @@
-"""Alignment: teach the middle to hand on the states and predictions of the real model. Ours."""
+"""Alignment: train the middle to reproduce the full model's hidden states and predictions. Ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank changes such as a tuner might make, carried by a model and its emulator at once.
+"""Low-rank changes like those of tuning, applied to a model and its emulator together.
 
 An emulator that agrees with the model only as both are may disagree once both are tuned alike.
 LLEOT aligns at perturbed adapters; here the perturbations are not random:

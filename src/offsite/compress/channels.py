@@ -1,4 +1,4 @@
-"""Cut linear layers down to some of their rows and columns, and remember which are left."""
+"""Keep some rows and columns of linear layers, and record which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe will take on this machine, measured on one row before it begins."""
+"""Forecast the time that a recipe takes on this machine, measured on one row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy choice of blocks: remove one after another, each time the one that is missed least. Ours.
+"""Greedy choice of blocks: remove the least important one, again and again. Ours.
 
 Rankings such as block influence judge every block in the full model. Here each block is judged in
 the emulator that the earlier removals left, so two blocks that stand in for one another are not

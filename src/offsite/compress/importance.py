@@ -1,4 +1,4 @@
-"""Importance of every block by signals that need no training; larger means keep it.
+"""Importance of every block by measures that need no training; keep the largest.
 
 ``influence``: one minus the cosine between a block's input and output, mean over all tokens
 (block influence of ShortGPT, arXiv 2403.03853, equation 1).

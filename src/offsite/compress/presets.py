@@ -1,4 +1,4 @@
-"""Ready-made recipes for a budget: the share of the middle's bytes that the emulator may take."""
+"""Ready-made recipes for a budget, which is a share of the middle's bytes."""
 
 from __future__ import annotations
 

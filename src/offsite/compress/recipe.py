@@ -1,4 +1,4 @@
-"""A recipe: the steps that make an emulator, and every form in which one is written."""
+"""A recipe: the steps that make an emulator, and the forms in which it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compression step is: a frozen dataclass that maps a middle to a lighter middle.
+"""A compression step: a frozen dataclass that maps a middle to a lighter middle.
 
 A recipe is an ordered list of steps. Steps never write into a tensor they were given: the middle
 may share tensors with the owner's model.

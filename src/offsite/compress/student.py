@@ -1,4 +1,4 @@
-"""A middle that is taught while the real one looks on, as distillation and alignment do."""
+"""Train a middle as the student of the full middle, for distillation and alignment."""
 
 from __future__ import annotations
 

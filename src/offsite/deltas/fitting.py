@@ -1,4 +1,4 @@
-"""Which methods can work on a model, found without reading a weight."""
+"""Find the methods that work on a model, without reading a weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merging delta makes of a model's parameters, with the model left as it is."""
+"""Merge a delta into copies of a model's parameters; the model stays unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tuning method is: a frozen dataclass that can attach itself to some blocks of a model.
+"""A tuning method: a frozen dataclass that attaches itself to some blocks of a model.
 
 The same code attaches on both sides: to the emulator at the adapter's positions there, and to the
 full model at the adapter's positions in it. So *plugging* is: attach, load, and merge if possible.

@@ -1,4 +1,4 @@
-"""Which layers of the adapter blocks a method works on, without knowing any family."""
+"""Choose the layers of the adapter blocks that a method tunes, in any family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole story on a small embedded language model, in one command and without a network.
+"""Both roles on a small built-in language model, in one command and without a network.
 
 The model owner is the package: 16 LLaMA blocks, 3.9M parameters, pretrained on public-domain books
 by ``benchmarks/pretrain/language.py``. The data owner's private text is what every Python carries:

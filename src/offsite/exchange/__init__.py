@@ -1,4 +1,4 @@
-"""What crosses between the parties (offers, deltas), what may return, and what stays (the record).
+"""The folders that the parties exchange (offers, deltas), their contract, and the private record.
 
 Everything that arrives from outside is judged here, before anything is trusted.
 """

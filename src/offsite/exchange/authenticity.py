@@ -1,4 +1,4 @@
-"""Who sent an offer or a delta, and whether it is as it was sent.
+"""Check who sent an offer or a delta, and that it is unchanged.
 
 A folder is signed as a whole, its manifest included, in the file ``model.sig``. The signature also
 names sender, recipient, offer, round and expiry. A delta names the digest of the manifest of the

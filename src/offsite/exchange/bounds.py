@@ -1,4 +1,4 @@
-"""How far a delta may change each tensor. The owner refuses more; the tuner is warned early."""
+"""The largest change of each tensor that a delta may make. The owner refuses more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A commitment: what ties an offer to the full model without saying which model that is.
+"""A commitment: it ties an offer to the full model and does not identify that model.
 
 The fingerprint is a hash of public weights for a public model, so it would name the model, and it
 would tell an attacker when a reconstruction is exact. An offer has a salted hash of it instead.

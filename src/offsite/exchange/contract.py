@@ -1,4 +1,4 @@
-"""The return contract of an offer: what is written into it, and how a delta is held to it."""
+"""The return contract of an offer: how it is written, and how a delta is checked against it."""
 
 from __future__ import annotations
 

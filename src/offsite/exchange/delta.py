@@ -1,4 +1,4 @@
-"""The delta: what the data owner ships back, and nothing else.
+"""The delta: what the data owner sends back, and nothing else.
 
 Tensors carry their names in the emulator. If the method is one of peft's, peft can open the folder
 as an adapter of the emulator. A classifier head has its own file, so the other files do not change.

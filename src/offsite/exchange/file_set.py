@@ -1,4 +1,4 @@
-"""The files of a folder, as its manifest names them: the set, their names, sizes and hashes."""
+"""The files of a folder as its manifest lists them: names, sizes and hashes."""
 
 from __future__ import annotations
 

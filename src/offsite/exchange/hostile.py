@@ -1,4 +1,4 @@
-"""Tokenizers, chat templates and preprocessors that would never end, judged by reading them.
+"""Find tokenizers, chat templates and preprocessors that would not end, by reading them.
 
 None of these runs code, but each can be written so that a short text takes hours or all memory: a
 normaliser that puts a megabyte in the place of a letter, a pattern that backtracks, nested loops.

@@ -1,4 +1,4 @@
-"""The ledger: one delta per offer and round is plugged, whoever plugs it and whatever is killed.
+"""The ledger: a record accepts one delta for each offer and round, even after a kill.
 
 It is kept in the record's file. A delta is entered as *pending*, the model gets its name, and the
 entry becomes *accepted*, all under one lock. A pending entry in the file is therefore the work of a

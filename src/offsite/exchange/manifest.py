@@ -1,4 +1,4 @@
-"""The schema of what crosses the boundary, and the checks made before anything is trusted.
+"""The schemas of the manifests, and the checks made before anything else is read.
 
 An offer or a delta is a flat folder of regular files. ``manifest.json`` names every other file with
 size and SHA-256 and every tensor with dtype and shape. The order of the checks is: file set, sizes,

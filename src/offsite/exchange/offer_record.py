@@ -1,4 +1,4 @@
-"""What the owner's record holds of one offer, and what two offers must have in common."""
+"""The entry of one offer in the record, and what two offers must have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt decoder, a group of side tensors: a short vector in, a prompt out.
+"""The prompt decoder, a group of side tensors: it maps a short vector to a prompt.
 
 It is learnt on public tasks (:func:`offsite.learn_decoder`) and turns the vector of an intrinsic
 prompt into the vectors before the tokens.

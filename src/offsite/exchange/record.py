@@ -1,4 +1,4 @@
-"""The model owner's private record: what each offer of one model was made of.
+"""The model owner's private record of every offer of one model.
 
 It is written beside an offer, never inside it. One file may hold several offers of the same model,
 because two offers with different kept blocks reveal their union. It also holds the ledger

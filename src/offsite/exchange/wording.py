@@ -1,4 +1,4 @@
-"""The words of an offer: added tokens, chat template and labels, which its reader sees as they are.
+"""The words in an offer that its reader can see: added tokens, chat template and labels.
 
 A model computes the same without most of them, so its owner may leave them out. Numbers stay: the
 ids of tokens, the size of the vocabulary and the number of labels. A special token that has a role

@@ -1,4 +1,4 @@
-"""Files and folders: nothing is ever half written, and nothing hostile is parsed."""
+"""Files and folders: writes are complete or absent, and reads are checked."""
 
 from offsite.files.reading import FILE_NAME as FILE_NAME
 from offsite.files.reading import MAX_FILES as MAX_FILES

@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have written: strict JSON, regular files, flat folders."""
+"""Read files of somebody else: strict JSON, regular files, flat folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two folders change names in one step, so that a kill never leaves the name without a folder."""
+"""Exchange two folders in one step, so that a kill never leaves a name without a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing files and folders: each appears whole, under its name, or not at all.
+"""Write files and folders: each appears complete, under its name, or not at all.
 
 Everything is written aside, flushed to the disk and renamed. What a killed process left aside is
 removed by the next one that writes the same target.

@@ -1,4 +1,4 @@
-"""Runs that tune every weight: of the full model, and of an offer whose tuner keeps everything."""
+"""Runs that tune every weight: of the full model (baseline), and of an offer (healed)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lab computes one at a time, what each depends on, and how its outcome is kept."""
+"""The cells of the lab: what each computes, what it depends on, and how it is cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data read as a task would read it, before any model loads."""
+"""Read the data of an experiment and check it before any model loads."""
 
 from __future__ import annotations
 

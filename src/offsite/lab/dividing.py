@@ -1,4 +1,4 @@
-"""An owner's data divided into what compresses, what plays the tuner's data, and what scores."""
+"""Divide an owner's data into three parts: to compress with, to tune on, to score on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the cells of a plan take on this machine, estimated from one forward pass."""
+"""Forecast the time that the cells of a plan take, from one forward pass."""
 
 from __future__ import annotations
 

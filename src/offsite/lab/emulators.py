@@ -1,4 +1,4 @@
-"""Emulators that took data or time to make, kept on disk for every delta that is tuned on them.
+"""Emulators kept on disk, so that many deltas are tuned on one.
 
 Each has a folder of its own, named by all that it depends on: plans that differ only in their
 private data share it. A folder may be removed; its emulator is then made anew when it is needed.

@@ -1,4 +1,4 @@
-"""What a figure was obtained on: machine, versions, commit."""
+"""The environment of a figure: machine, versions, commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What things cost: seconds, peak memory, bytes that are sent."""
+"""Measure costs: seconds, peak memory, bytes that are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many cells at once: one process for each, spread over the GPUs of this machine.
+"""Compute many cells at the same time: one process for each, spread over the GPUs.
 
 A process takes one cell after the other, and writes its outcome into the folder that all share. So
 a kill loses only the cells that are running. A cell that fails does not stop those that can do

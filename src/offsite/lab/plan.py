@@ -1,4 +1,4 @@
-"""What the lab is asked to run, and what it answers: plans, tunings and rows."""
+"""The input and the output of the lab: plans, tunings and rows."""
 
 from __future__ import annotations
 

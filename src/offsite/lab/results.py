@@ -1,4 +1,4 @@
-"""Plans run one after the other, and their rows written in every form."""
+"""Run plans one after another, and write their rows in every form."""
 
 from __future__ import annotations
 

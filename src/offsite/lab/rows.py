@@ -1,4 +1,4 @@
-"""What the table shows of a recipe, a delta and a seed, made of the outcomes of their cells."""
+"""A row of the table: a recipe, a delta and a seed, from the results of their cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cells of one plan are computed with: model, processor, data and device."""
+"""The setting that the cells of one plan share: model, processor, data and device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each stage of the lab is computed; :mod:`offsite.lab.lab` keeps what comes of it."""
+"""Compute each stage of the lab; :mod:`offsite.lab.lab` caches the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frontier: many recipes at many budgets, which of them are worth having, and one picture.
+"""Many recipes at many budgets: the best of them, and one picture.
 
 Pure functions over rows as the lab writes them: ``recipe`` (a preset), ``budget``, ``seed``,
 ``scores``, ``recovered``, ``gap``, ``margin``, ``verbatim``, ``bytes_offer``, ``bytes_model`` and

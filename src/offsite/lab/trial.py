@@ -1,4 +1,4 @@
-"""What an owner may ship: a few recipes tried on the owner's own data, with both roles played.
+"""Try a few recipes on the owner's own data, in both roles, and recommend one.
 
 The trial is short. It orders recipes on this model; it does not say how good an offer will be.
 """

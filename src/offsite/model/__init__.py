@@ -1,4 +1,4 @@
-"""A transformers model as *ends + one list of blocks*: found, cut, joined, stored and replayed.
+"""A transformers model as ends and one list of blocks: find, cut, join, store and replay them.
 
 Knows no party: nothing here has heard of owners, tuners, offers or deltas.
 """

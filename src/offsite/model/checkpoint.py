@@ -1,4 +1,4 @@
-"""A model by name, and the models and configurations that transformers makes of it.
+"""A model by name: its configuration, its weights, and the models built from them.
 
 Only safetensors are read, remote code is never run, and a checkpoint that does not fit its model
 exactly is refused: transformers would fill what is missing with random values.

@@ -1,4 +1,4 @@
-"""The configuration of a model by name, or the true reason why there is none."""
+"""Load the configuration of a model by name, or say why that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits its model exactly, judged from the headers of its files.
+"""Check from the headers of its files that a checkpoint fits its model exactly.
 
 transformers itself loads the headers into a model on the meta device. What it misses, what it has
 no place for, which parameters it ties and which dtypes it chooses are then known before a tensor

@@ -1,4 +1,4 @@
-"""The two kinds of model: one reads text, the other reads images. Every such decision is here."""
+"""The two kinds of model, for text and for images, and all decisions that depend on the kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The allow-list of layers an emulator may hold beside the family's own.
+"""The allow-list of layers that an emulator may hold besides the family's own.
 
 An offer names them in its manifest by kind and size. The data owner's side builds them from this
 file alone, so no code is ever sent.

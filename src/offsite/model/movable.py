@@ -1,4 +1,4 @@
-"""Whether blocks compute the same at another place of a shorter model."""
+"""Check whether blocks compute the same at another position of a shorter model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits that stay so while a model trains, forward and backward.
+"""Weights of 4 or 8 bits that stay packed in the forward and the backward pass.
 
 A linear layer saves its weight for the backward pass. If that weight was unpacked from integers,
 one unpacked copy of every layer stays alive through a training step, and the integers save nothing.

@@ -1,4 +1,4 @@
-"""Loading without a word on the screen."""
+"""Load a model without messages on the screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watch the blocks of a model at work, and run other blocks in their place.
+"""Record the inputs of the blocks of a model, and run other blocks in their place.
 
 A block needs more than hidden states: masks, rotary embeddings, ALiBi. What a family passes is
 recorded once from the model's own forward and replayed, so no family is known here.

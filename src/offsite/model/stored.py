@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint on disk, one at a time, as transformers loads them."""
+"""Read the tensors of a checkpoint from disk one at a time, as transformers loads them."""
 
 from __future__ import annotations
 

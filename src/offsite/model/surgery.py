@@ -1,4 +1,4 @@
-"""Which layers and blocks of an emulator are not its family's own, and how they are put back."""
+"""Find the layers and blocks of an emulator that are not its family's own, and rebuild them."""
 
 from __future__ import annotations
 

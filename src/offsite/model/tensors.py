@@ -1,4 +1,4 @@
-"""Safetensors files from somebody else: the header is checked before a tensor is read.
+"""Safetensors files of somebody else: the header is checked before a tensor is read.
 
 The safetensors library accepts NaN, infinities, any tensor name and headers of 100 MB; these are
 checked here. Nothing in this package reads tensors in any other format.

@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint: which ones transformers reads, and what their headers say.
+"""The weight files of a checkpoint: those that transformers reads, and their headers.
 
 A single ``model.safetensors`` comes before an index of shards, and of two shards with a tensor of
 one name the later counts, as in transformers. Formats that offsite does not read are refused by

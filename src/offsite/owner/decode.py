@@ -1,4 +1,4 @@
-"""Owner-side decoding: what tuning did to the emulator, distilled into the plugged model.
+"""Owner-side decoding: distil what tuning taught the emulator into the plugged model.
 
 Plugging a delta does less to the full model than tuning did to the emulator. The owner, who holds
 both models with and without the delta, can predict better than the plugged model does, and can

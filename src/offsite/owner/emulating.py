@@ -1,4 +1,4 @@
-"""From a cut model to its emulator: the steps of a recipe that need the whole model."""
+"""Run a recipe on a cut model and return the emulator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an emulator is good enough to tune through, judged by its own score."""
+"""Check by its score whether an emulator is good enough to tune through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher of decoding, made of the owner's models, and the student that learns from it."""
+"""The teacher and the student of decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make an offer: cut a model, compress its middle, and note what only the owner may know."""
+"""Make an offer and its record: cut a model and compress its middle."""
 
 from __future__ import annotations
 

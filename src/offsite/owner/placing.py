@@ -1,4 +1,4 @@
-"""A delta in its place in the full model: checked against its contract and attached, unmerged."""
+"""Check a delta against its contract and attach it to the full model, unmerged."""
 
 from __future__ import annotations
 

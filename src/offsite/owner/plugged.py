@@ -1,4 +1,4 @@
-"""A delta kept apart from the full model: its tensors and a manifest, as one folder."""
+"""A delta kept apart from the full model: tensors and a manifest in one folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put a delta into the full model, or keep it apart, after every check."""
+"""Check a delta, then merge it into the full model or keep it apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A delta that tunes all blocks: which offers can take one, and how it fits the full model.
+"""Deltas that tune all blocks: which offers accept them, and how they fit the full model.
 
 Where a recipe made a layer narrower, the delta's factors are as narrow; they are scattered back
 into zeros at the indices that the record has kept (LoRAM, arXiv 2502.13533).

@@ -1,4 +1,4 @@
-"""Text drawn from a language model itself, for an owner who has no fitting text at hand."""
+"""Sample text from a language model, for an owner without suitable text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deltas on the full model: kept as folders, attached, switched and added without reloading it."""
+"""Several deltas on one full model in memory: attach, switch and add them."""
 
 from __future__ import annotations
 

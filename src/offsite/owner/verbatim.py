@@ -1,4 +1,4 @@
-"""Which parameters of the middle leave with an emulator exactly as they are."""
+"""Count the parameters of the middle that an emulator holds unchanged."""
 
 from __future__ import annotations
 

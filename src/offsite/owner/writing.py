@@ -1,4 +1,4 @@
-"""A plugged model as a folder and its entry in the ledger: both, or neither."""
+"""Write a plugged model and its entry in the ledger: both, or neither."""
 
 from __future__ import annotations
 

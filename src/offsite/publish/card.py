@@ -1,4 +1,4 @@
-"""Model cards: a README.md in the hub's form, so that an offer or a delta can be pushed as it is.
+"""Model cards: a README.md in the form of the hub.
 
 A card says what its author chose to say: the licence, the base model and scores are given, never
 guessed; neither the recipe nor any place of the private data can get in.

@@ -1,4 +1,4 @@
-"""The importance of blocks, as a table for the terminal and as a picture."""
+"""The importance of blocks as a table for the terminal and as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces of HTML: cards, tables, what is folded away. Cells are HTML already; words are escaped."""
+"""Parts of HTML: cards, tables, folded sections. Cells are HTML already; words are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an offer, a delta, a record or a model holds, in words."""
+"""Describe what an offer, a delta, a record or a model holds."""
 
 from __future__ import annotations
 

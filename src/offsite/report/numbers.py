@@ -1,4 +1,4 @@
-"""The tables of numbers in a report: the scores, and how sure their differences are."""
+"""The tables of a report: scores, and the intervals of their differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page around the pictures: its sections, and everything escaped."""
+"""The page of a report: its sections, with all text escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of a report: the scores, curves, frontier, importance, blocks.
+"""The pictures of a report: scores, curves, frontier, importance, blocks.
 
 Each is drawn 360 units wide, so that its words stay readable on a phone. Better is always to the
 right or up, whatever the direction of the metric.

@@ -1,4 +1,4 @@
-"""What a report is made of: rows of results grouped into settings, and what was sent."""
+"""The input of a report: rows of results grouped into settings, and manifests."""
 
 from __future__ import annotations
 

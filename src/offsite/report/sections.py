@@ -1,4 +1,4 @@
-"""The sections of a report: settings whose scores can be compared, and what each is called."""
+"""The sections of a report: settings whose scores are comparable, and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of a model or a delta: its blocks as a tree, repeats folded, tuned parts coloured."""
+"""The structure of a model or a delta as a tree: repeats folded, tuned parts coloured."""
 
 from __future__ import annotations
 

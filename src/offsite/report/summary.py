@@ -1,4 +1,4 @@
-"""Every setting of a run in numbers: means, spread over seeds, intervals over items.
+"""Figures of every setting of a run: means, spread over seeds, intervals over items.
 
 Two uncertainties stand side by side and are never mixed. The *deviation* is that of whole runs with
 other seeds. The *interval* is a paired bootstrap: each item's values are first averaged over the

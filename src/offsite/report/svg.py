@@ -1,4 +1,4 @@
-"""A little SVG: shapes as strings, axes with round numbers. Colours are classes of the page."""
+"""SVG from strings: shapes, and axes with round numbers. Colours are classes of the page."""
 
 from __future__ import annotations
 

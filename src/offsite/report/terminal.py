@@ -1,4 +1,4 @@
-"""Results for the terminal: the richest table that its width can hold."""
+"""Results for the terminal: as many columns as its width can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few plain sentences about the numbers, and nothing the numbers do not say."""
+"""A few plain sentences that say what the figures show."""
 
 from __future__ import annotations
 

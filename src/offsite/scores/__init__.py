@@ -1,1 +1,1 @@
-"""The scores, their statistics, and where they come from: own tasks or lm-eval."""
+"""The scores, their statistics, and their sources: offsite's own tasks or lm-eval."""

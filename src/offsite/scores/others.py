@@ -1,4 +1,4 @@
-"""Scores that others measured, in files: held to one's own settings, then merged."""
+"""Scores that others measured: read, checked against the same settings, and merged."""
 
 from __future__ import annotations
 

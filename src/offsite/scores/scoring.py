@@ -1,4 +1,4 @@
-"""Scoring a path: which of the six scores it stands for, its model, and the score."""
+"""Score a path: find which of the six scores it gives, load its model, and measure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a score was obtained on, so that only scores of the same are put together."""
+"""The settings of a score; only scores with equal settings are merged."""
 
 from __future__ import annotations
 

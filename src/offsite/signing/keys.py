@@ -1,4 +1,4 @@
-"""The keys of this party and of the peers it knows, in a folder of the user's own.
+"""The keys of this party and of the peers it knows, in a folder of the user.
 
 The folder is ``$OFFSITE_HOME``, or ``offsite`` in the user's configuration folder. It holds
 ``key.pem`` (ECDSA P-256, private), ``key.pub``, and ``peers/NAME.pub`` for every peer that was

@@ -1,4 +1,4 @@
-"""The kinds of private data, found by name.
+"""The tasks, which are kinds of private data, found by name.
 
 Each task's module is imported when it is asked for.
 """

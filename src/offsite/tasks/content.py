@@ -1,4 +1,4 @@
-"""The text of a data file, or what the file is where it is not text."""
+"""Read the text of a data file, or say which kind of file it is instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data of one task on its way from a file to rows; each stage runs once."""
+"""The data of one task, from a file to rows; each stage runs once."""
 
 from __future__ import annotations
 

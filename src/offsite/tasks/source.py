@@ -1,4 +1,4 @@
-"""A data set by name: the file or folder that holds it, and the part of it that is meant."""
+"""A data set by name: a file or folder, and the part of it to use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: data in, batches and one metric out.
+"""A task: it turns data into batches, and measures one metric.
 
 Everything else (tuning, distilling, scoring, the lab) is written once against this protocol; a task
 knows nothing of offers and deltas.

@@ -1,1 +1,1 @@
-"""The one training path: options, the loop, its progress bar, and how a run is resumed."""
+"""Training: options, the loop, progress, and resuming."""

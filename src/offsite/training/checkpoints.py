@@ -1,4 +1,4 @@
-"""Checkpoints of the Trainer that verify: damage by a kill, a full disk or a bad disk is found.
+"""Checkpoints of the Trainer with hashes, so that damage is found.
 
 The Trainer writes ``checkpoint-N`` in place. Once all of it is there its files are flushed to the
 disk and their hashes noted in :data:`SEAL`, in one rename: from then on the checkpoint counts. A

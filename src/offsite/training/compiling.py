@@ -1,4 +1,4 @@
-"""Compile what a training step computes: one graph serves all blocks that are alike."""
+"""Compile a training step: one graph serves all equal blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device computes, and the random generators of the devices."""
+"""Choose the device, and save and restore its random generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was asked to do: the one composition that resuming, the lab and scores compare.
+"""The identity of a run, which resuming, the lab and scores compare.
 
 A run is a mapping of named parts. Each thing that changes a result gives its own part: a method and
 a step their JSON form, a task, a data set and the training options what their ``identity`` says.

@@ -1,4 +1,4 @@
-"""Train on when a batch does not fit into memory, and return freed memory to the system."""
+"""Continue training when a batch does not fit into memory, and free memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long and how to train: the one set of options, for Python, files and the command line."""
+"""Training options: the same for Python, files and the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which precision a device trains: what is frozen in half the bytes, what trains in float32."""
+"""The precision of training: frozen parameters in half the bytes, trained ones in float32."""
 
 from __future__ import annotations
 

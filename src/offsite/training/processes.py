@@ -1,4 +1,4 @@
-"""Several processes that compute one result together, and which of them writes and speaks."""
+"""Several processes that train together; the first one writes and prints."""
 
 from __future__ import annotations
 

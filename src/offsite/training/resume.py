@@ -1,4 +1,4 @@
-"""The folder beside a result in which a run keeps what it needs to be resumed."""
+"""The folder beside a result that holds what a run needs to resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one training path: tuning, distilling and the full fine-tuning baseline all run here.
+"""The training loop of tuning, distillation and full fine-tuning.
 
 It is ``transformers.Trainer`` around whatever parameters require gradients, so mixed precision,
 accumulation, checkpointing, torchrun, trackers, early stopping and resuming are the ecosystem's.

@@ -1,4 +1,4 @@
-"""What transformers' Trainer trains: a model with its loss, whose state is only what trains."""
+"""The model that transformers' Trainer sees: it returns a loss and saves only what trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user sees of a training run, and how a first Ctrl-C, SIGTERM or SIGHUP ends it."""
+"""Progress of a training run, and how Ctrl-C, SIGTERM or SIGHUP ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A delta of any merging method as plain tensors, for tools that do not know the method."""
+"""Export a delta of a merging method as plain tensors, for tools that do not know the method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of peft that were trained on an offer with other tools."""
+"""Import LoRA adapters that peft trained on an offer with other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a tuning run needs before its first step: checks, rows, and what is tuned."""
+"""Prepare a tuning run: check the data, make the rows, attach the method."""
 
 from __future__ import annotations
 

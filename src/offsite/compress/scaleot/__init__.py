@@ -1,1 +1,1 @@
-"""ScaleOT (arXiv 2412.09812): the LayerReplace step, its learning pass, and what a pass leaves."""
+"""ScaleOT (arXiv 2412.09812): the LayerReplace step, its training, and what it learnt."""

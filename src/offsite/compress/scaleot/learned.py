@@ -1,4 +1,4 @@
-"""What LayerReplace has learned: scores and harmonizers of every block, on disk and back.
+"""What LayerReplace learnt: scores and harmonizers of every block, saved and loaded.
 
 Weights are safetensors, everything else is JSON; one training pass serves emulators of every size.
 """

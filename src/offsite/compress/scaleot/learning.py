@@ -1,4 +1,4 @@
-"""Dynamic LayerReplace of ScaleOT (arXiv 2412.09812): learn which blocks matter, and stand-ins.
+"""Dynamic LayerReplace of ScaleOT (arXiv 2412.09812): learn importance scores and harmonizers.
 
 The authors published no code. What follows them: a score per block, probabilities ``sigmoid(s)``,
 groups of four consecutive blocks of which those at or above the group's median of ``u p`` stay,

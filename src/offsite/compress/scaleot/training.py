@@ -1,4 +1,4 @@
-"""How a pass of LayerReplace runs (ScaleOT, arXiv 2412.09812)."""
+"""Train LayerReplace (ScaleOT, arXiv 2412.09812), with checkpoints."""
 
 from __future__ import annotations
 

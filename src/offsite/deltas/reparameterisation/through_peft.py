@@ -1,4 +1,4 @@
-"""What all methods that run through peft have in common: everything but their configuration."""
+"""The part that all methods of peft share: everything but their configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages of a conversation as they stand in a file, checked."""
+"""The messages of a conversation, read from a file and checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations as the text that the tokenizer's own chat template makes of them."""
+"""Conversations rendered as text by the tokenizer's own chat template."""
 
 from __future__ import annotations
 

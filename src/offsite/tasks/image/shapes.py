@@ -1,4 +1,4 @@
-"""Whether prepared pictures have one shape, and one that the model can embed."""
+"""Check that prepared pictures have one shape, and that the model can embed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task as one small TOML or JSON file: where the data is, the prompt, the choices, the answer.
+"""A task file (TOML or JSON): where the data is, the prompt, the choices, the answer.
 
 The tasks that come with the package are such files too, in ``builtin/``; to add one, add a file.
 """

@@ -1,4 +1,4 @@
-"""What tasks of questions from a task file share: checking, loading and training on answers."""
+"""The part that tasks of questions share: checking, loading and training on answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross entropy over a vocabulary without ever holding all logits.
+"""Cross entropy over a vocabulary, computed without holding all logits.
 
 The logits of a batch are the largest tensor of a language model: 8 rows of 512 tokens over a
 vocabulary of 262,144 take 4 GiB in float32, three times over with their copy and gradient. Here a

@@ -1,4 +1,4 @@
-"""The divergence of two models' predictions without ever holding all logits of either.
+"""The divergence of two models' predictions, computed without holding all logits.
 
 As with cross entropy, a few hundred rows of logits exist at a time, and their gradient is taken
 while they exist (Hsu et al., Liger Kernel, arXiv 2410.10989, section 3.2).

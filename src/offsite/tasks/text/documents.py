@@ -1,4 +1,4 @@
-"""Texts, and prompts with completions, as they stand in a file; each with its line number."""
+"""Texts, and prompts with completions, read from a file with their line numbers."""
 
 from __future__ import annotations
 

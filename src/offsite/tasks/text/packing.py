@@ -1,4 +1,4 @@
-"""Rows of tokens: windows cut from running text, and whole examples packed together."""
+"""Rows of tokens: windows of running text, and whole examples packed together."""
 
 from __future__ import annotations
 

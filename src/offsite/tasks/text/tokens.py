@@ -1,4 +1,4 @@
-"""What a tokenizer does by itself: the tokens it puts around a text, and where prompt meets answer.
+"""A tokenizer's conventions: the tokens around a text, and the border of prompt and answer.
 
 Every row of every text task is made here, so that it holds what the tokenizer's own convention
 says: a begin token where the tokenizer adds one, and an end token only at the end.
