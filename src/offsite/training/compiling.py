@@ -51,7 +51,8 @@ def compiled(model: nn.Module, on: bool = True, backend: Any = "inductor") -> It
     block run outside its graph. A block that cannot be compiled runs as it is. On a GPU products of
     a width that is not aligned, such as LoRA's rank, are padded, since they then run faster. What
     follows from saved tensors without products, reductions or random numbers is computed again in
-    the backward pass.
+    the backward pass. (``aggressive_recomputation`` also draws dropout anew there, and then the
+    gradients are wrong.)
 
     Each block stays one graph under torchrun too, where torch would cut it into parts of 25 MB of
     gradients to send: blocks are small, and what a backward pass has made of one is sent while it
