@@ -141,9 +141,9 @@ def train(
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """Let one process alone run backward passes in the thread of its forward passes.
+    """Within the ``with``, a process that trains alone runs both passes of a step in one thread.
 
-    Both then share the memory in which a GPU's library of products works: 64 MiB on an H100.
+    cuBLAS keeps memory to work in for every thread: 64 MiB on an H100.
     """
     return torch.autograd.set_multithreading_enabled(process_count() > 1)
 
