@@ -23,7 +23,7 @@ from offsite.exchange.record import Record
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.report.inspection import inspect_path
-from offsite.report.structure import Node, delta_tree, draw, held_tensors, spell
+from offsite.report.structure import Node, delta_tree, draw, held_tensors, ranges
 from tests.support import Run
 from tests.support.models import language_model
 
@@ -160,7 +160,7 @@ def slow_fold(children: dict[str, Node]) -> list[tuple[str, Node, int]]:
                 break
         else:
             folded.append(([name], child))
-    return [(n[0] if len(n) == 1 else spell(map(int, n)), c, len(n)) for n, c in folded]
+    return [(n[0] if len(n) == 1 else ranges(map(int, n)), c, len(n)) for n, c in folded]
 
 
 def test_folding_is_that_of_comparing_all() -> None:

@@ -18,7 +18,7 @@ from offsite.owner.offering import make_offer
 from offsite.owner.plugging import keep_apart
 from offsite.owner.writing import tuned_names
 from offsite.report.inspection import inspect_path
-from offsite.report.structure import delta_tree, model_tree, spell
+from offsite.report.structure import delta_tree, model_tree, ranges
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import tune
@@ -58,8 +58,8 @@ def exchange(tmp_path_factory: Any, tokenizer: Any) -> Path:
 
 
 def test_runs_are_spelt_short() -> None:
-    assert spell((0, 1, 2, 7, 22, 23)) == "0-2, 7, 22-23"
-    assert spell([4]) == "4"
+    assert ranges((0, 1, 2, 7, 22, 23)) == "0-2, 7, 22-23"
+    assert ranges([4]) == "4"
 
 
 def test_a_tree_folds_repeats_counts_and_colours(exchange: Path) -> None:

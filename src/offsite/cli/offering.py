@@ -29,7 +29,7 @@ from offsite.model.kind import kind_of_task
 from offsite.model.split import Adapter, parse_adapter
 from offsite.owner.judgement import judge_emulator
 from offsite.owner.offering import check_record
-from offsite.report.structure import spell
+from offsite.report.structure import ranges
 from offsite.tasks.data import TaskData, find_source, prepare_all, read_data
 from offsite.tasks.task import Task
 
@@ -152,7 +152,7 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
     }
     lines: Lines = [
         headed(out, f"offer {made.manifest.id[:8]} of {made.manifest.model_name}"),
-        f"  blocks       adapter {spell(entry.adapter)}, middle {len(entry.middle)} of "
+        f"  blocks       adapter {ranges(entry.adapter)}, middle {len(entry.middle)} of "
         f"{entry.total - len(entry.adapter)}",
         f"  bytes        {size:,} of the model's {private.model_bytes:,} "
         f"({size / private.model_bytes:.1%})",

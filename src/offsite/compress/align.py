@@ -31,23 +31,24 @@ SIZES = (0.2, 1.5)  # of a change, drawn anew in every such step
 
 @dataclass(frozen=True)
 class Align:
-    """Train the middle alone, on the owner's data, until adapter and head meet what they know.
+    """Train the middle to reproduce the full model; adapter, embeddings and head stay frozen.
 
-    The loss has two parts. ``state_weight`` counts the hidden states (batch, length, hidden) that
-    leave each run of middle blocks: ``mean(|T - S| / |T|)`` per token plus ``mean((T - S)^2) /
-    mean(T^2)``, with T of the real model. The first keeps the few tokens of very large states from
-    deciding alone. ``kl_weight`` counts the Kullback-Leibler divergence of the emulator's
-    predictions from the real model's, in nats per token; a model without logits has none.
+    The loss has two parts. ``state_weight`` weights the error of the hidden states (batch, length,
+    hidden) after each run of middle blocks: ``mean(|T - S| / |T|)`` per token plus ``mean((T -
+    S)^2) / mean(T^2)``, where T is the full model and S the emulator. The first term is there
+    because a few tokens have very large states, which would decide alone. ``kl_weight`` weights the
+    Kullback-Leibler divergence of the emulator's predictions from the full model's, in nats per
+    token; a model without logits has no such part.
 
-    :class:`Distill` feeds the middle the real model's states and compares states alone. Here both
-    models run from end to end, as they do while an adapter is tuned. On SmolLM2-135M, rows of the
-    private kind recovered 3 points more than books and cost 0.06 nats of margin: what they teach
-    the emulator, its tuner keeps.
+    :class:`Distill` gives the middle the full model's states as input and compares states alone.
+    Here both models run from end to end, as in tuning. On SmolLM2-135M, rows of the private kind
+    recovered 3 points more than books and cost 0.06 nats of margin, because the data owner keeps
+    what they teach the emulator.
 
-    With ``changes`` the two models agree where a tuner will take them, and not only where they
-    start: before alignment so many low-rank changes of all blocks are tuned in the full model, each
-    on another part of the owner's data, and in 70% of the steps both models carry one of them, at
-    0.2 to 1.5 of its size (the useful part of LLEOT).
+    With ``changes`` the two models agree after changes such as tuning makes, and not only before.
+    First that many low-rank changes of all blocks are tuned in the full model, each on another part
+    of the owner's data. Then in 70% of the steps of alignment both models have one of them, at 0.2
+    to 1.5 of its size (after LLEOT).
 
     Attributes:
         steps, lr, batch_size: of AdamW, with a cosine schedule.

@@ -63,12 +63,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Share:
-    """Fill every removed position with the nearest standing block, by reference.
+    """Fill every removed position with the nearest remaining block, by reference.
 
-    Depth is restored at no extra bytes: a shared block is stored once. Of two equally near the
-    earlier is taken; those of the same run of middle blocks go first. Ours: in families whose
-    blocks attend in different ways (Gemma's sliding and full attention) a position is filled only
-    by a block of its own kind, and stays empty where there is none.
+    This restores the depth and costs no bytes, because a shared block is stored once. Blocks of the
+    same run of middle blocks are preferred; of two equally near blocks the earlier is taken. Ours:
+    in families with several kinds of attention (Gemma's sliding and full attention) a position is
+    filled with a block of its own kind, or stays empty.
     """
 
     kind: ClassVar[str] = "share"

@@ -22,13 +22,13 @@ from offsite.training.train import train
 
 @dataclass(frozen=True)
 class Distill:
-    """Train what stands in the middle, the adapter frozen, on the owner's data.
+    """Train the emulator's middle on the owner's data; the adapter is frozen.
 
     ``loss = lm_weight * task loss + kd_weight * mean(((T - S) / rms(T))^2)`` where S and T are the
-    hidden states after each run of middle blocks of the emulator and of the real model, fed with
+    hidden states after each run of middle blocks, of the emulator and of the full model, which get
     the same input states; several runs (an adapter with interior blocks) are averaged. The paper
-    writes the second term for one run only; ``rms`` is taken over the batch. Paper: lm 1, kd 30,
-    lr 1e-4; vision lm 0, kd 1.
+    writes the second term for one run only; ``rms`` is taken over the batch. Paper: lm 1, kd 30, lr
+    1e-4; vision lm 0, kd 1.
     """
 
     steps: int = 1000

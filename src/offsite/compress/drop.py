@@ -21,12 +21,12 @@ Strategy = Literal["uniform", "random", "influence", "angular", "leave_one_out",
 class Drop:
     """Keep ``keep`` blocks of the middle.
 
-    ``uniform`` keeps evenly spaced ones, first and last included, as in Offsite-Tuning (arXiv
-    2302.04870, section 3.3); one alone is the middle one. ``random`` is that paper's baseline.
-    ``influence`` and ``leave_one_out`` keep the blocks of highest importance, ``angular`` drops the
-    one run of consecutive blocks that turns the hidden states least; see
-    :mod:`offsite.compress.importance`. ``greedy`` drops one block after another, each time the one
-    that is missed least; see :mod:`offsite.compress.greedy`. These four need calibration data.
+    ``uniform`` keeps evenly spaced blocks, first and last included, as in Offsite-Tuning (arXiv
+    2302.04870, section 3.3). ``random`` is that paper's baseline. ``influence`` and
+    ``leave_one_out`` keep the most important blocks. ``angular`` drops the run of consecutive
+    blocks that turns the hidden states least; see :mod:`offsite.compress.importance`. ``greedy``
+    drops the least important block again and again; see :mod:`offsite.compress.greedy`. These four
+    need calibration data.
     """
 
     keep: int
@@ -38,7 +38,7 @@ class Drop:
         require(self.keep >= 1, f"A recipe cannot keep {self.keep} middle blocks; use 1 or more.")
 
     def plan(self, positions: Sequence[int], seed: int) -> tuple[int, ...] | None:
-        """The positions to keep, where that needs no weights; else None."""
+        """The positions to keep; None if choosing them needs the weights."""
         self._check(len(positions))
         if self.by == "uniform":
             return tuple(positions[i] for i in uniform_indices(len(positions), self.keep))

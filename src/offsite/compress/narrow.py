@@ -37,9 +37,9 @@ class Narrow:
     A channel's importance is the root mean square of its activation on the owner's data times the
     norm of the weights that read it (Wanda, arXiv 2306.11695, summed over outputs). That of a
     key/value group is the norm of the same over all query heads that share it. LoRAM ranks by
-    gradients instead. What is left of each layer goes to the record, so that a low-rank change of a
-    narrow layer can be scattered back into the full one. Narrow layers are of the allow-list: no
-    family's configuration describes blocks of two widths.
+    gradients instead. The record says what is left of each layer, so that a low-rank change of a
+    narrow layer can be scattered back into the full one. Narrow layers are layers of the
+    allow-list, because a family's configuration cannot describe blocks of two widths.
 
     Attributes:
         feed_forward: share of the channels kept, over 0 to 1; 1 leaves them whole.

@@ -27,8 +27,9 @@ class Noise:
 
     Each matrix's noise is drawn from a 256-bit hash of its exact weights and the recipe's seed, so
     nobody without them can draw the same noise and subtract it. The hash does not hold the scale:
-    the same draw at two scales gives the weights back. Tuning every weight removes what matters of
-    it, and ``(W + s r N) / (1 + s^2)``, which anybody can compute, is nearer to W than the offer.
+    the same draw at two scales gives the weights back. Tuning every weight removes the harm of the
+    noise. Anybody can also compute ``(W + s r N) / (1 + s^2)``, which is nearer to W than the offer
+    is.
     """
 
     scale: float

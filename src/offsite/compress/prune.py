@@ -18,9 +18,9 @@ from offsite.model.split import Middle
 class Prune:
     """Set the smallest weights of every linear layer to zero and keep the share ``keep``.
 
-    The zeros are stored, so the offer does not shrink. The paper does not say over what the
-    threshold is taken; ours is each matrix by itself. Biases and norms stay. A later ``Distill``
-    fills the zeros again.
+    The zeros are stored, so the offer does not shrink. The threshold is of each matrix by itself;
+    the paper does not say what it uses. Biases and norms stay. A later ``Distill`` changes the
+    zeros again.
     """
 
     keep: float

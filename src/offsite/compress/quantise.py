@@ -20,12 +20,12 @@ from offsite.model.split import Middle
 class Quantise:
     """Weights of every linear layer in ``bits`` 8 or 4, one scale per ``group`` of inputs.
 
-    Symmetric and weight-only; stored small in the offer and computed in the dtype of the
-    activations. Where ``group`` does not divide the inputs of a layer, the divisor nearest to it
-    by ratio is used. A layer with an odd number of inputs (a factor of odd rank) takes 8 bits, for
-    two 4-bit codes share a byte. Offsite-Tuning (arXiv 2302.04870) has this as a baseline; the
-    groups are ours. Put it last in a recipe, or before ``Distill``, which then heals biases, norms
-    and harmonizers.
+    Symmetric and weight-only: weights are stored packed and computed in the dtype of the
+    activations. If ``group`` does not divide the inputs of a layer, the divisor nearest by ratio is
+    used. A layer with an odd number of inputs (a factor of odd rank) takes 8 bits, because two
+    4-bit codes share a byte. Offsite-Tuning (arXiv 2302.04870) has this as a baseline; the groups
+    are ours. Put it last in a recipe, or before ``Distill``, which then trains biases, norms and
+    harmonizers.
     """
 
     bits: Literal[8, 4] = 8

@@ -25,9 +25,9 @@ class Rank:
     one singular value stays; ``beta`` 0 changes nothing.
 
     The layer is stored as two factors where that is smaller than the dense matrix; for a square one
-    this needs ``beta > 0.5``. Otherwise it stays one dense matrix of low rank: as lossy, but no
-    smaller, and never slower. A fused projection (GPT-2's and BLOOM's query-key-value) is one
-    matrix here, factorised as a whole, which is ours.
+    this needs ``beta > 0.5``. Otherwise it stays one dense matrix of low rank, which is not smaller
+    and not slower. A fused projection (GPT-2's and BLOOM's query-key-value) is one matrix here,
+    factorised as a whole, which is ours.
     """
 
     beta: float

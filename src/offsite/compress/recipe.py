@@ -91,7 +91,7 @@ class Recipe:
         plan(self.steps, example_split(self.adapter, blocks).middle, 0)
 
     def check_learned(self, folder: str | None) -> None:
-        """Refuse the folder of a LayerReplace pass that nothing reads.
+        """Refuse the folder of a LayerReplace pass that no step reads.
 
         Raises:
             OffsiteError: saying what would read it.

@@ -18,14 +18,14 @@ ORDER = ("", "prefix", "prompt", "weights", "bottleneck")  # a bottleneck sees t
 
 @dataclass(frozen=True)
 class Combined(Method):
-    """``methods`` side by side, all tuned at once: the paper's simultaneous combination.
+    """Tune several methods at once: the paper's simultaneous combination.
 
-    The delta holds what each would ship alone, under the same names. Starts at no change where all
-    do; merges where all do, and is otherwise served with the merging ones folded. Any number of
-    methods that tune disjoint parameters, but one of each kind that stays attached and one that
-    recomputes weights (those through peft, masking, diff pruning, the intrinsic dimension). A
-    bottleneck stands behind a layer's new weights. Each learns at its own default rate unless one
-    is given for all. The paper's sequential combination, one method after the other, is not built.
+    The delta holds the tensors of each method, under the same names. It starts at no change and
+    merges if all its methods do. The methods must tune different parameters. At most one may
+    recompute weights (those of peft, masking, diff pruning, intrinsic dimension), and at most one
+    of each kind may stay attached. A bottleneck is applied to the output of a layer's new weights.
+    Each method has its own default learning rate unless one is given for all. We do not have the
+    paper's sequential combination.
 
     Attributes:
         methods: two or more, none of them twice, a combination, an intrinsic prompt or ``head``

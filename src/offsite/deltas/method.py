@@ -55,7 +55,7 @@ class Method(ABC):
 
     @abstractmethod
     def install(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
-        """Do the work of :meth:`attach`, for one method."""
+        """Attach this one method; called by :meth:`attach`."""
 
     def attach(self, model: nn.Module, blocks: Sequence[int]) -> Attached:
         """Freeze ``model`` but for this method's parameters in ``blocks``.

@@ -35,7 +35,7 @@ from offsite.training.guarantee import Guarantee
 
 @dataclass
 class Delta:
-    """What the data owner ships.
+    """What the data owner sends.
 
     Attributes:
         tensors: name in the emulator to value, or None while only the manifest has been read.

@@ -27,8 +27,8 @@ class Ledger:
 
     Attributes:
         record: as it was loaded or saved. One that never was has no file, so it is only read.
-        again: take a delta that was plugged before once more.
-        late: take a delta although its offer has expired.
+        again: accept a delta that was plugged before.
+        late: accept a delta of an expired offer.
     """
 
     record: Record

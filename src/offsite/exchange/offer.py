@@ -55,7 +55,7 @@ class Kept(Protocol):
 
 @dataclass
 class Offer:
-    """What the model owner ships.
+    """What the model owner sends.
 
     Attributes:
         model: the emulator between its adapter blocks, a transformers model.
@@ -77,8 +77,7 @@ class Offer:
     def save(self, folder: str | Path, record: str | Path | None = None) -> None:
         """Write the offer; the folder appears complete or not at all.
 
-        No offer appears without its record: that is written first. Without it no delta of the offer
-        could be plugged.
+        The record is written first, because no delta of the offer can be plugged without it.
 
         Args:
             folder: where to write the offer; must not exist.
@@ -111,8 +110,8 @@ class Offer:
     ) -> Offer:
         """Verify and load an offer; nothing in the folder is executed.
 
-        Everything is checked before it is parsed, in a private copy, and compared with the declared
-        tensors before memory is taken for it.
+        Every file is copied and checked before it is parsed, and its tensors are compared with the
+        declared ones before memory is allocated.
 
         Args:
             folder: an offer folder.

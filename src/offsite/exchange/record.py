@@ -59,7 +59,7 @@ class Record(BaseModel):
     def save(self, path: str | Path, *, sent: Mapping[str, str | None] | None = None) -> None:
         """Write the record; when ``path`` holds offers of the same model, add to them.
 
-        From then on the record knows its file, and :func:`offsite.plug` enters deltas there.
+        After that the record knows its file, and :func:`offsite.plug` enters deltas there.
 
         Args:
             path: the file.
@@ -92,7 +92,7 @@ class Record(BaseModel):
         self._path = Path(path)
 
     def write(self, path: str | Path) -> None:
-        """Put exactly this record, sealed, into ``path``, which the caller has locked."""
+        """Write exactly this record, sealed, to ``path``, which the caller has locked."""
         data = sealed(json.loads(self.model_dump_json()))
         write_file(path, json.dumps(data, indent=1) + "\n", private=True)
         remember(self.state)

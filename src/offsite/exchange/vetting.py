@@ -22,7 +22,7 @@ from offsite.exchange.side import side_file
 from offsite.files import read_json, shown
 from offsite.model.blocks import block_parameters, block_path, get_blocks
 from offsite.model.heads import head_entries
-from offsite.model.tensors import TensorEntry
+from offsite.model.tensors import TORCH, TensorEntry
 
 SPECIAL, PLAIN, INDEX = "offer.safetensors", "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -235,8 +235,8 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
     """Compare a meta model, allow-listed layers in place, with the tensors an offer declares.
 
     Raises:
-        OffsiteError: more numbers than declared; a declared tensor of another shape or kind of
-            number; adapter blocks that do not exist; a contract for anything but them.
+        OffsiteError: more values than declared; a declared tensor of another shape or kind of
+            dtype; adapter blocks that do not exist; a contract for anything but them.
     """
     path, declared = block_path(skeleton), manifest.tensors
     total = len(get_blocks(skeleton))
@@ -287,6 +287,6 @@ def vet_tensors(skeleton: nn.Module, manifest: OfferManifest) -> None:
 
 def fits(entry: TensorEntry, tensor: Any) -> bool:
     """Whether a declared tensor can fill one of a model: its shape, and float for float."""
-    same = (entry.dtype in ("F64", "F32", "BF16", "F16")) == tensor.is_floating_point()
+    same = TORCH[entry.dtype].is_floating_point == tensor.is_floating_point()
     exact = tensor.is_floating_point() or entry == TensorEntry.of(tensor)
     return entry.shape == tuple(tensor.shape) and same and exact

@@ -44,11 +44,11 @@ from offsite.training.memory import trim_memory
 
 
 class Lab:
-    """Runs a plan; keeps every finished cell, and emulators that took data, under ``folder``.
+    """Runs a plan and caches finished cells and emulators under ``folder``.
 
-    With ``exchange`` the two roles meet only through folders, as in a real deployment: each offer,
-    record and delta is written below it and read back. With ``cached`` nothing is computed and rows
-    that lack a cell are left out.
+    With ``exchange`` the two roles exchange folders, as in a real deployment: each offer, record
+    and delta is written there and read back. With ``cached`` nothing is computed, and rows that
+    lack a cell are left out.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Lab:
         return make_row(plan, self.identity, (recipe, delta, seed), metric, parts, tuned, extra)
 
     def best(self, stage: Stage, seed: int, recipe: str = "", tokens: int = 0) -> dict[str, Any]:
-        """The outcome of tuning every weight at the best rate of the plan."""
+        """The outcome of tuning every weight at the best learning rate of the plan."""
         rates = self.plan.healing if stage == "healed" else self.plan.full_lr
         tried = {lr: self.outcome(Cell(stage, seed, recipe, lr=lr, tokens=tokens)) for lr in rates}
         return best_rate(tried, self.setting.task.higher_is_better)
@@ -108,7 +108,7 @@ class Lab:
     def missing(self) -> CellGraph:
         """The cells that are still to be computed, each after those of them that it needs.
 
-        A finished cell is missing again if others need what it left on disk, and it is gone.
+        A finished cell is missing again if other cells need its files and they were deleted.
         """
         found: CellGraph = {}
         for cell, needs in reversed(plan_cells(self.plan).items()):
@@ -118,7 +118,7 @@ class Lab:
         return dict(reversed(found.items()))
 
     def left(self, cell: Cell) -> bool:
-        """Whether what a finished cell leaves for others is on disk, if it leaves anything."""
+        """Whether the files that a finished cell leaves for others are on disk."""
         if cell.stage == "learned":
             return self.pass_folder(cell).is_dir()
         if cell.stage == "tuned":
@@ -127,7 +127,7 @@ class Lab:
         return folder is None or (folder / emulators.OFFER).is_dir()
 
     def do(self, cell: Cell) -> None:
-        """Compute a cell of :meth:`missing`, and leave what others need of it on disk."""
+        """Compute a cell of :meth:`missing`, and write the files that other cells need."""
         if cell.stage == "offer":
             self.emulator(cell.recipe, cell.seed)
         self.outcome(cell)
@@ -153,7 +153,7 @@ class Lab:
         return found["outcome"]  # type: ignore[no-any-return]
 
     def compute(self, cell: Cell) -> Mapping[str, Any]:
-        """What a cell finds out, whether it is known already or not."""
+        """Compute the outcome of a cell, cached or not."""
         setting, options = self.setting, replace(self.setting.options, seed=cell.seed)
         if cell.stage == "zero_shot":
             return setting.score(setting.model)
@@ -185,7 +185,7 @@ class Lab:
         return stages.tune_and_plug(setting, made, tuning, options, folder)
 
     def decoded(self, cell: Cell) -> Mapping[str, Any]:
-        """What decoding a delta finds out; the delta is tuned again if it is not on disk."""
+        """The outcome of decoding a delta; the delta is tuned again if it is not on disk."""
         tuned = replace(cell, stage="tuned", decode="")
         delta = self.kept_delta(tuned)
         if delta is None:
@@ -205,7 +205,7 @@ class Lab:
         return delta if delta.manifest.parent == parent else None
 
     def delta_folder(self, cell: Cell) -> Path:
-        """Where a delta is kept that is to be decoded."""
+        """The folder of a delta that will be decoded."""
         return self.folder / "deltas" / self.path(cell).stem
 
     def emulator(self, recipe: str, seed: int) -> Emulator:
@@ -226,7 +226,7 @@ class Lab:
         return self.last[1]
 
     def emulator_folder(self, recipe: str, seed: int) -> Path | None:
-        """Where an emulator is kept; None for one that is not: it is quickly made again."""
+        """The folder of an emulator; None if it is not kept because it is made quickly."""
         chosen = self.recipes[recipe]
         kept = emulators.worth_keeping(chosen) or self.plan.decode  # its deltas know it by its id
         if self.exchange is not None or not kept:
@@ -236,7 +236,7 @@ class Lab:
         return self.folder / "emulators" / name
 
     def passes(self, recipe: str, seed: int) -> stages.Passes:
-        """The LayerReplace passes of a recipe, which all recipes that train alike share.
+        """The LayerReplace passes of a recipe, shared by recipes with the same training.
 
         Their seconds are counted in full for every offer that is made from them.
         """
@@ -247,11 +247,11 @@ class Lab:
         }
 
     def pass_folder(self, cell: Cell) -> Path:
-        """Where the harmonizers of a LayerReplace pass are kept."""
+        """The folder of the harmonizers of a LayerReplace pass."""
         return self.folder / "learned" / self.path(cell).stem
 
     def key(self, cell: Cell) -> dict[str, Any]:
-        """What the outcome of a cell depends on, beside what all cells of the plan do."""
+        """What the outcome of a cell depends on, besides the settings of the whole plan."""
         options = partial(replace, self.setting.options, seed=cell.seed)
         key: dict[str, Any] = {"stage": cell.stage}
         if cell.training is not None:

@@ -40,7 +40,6 @@ DTYPES: dict[torch.dtype, Any] = {
 }
 TORCH: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}
 METADATA = {"format": "pt"}
-SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}  # others: 1
 Offset = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Length = Annotated[int, Field(strict=True, ge=1, lt=2**40)]
 
@@ -73,7 +72,7 @@ class TensorEntry(BaseModel):
     @property
     def bytes(self) -> int:
         """Size of the tensor's data on disk."""
-        return self.count * SIZES.get(self.dtype, 1)
+        return self.count * TORCH[self.dtype].itemsize
 
 
 def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorEntry]:

@@ -27,8 +27,8 @@ def plug(
 ) -> Any:
     """Put a delta into the full model and enter it in the record's ledger.
 
-    A record that was loaded or saved accepts one delta per offer and round: the delta is entered in
-    its file, under a lock, once everything about it was checked and before the model is returned.
+    A record that was loaded or saved accepts one delta per offer and round. The delta is entered in
+    the record's file, under a lock, after all checks and before the model is returned.
     :func:`offsite.owner.writing.write_plugged` does the same with a folder, in one transaction.
 
     Args:
@@ -38,8 +38,8 @@ def plug(
         record: the private record that was made with the offer.
         side: the groups of side tensors that were shipped and that the delta works with, as in
             :func:`offsite.make_offer`; the folder of the offer will do for each.
-        again: take a delta that was plugged before once more.
-        late: take a delta although its offer has expired.
+        again: accept a delta that was plugged before.
+        late: accept a delta of an expired offer.
 
     Returns:
         The tuned model, plain where the method merges and with its modules attached where it does

@@ -58,12 +58,12 @@ def divided(model: nn.Module, delta: Plugged) -> list[tuple[Method, dict[str, to
 class Served:
     """One full model in memory and any number of deltas to run on it.
 
-    Merging deltas may be added up with weights: ``base + sum of weight * (tuned - base)``, computed
-    in float32. Methods that stay attached stack with them and with each other, one of each kind and
-    at weight 1; of a combination, what merges is added up and the rest attached. Of deltas that
-    bring a classifier head, one may be active, at weight 1; the model then has its classes.
-    Switching changes the model in place and costs a copy of the adapter blocks; with nothing active
-    the weights are bit-equal to the original. Not safe while a forward runs.
+    Deltas that merge are added with weights: ``base + sum of weight * (tuned - base)``, computed in
+    float32. Methods that stay attached may be active too, one of each kind, at weight 1. Of a
+    combination, the part that merges is added and the rest is attached. Only one active delta may
+    have a classifier head, at weight 1; the model then has its classes. Switching changes the model
+    in place and costs a copy of the adapter blocks. With no active delta the weights are bit-equal
+    to the original. Do not switch while a forward pass runs.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -131,7 +131,7 @@ class Served:
         self.base = {key: value for key, value in self.base.items() if key in needed}
 
     def switch(self, /, *names: str, **weights: float) -> nn.Module:
-        """Run exactly these deltas from now on: names at weight 1, others as ``name=weight``.
+        """Activate exactly these deltas: names at weight 1, or ``name=weight``.
 
         Raises:
             OffsiteError: an unknown name, two deltas that cannot stack, or a weight that a method

@@ -47,8 +47,8 @@ def write_plugged(
         as_adapter: keep the delta apart from the model instead of merging it.
         side: see :func:`offsite.owner.plugging.plug`.
         dtype: dtype of a merged model; None for that of its checkpoint.
-        again: take a delta that was plugged before once more.
-        late: take a delta although its offer has expired.
+        again: accept a delta that was plugged before.
+        late: accept a delta of an expired offer.
         decoding: teach the merged model what the emulator learnt beyond it.
 
     Returns:

@@ -28,7 +28,7 @@ from offsite.model.checkpoint import Checkpoint
 from offsite.model.configuration import load_config
 from offsite.model.kind import kind_of_config
 from offsite.owner.plugged import Plugged
-from offsite.report.structure import delta_tree, model_tree, spell
+from offsite.report.structure import delta_tree, model_tree, ranges
 
 ALIGNING = (Align.kind, Distill.kind)
 UNALIGNED = (
@@ -132,17 +132,15 @@ def inspect_delta(path: Path, base: str | None) -> Shown:
     if manifest.labels:
         rows.append(("labels", ", ".join(manifest.labels)))
     data = manifest.model_dump(mode="json", exclude={"tensors"})
-    skeleton = None
+    skeleton, title = None, f"{method_text(manifest.method)} delta"
     if base is not None:
         offer, skeleton, _ = read_offer(base)
         require(
             offer.id == manifest.parent,
             f"The delta '{path}' does not answer '{base}'; give its own offer.",
         )
-    shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
-    title = f"{method_text(manifest.method)} delta"
-    if base is not None:
         title = f"{manifest.model_name} with a {title}"
+    shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
     tree = delta_tree(title, shapes, skeleton)
     return {**data, "bytes": delta.bytes}, [facts(f"delta {path}", rows), tree]
 
@@ -154,25 +152,22 @@ def inspect_plugged(path: Path, base: str | None) -> Shown:
     size = sum(tensor.nbytes for tensor in tensors.values())
     rows: list[tuple[str, object]] = [
         ("method", method_text(method)),
-        ("blocks", spell(plugged.adapter)),
+        ("blocks", ranges(plugged.adapter)),
         ("model", f"fingerprint {plugged.fingerprint[:16]}"),
         ("format", "peft adapter" if plugged.peft_config else "for offsite.load_plugged"),
         ("tensors", f"{len(tensors)}, {size:,} bytes"),
     ]
-    skeleton = None
+    skeleton, title = None, f"{method_text(method)} delta"
     if base is not None:
-        skeleton = skeleton_of(base)
+        skeleton, title = skeleton_of(base), f"{Path(base).name} with a {title}"
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    title = f"{method_text(method)} delta"
-    if base is not None:
-        title = f"{Path(base).name} with a {title}"
     data = {"kind": "plugged", "method": method, "adapter": plugged.adapter, "bytes": size}
     tree = delta_tree(title, shapes, skeleton)
     return data, [facts(f"plugged delta {path}", rows), tree]
 
 
 def inspect_record(path: Path) -> Shown:
-    """A record: the offers of one model, and what leaves with them together."""
+    """A record: the offers of one model, and what they disclose together."""
     record = Record.load(path)
     table = Table("offer", "adapter", "middle", "recipe", "aligned", "deltas accepted")
     unaligned = False

@@ -122,11 +122,11 @@ def fold(children: Mapping[str, Node], kinds: Mapping[int, int]) -> Iterator[tup
         key = kinds[id(child)] if name.isdigit() else name
         folded.setdefault(key, ([], child))[0].append(name)
     for names, child in folded.values():
-        yield (names[0] if len(names) == 1 else spell(map(int, names))), child, len(names)
+        yield (names[0] if len(names) == 1 else ranges(map(int, names))), child, len(names)
 
 
-def spell(numbers: Iterable[int]) -> str:
-    """Ascending numbers with runs folded: ``0-1, 22-23``."""
+def ranges(numbers: Iterable[int]) -> str:
+    """Ascending whole numbers as ranges: ``0-1, 22-23``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:

@@ -43,7 +43,7 @@ class Scores:
     No party can compute all six in a real deployment, so partial scores merge.
 
     Attributes:
-        metric: what the numbers are: ``"loss"`` in nats per token, ``"accuracy"`` ...
+        metric: ``"loss"`` in nats per token, ``"accuracy"`` ...
         higher_is_better: direction of the metric.
         healed: the emulator when every weight of the offer is tuned on the private data, for the
             same steps and at the best of several learning rates. It is what a tuner gets who
@@ -95,7 +95,7 @@ class Scores:
         return (1 if self.higher_is_better else -1) * (self.plug_in - other)
 
     def merge(self, other: Scores) -> Scores:
-        """Both together; a number known to both must be the same.
+        """Both together; a score that both have must be the same.
 
         Raises:
             OffsiteError: another metric, or two different values for one score.

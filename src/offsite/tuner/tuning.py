@@ -43,7 +43,7 @@ from offsite.tuner.preparing import Prepared, check_usable, fill_defaults, prepa
 class Tuned:
     """The outcome of tuning: the delta, the tuned emulator, how training went, its score.
 
-    ``trainable`` counts the parameters that were tuned; ``precision`` is what was computed in.
+    ``trainable`` counts the parameters that were tuned; ``precision`` is that of the computation.
     """
 
     delta: Delta

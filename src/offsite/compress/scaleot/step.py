@@ -28,7 +28,7 @@ from offsite.model.split import (
 
 @dataclass(frozen=True)
 class LayerReplace:
-    """Replace the least important share ``alpha`` of the standing middle blocks by harmonizers.
+    """Replace the least important share ``alpha`` of the middle blocks by harmonizers.
 
     ``learned`` names the folder of an earlier pass (:meth:`Learned.save`). Without it the pass runs
     first, resumable in the owner's work folder; the other fields are those of

@@ -37,9 +37,9 @@ class IntrinsicPrompt(Method):
     """Tune the few parameters that the owner's prompt decoder turns into a prompt.
 
     The delta holds ``intrinsic_prompt`` (dim,) float32, 250 parameters by default of the decoder.
-    Needs a model or an offer with a decoder (:func:`offsite.learn_decoder`).
-    Changes the output from the start, to that of the tasks' common prompt. Does not merge; the
-    owner may serve what it decodes to as a plain prompt.
+    Needs a model or an offer with a decoder (:func:`offsite.learn_decoder`). Changes the output
+    from the start, to that of the tasks' common prompt. Does not merge; the owner may serve the
+    decoded prompt as a plain prompt.
     """
 
     kind: ClassVar[str] = "intrinsic_prompt"

@@ -65,10 +65,10 @@ def learn_decoder(
 ) -> dict[str, torch.Tensor]:
     """Learn a prompt decoder: a short vector in, a prompt for ``model`` out.
 
-    Every task gets a vector of ``dim`` values, decoded by one network into a prompt of ``length``
-    vectors; all are trained together on the tasks' own losses, the tasks in equal parts. The paper
-    first tunes a prompt for each task and then fits an auto-encoder to them and the loss; ours
-    needs neither the prompts nor the encoder.
+    Every task gets a vector of ``dim`` values. One network decodes each into a prompt of ``length``
+    vectors. Vectors and network are trained together on the tasks' losses, with equal shares of the
+    tasks. The paper first tunes a prompt for each task, then fits an auto-encoder to the prompts
+    and the loss; ours needs neither.
 
     Args:
         model: folder, hub name or model in memory, which is not changed.

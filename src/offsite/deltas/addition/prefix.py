@@ -96,10 +96,10 @@ class Prefix(Method):
     The delta holds ``key`` and ``value`` (key heads, length, head width) of each block, and its
     ``gate`` (query heads,). With ``gated`` the prefix is attended to on its own and added through a
     gate that is zero at the start (LLaMA-Adapter, arXiv 2303.16199, without its tanh): an untrained
-    delta changes nothing. Without, keys and values are prepended as in the paper, which changes the
-    model from the first step. Kept per block, not per model as in peft, so it can be plugged. The
-    prefix has no position, fills no cache and is seen through any padding. We train it directly,
-    not through the paper's perceptron. Does not merge. Needs a family that calls transformers'
+    delta changes nothing. Without it, keys and values are prepended as in the paper, which changes
+    the model from the first step. Unlike peft's it belongs to single blocks, so it can be plugged.
+    The prefix has no position and no cache, and padding does not mask it. We train it directly,
+    without the paper's perceptron. Does not merge. Needs a family that calls transformers'
     ``AttentionInterface``: GPT-2, OPT, LLaMA, Qwen, Gemma, vision transformers, not BLOOM.
 
     Attributes:

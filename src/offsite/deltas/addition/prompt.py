@@ -35,12 +35,12 @@ class SoftPrompt(PromptModule):
 
 @dataclass(frozen=True)
 class Prompt(Method):
-    """``length`` trained vectors before the tokens; no block is touched.
+    """Put ``length`` trained vectors before the tokens; the blocks do not change.
 
     The delta holds ``prompt_embeddings`` (length, width) float32, as a peft prompt-tuning adapter.
-    Changes the output from the start, as there is no prompt that a model ignores. Does not merge.
-    The vectors run through hooks of ours instead of peft's forward (same arithmetic), which
-    returns the prompt's logits too and forgets the positions of packed examples.
+    Changes the output from the start, because a model ignores no prompt. Does not merge. We add the
+    vectors with hooks and not with peft's forward, which computes the same but returns the prompt's
+    logits too and loses the positions of packed examples.
 
     Attributes:
         length: how many vectors.

@@ -20,10 +20,10 @@ class VeRA(ThroughPeft):
     """``W + diag(b) B diag(d) A`` with random ``A`` and ``B`` that all layers share.
 
     The delta holds ``vera_lambda_b`` (outputs,) and ``vera_lambda_d`` (rank,) of each layer, as a
-    peft adapter. ``A`` and ``B`` do not: peft draws them from ``seed`` on the CPU at the size of
-    the largest layer of the adapter, so emulator and full model agree (torch promises one stream
-    per release, so run the same torch on both sides). ``b`` is zero at the start, so an
-    untrained delta changes nothing; merges.
+    peft adapter. It does not hold ``A`` and ``B``: peft draws them from ``seed`` on the CPU at the
+    size of the largest layer of the adapter, so emulator and full model agree. Both parties must
+    run the same release of torch, because its random stream may change between releases. ``b`` is
+    zero at the start, so an untrained delta changes nothing; merges.
 
     Attributes:
         rank: rank of the shared projections, at most 4096; larger than LoRA's, as they are not
