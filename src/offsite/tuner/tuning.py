@@ -1,6 +1,7 @@
 """The data owner's side: tune the adapter of an offer on private data.
 
-This path needs nothing but the offer: it never imports the compressors or the owner's side.
+This path needs nothing but the offer: it never imports the compressors or the owner's side. Dropout
+acts only in blocks that train.
 """
 
 from __future__ import annotations
