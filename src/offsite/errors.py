@@ -1,4 +1,8 @@
-"""The error type of the package, and the checks that raise it in a ``__post_init__``."""
+"""The error type of the package, the checks that raise it, and what tells a lack of memory."""
+
+NO_MEMORY = (  # torch's words: of a CPU, and of a GPU where it has no error of its own for it
+    "can't allocate memory", "unable to mmap", "CUDA error: out of memory", "ALLOC_FAILED",
+)  # fmt: skip
 
 
 class OffsiteError(ValueError):
@@ -7,6 +11,10 @@ class OffsiteError(ValueError):
     The message is one sentence (or two) that says what was given, what is allowed and what to do
     instead. It never quotes private text. The command line prints it and exits with status 2.
     """
+
+
+class DoesNotFitError(OffsiteError):
+    """What was asked for needs more memory than there is."""
 
 
 class MissingExtraError(OffsiteError):
@@ -28,3 +36,12 @@ def require(condition: bool, message: str) -> None:
 def check_seed(seed: int) -> None:
     """Refuse a seed that a generator cannot take."""
     require(0 <= seed < 2**32, f"{seed} is not a seed; use a whole number from 0 to 2**32 - 1.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or of a GPU ran out; torch says so in words of its own."""
+    if isinstance(error, (MemoryError, DoesNotFitError)):
+        return True
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -17,7 +17,7 @@ from offsite.errors import OffsiteError
 from offsite.lab import emulators
 from offsite.lab.cells import Cell, plan_cells
 from offsite.lab.lab import Lab
-from offsite.lab.parallel import Worker, dispatch, gpus, work
+from offsite.lab.parallel import Failure, Worker, dispatch, gpus, work
 from offsite.lab.plan import Plan
 from offsite.lab.results import run_plans
 from offsite.model.split import ends
@@ -113,8 +113,35 @@ class Said:
     def send(self, job: Any) -> None:
         self.job = job
 
-    def recv(self) -> str | None:
-        return "No." if self.bad in str(self.job) else None
+    def recv(self) -> Failure | None:
+        return Failure("No.") if self.bad in str(self.job) else None
+
+
+class Crowded(Said):
+    """A process of a machine that has memory for two cells at a time."""
+
+    workers: list[Worker]
+    most = 0
+
+    def recv(self) -> Failure | None:
+        running = sum(1 for worker in self.workers if worker.job)
+        Crowded.most = max(Crowded.most, running)
+        return (
+            Failure("No memory.", memory=True) if running > 2 or self.bad in str(self.job) else None
+        )
+
+
+def test_a_cell_without_memory_is_tried_again_when_fewer_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph: dict[Any, Any] = {(0, Cell("healed", seed, "a")): () for seed in range(8)}
+    alive: Any = type("Alive", (), {"is_alive": lambda self: True})()
+    workers = [Worker(alive, Crowded("seed=7"), Path()) for _ in range(4)]  # type: ignore[arg-type]
+    Crowded.workers = workers
+    monkeypatch.setattr("offsite.lab.parallel.wait", lambda busy: [busy[0]])
+    found = [(job[1].seed, reason) for job, reason in dispatch(graph, workers)]
+    assert Crowded.most == 4
+    assert sorted(found) == [*((seed, None) for seed in range(7)), (7, "No memory.")]
 
 
 def test_a_failure_takes_only_what_needs_it_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from offsite.errors import is_out_of_memory
 from offsite.files import shown
 
 DEBUG = "--debug"
 PRINTERS = {"rich", "typer", "cli"}  # folders of code that writes to nothing but the screen
 READING = f"{Path('offsite') / 'tasks'}{'/'}"  # an error from there may quote the private data
-NO_MEMORY = ("can't allocate memory", "unable to mmap")  # torch's words, on a CPU
 
 
 def debugging(words: list[str]) -> bool:
@@ -65,10 +65,3 @@ def unexpected(error: BaseException, words: Sequence[str]) -> str:
         f"Stopped by an unexpected error{place} while working{what}: {cause}. Run the same command "
         f"with {DEBUG} to see where it arose; that may show parts of your data."
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or of a GPU ran out; torch says so in words of its own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -2,7 +2,7 @@
 
 A process takes one cell after the other, and writes its outcome into the folder that all share. So
 a kill loses only the cells that are running. A cell that fails does not stop those that can do
-without it.
+without it. One that runs out of memory beside others is computed again when fewer run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from offsite.errors import OffsiteError
+from offsite.errors import OffsiteError, is_out_of_memory
 from offsite.lab.cells import Cell, CellGraph
 from offsite.lab.checking import PlanData
 from offsite.lab.lab import Lab
 from offsite.lab.plan import Plan
 from offsite.training.devices import pick_device
+from offsite.training.memory import trim_memory
 from offsite.training.progress import counter, say
 
 Job = tuple[int, Cell]  # which of the plans, and what of it
@@ -87,15 +88,24 @@ class Worker:
     plan: int = field(default=-1)  # whose model it holds
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell could not be computed; ``memory`` if it might be with fewer beside it."""
+
+    reason: str
+    memory: bool = False
+
+
 def dispatch(
     graph: dict[Job, tuple[Job, ...]], workers: list[Worker]
 ) -> Iterator[tuple[Job, str | None]]:
     """Hand out jobs, each after those it needs; yields every job with the reason if it failed.
 
     A free process gets the first job that is ready, if possible one of the plan whose model it
-    holds. What a failed job was needed for fails with it.
+    holds. What a failed job was needed for fails with it. After a job that ran out of memory
+    beside others, one job fewer runs at a time, and it is tried again.
     """
-    waiting = dict(graph)
+    waiting, at_once = dict(graph), len(workers)
     over: set[Job] = set()
     failed: set[Job] = set()
     while waiting or any(worker.job for worker in workers):
@@ -104,17 +114,23 @@ def dispatch(
                 del waiting[job]
                 failed.add(job)
                 yield job, "What it needs could not be computed."
-        hand_out(waiting, over, workers)
+        hand_out(waiting, over, workers, at_once)
         busy = {worker.connection: worker for worker in workers if worker.job}
         for connection in wait(list(busy)) if busy else ():
             worker = busy[connection]  # type: ignore[index]
-            finished, reason = worker.job, answer(worker)
+            finished, failure = worker.job, answer(worker)
             assert finished is not None
             worker.job = None
             if not worker.process.is_alive():
                 workers.remove(worker)
-            (over if reason is None else failed).add(finished)
-            yield finished, reason
+            others = sum(1 for one in workers if one.job)
+            if failure is not None and failure.memory and others:
+                at_once = min(at_once, others)
+                waiting[finished] = graph[finished]
+                say(f"Out of memory: from here on {at_once} cells are computed at a time.")
+                continue
+            (over if failure is None else failed).add(finished)
+            yield finished, None if failure is None else failure.reason
         if waiting and not workers:
             raise OffsiteError(
                 "Every process of the lab has ended; run the same command again with fewer --jobs."
@@ -122,12 +138,13 @@ def dispatch(
 
 
 def hand_out(
-    waiting: dict[Job, tuple[Job, ...]], over: Collection[Job], workers: Iterable[Worker]
+    waiting: dict[Job, tuple[Job, ...]], over: Collection[Job], workers: list[Worker], at_once: int
 ) -> None:
-    """Give every free process a job whose needs are over, if there is one."""
-    for worker in workers:
+    """Give free processes jobs whose needs are over, until so many are at work."""
+    free = at_once - sum(1 for worker in workers if worker.job)
+    for worker in [worker for worker in workers if worker.job is None][: max(0, free)]:
         ready = [job for job, needs in waiting.items() if all(need in over for need in needs)]
-        if worker.job is None and ready:
+        if ready:
             worker.job = next((job for job in ready if job[0] == worker.plan), ready[0])
             worker.plan = worker.job[0]
             del waiting[worker.job]
@@ -135,16 +152,18 @@ def hand_out(
                 worker.connection.send(worker.job)
 
 
-def answer(worker: Worker) -> str | None:
+def answer(worker: Worker) -> Failure | None:
     """What a process says of its job: None, or why it failed."""
     try:
-        reason: str | None = worker.connection.recv()
-        return reason
+        failure: Failure | None = worker.connection.recv()
+        return failure
     except (EOFError, OSError):
         worker.process.join()
-        return (
-            f"Its process ended with status {worker.process.exitcode}, perhaps for want of memory; "
-            f"use fewer --jobs. '{worker.log}' may say more."
+        status = worker.process.exitcode
+        return Failure(
+            f"Its process ended with status {status}, perhaps for want of memory; use fewer "
+            f"--jobs. '{worker.log}' may say more.",
+            memory=status == -signal.SIGKILL,  # as Linux does to one that takes too much
         )
 
 
@@ -217,22 +236,26 @@ def work(
     with suppress(EOFError, BrokenPipeError):
         while True:
             index, cell = connection.recv()
+            failure = None
             try:
                 if current != index or lab is None:
                     lab = None  # its memory is free before the next takes some
                     current, lab = index, Lab(plans[index], out, device)
                 lab.do(cell)
-                connection.send(None)
             except Exception as error:
-                connection.send(sentence(error, log))
+                failure = Failure(sentence(error, log), is_out_of_memory(error))
+            if failure is not None and failure.memory:
+                lab = None
+                trim_memory()  # for those beside it
+            connection.send(failure)
 
 
 def sentence(error: Exception, log: Path) -> str:
     """Why a cell failed, without the text of an error that may quote data."""
     if isinstance(error, OffsiteError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The memory of the GPU does not suffice for so many cells; use fewer --jobs."
+    if is_out_of_memory(error):
+        return "It needs more memory than there is; use a smaller batch size or --max-length."
     print(*traceback.format_tb(error.__traceback__), type(error).__name__, file=sys.stderr)
     sys.stderr.flush()
     return f"It stopped with {type(error).__name__}; '{log}' says where."

@@ -34,6 +34,7 @@ from offsite.tasks.source import Source
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
 from offsite.tasks.text.packing import window
+from offsite.training.memory import trim_memory
 from offsite.training.options import TrainOptions
 from offsite.training.precision import in_precision, native_precision
 from offsite.training.progress import say
@@ -135,6 +136,7 @@ class Decode:
         task: Task = CausalText(self.max_length) if data is None else data.task
         with at_work([plugged], device):
             rows = self.rows(plugged, processor, data)
+        trim_memory()  # drawing text grows a cache token by token, and leaves many times its size
         blocks = range(len(get_blocks(plugged)))
         torch.manual_seed(self.seed)
         change = LoRA(rank=self.rank, alpha=2 * self.rank)

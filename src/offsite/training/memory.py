@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from offsite.errors import OffsiteError
+from offsite.errors import DoesNotFitError
 from offsite.training.progress import say
 from offsite.training.recording import Recorder
 
@@ -51,8 +51,8 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
         """Gradients of one batch; see :meth:`transformers.Trainer.training_step`.
 
         Raises:
-            OffsiteError: out of memory with a single row, under torchrun (its processes must stay
-                in step), or with a loss that cannot be divided.
+            DoesNotFitError: out of memory with a single row, under torchrun (its processes must
+                stay in step), or with a loss that cannot be divided.
         """
         step = partial(self._fitting, model)
         if self.recorder is None or self.part is not None:
@@ -80,7 +80,7 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
             except torch.OutOfMemoryError:
                 pass  # its traceback holds on to activations, so what follows stands outside
             if self.args.world_size > 1 or not self.divisible or num_items_in_batch is None:
-                raise OffsiteError(
+                raise DoesNotFitError(
                     f"A batch of {rows} rows does not fit into the memory of {self.args.device}; "
                     "use a smaller batch size."
                 )
@@ -96,7 +96,7 @@ class FittingTrainer(Trainer):  # type: ignore[misc]
             self.model.gradient_checkpointing_enable()
             say("Out of memory: from here on activations are computed again in the backward pass.")
         else:
-            raise OffsiteError(
+            raise DoesNotFitError(
                 f"A single row does not fit into the memory of {self.args.device}; use a smaller "
                 "--max-length."
             )
@@ -112,18 +112,18 @@ def undo_pass(model: nn.Module, begun: list[tuple[nn.Parameter, torch.Tensor]]) 
     model.zero_grad(set_to_none=True)
     for parameter, gradient in begun:
         parameter.grad = gradient.clone()
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    trim_memory()
 
 
 def trim_memory() -> None:
-    """Return freed memory of the CPU to the system.
+    """Return freed memory to the system, and that of a GPU to other processes on it.
 
     glibc keeps freed gaps between what is still in use: half a gigabyte after SmolLM2-135M was
-    tuned. With another C library this does nothing.
+    tuned. With another C library they stay.
     """
     gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library, such as musl
             ctypes.CDLL("libc.so.6").malloc_trim(0)
