@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from offsite.cli import main
 from offsite.deltas import Full
+from offsite.errors import OffsiteError
 from offsite.tasks.text.causal import CausalText
+from offsite.training import processes
 from offsite.training.compiling import compiled
 from offsite.training.options import TrainOptions
+from offsite.training.processes import meet
 from offsite.training.train import _arguments
 from offsite.training.tunable import Tunable
 from tests.support.models import language_model
@@ -61,6 +65,28 @@ def test_a_process_that_leaves_the_writing_to_another_says_so(
         assert not end.value.code
         assert ("unset TORCHELASTIC_RUN_ID" in found.err) != alone
         assert bool(found.out) == alone
+
+
+def test_a_command_that_one_process_alone_started_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a script under torchrun starts it in its first process only."""
+    library: Any = distributed
+    agent = library.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {
+        "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "0",
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port),
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "SOON", 0.2)
+    with pytest.raises(OffsiteError, match="this command is process 0 of 2, and 1 of them did not"):
+        meet(0.5)
+    assert "Waiting for 1 more of the 2 processes" in capsys.readouterr().err
+    with ThreadPoolExecutor() as pool:  # both came
+        list(pool.map(meet, (20.0, 20.0)))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    meet(0.0)
 
 
 def test_a_block_stays_one_graph_where_gradients_are_shared(

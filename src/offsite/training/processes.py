@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
+from datetime import timedelta
 from typing import Any
 
+from offsite.errors import OffsiteError
+from offsite.training.progress import say
+
+PATIENCE = 300.0  # seconds to wait for the other processes
+SOON = 15.0  # seconds after which a word is said of it
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for the processes that it starts
 
 
@@ -49,6 +57,45 @@ def silent() -> str | None:
         f"{os.environ.get('RANK', '')} of {process_count()}, and process 0 writes. To run it by "
         f"itself, unset {TORCHRUN} first."
     )
+
+
+def meet(patience: float = PATIENCE) -> None:
+    """Wait until all processes that torchrun started have come this far.
+
+    A program that runs under torchrun passes torchrun's variables on to the commands it starts. If
+    only one of its processes starts this command, the others never come.
+
+    Args:
+        patience: for how many seconds to wait.
+
+    Raises:
+        OffsiteError: some of them have not come.
+    """
+    size, rank = process_count(), os.environ.get("RANK", "")
+    if size < 2 or not rank.isdecimal() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    import torch
+
+    group: Any = torch.distributed
+    if group.is_initialized():
+        return
+    first = next(group.rendezvous("env://", int(rank), size, timeout=timedelta(seconds=patience)))
+    store = group.PrefixStore("offsite", first[0])
+    came = store.add("here", 1)
+    everyone, began, told = math.ceil(came / size) * size, time.monotonic(), False
+    while (here := store.add("here", 0)) < everyone:
+        waited, missing = time.monotonic() - began, everyone - here
+        if waited > patience:
+            store.add("here", -1)
+            raise OffsiteError(
+                f"By torchrun's variables this command is process {rank} of {size}, and {missing} "
+                f"of them did not come within {patience:.0f} s. To run it by itself, unset "
+                f"{TORCHRUN} first."
+            )
+        if waited > SOON and not told:
+            say(f"Waiting for {missing} more of the {size} processes that torchrun started.")
+            told = True
+        time.sleep(0.1)
 
 
 def leave_group() -> None:

@@ -34,7 +34,7 @@ from offsite.training.devices import accelerate_on
 from offsite.training.memory import FittingTrainer
 from offsite.training.options import TrainOptions
 from offsite.training.precision import with_precision
-from offsite.training.processes import process_count
+from offsite.training.processes import meet, process_count
 from offsite.training.recording import Recorder, can_record
 from offsite.training.resume import Interrupted
 from offsite.training.sharding import shard_root
@@ -203,6 +203,7 @@ def _arguments(
             f"There is no tracker '{min(missing)}' here; those installed are: "
             f"{', '.join(sorted(known)) or 'none'}."
         )
+    meet()  # the arguments form the group of torchrun's processes
     arguments = TrainingArguments(
         output_dir=str(work or scratch),
         max_steps=options.steps or -1,
