@@ -21,7 +21,6 @@ from torch import nn
 from offsite.audit import rebuilt
 from offsite.audit.recovered import CONTROL, Attack, OfferAudit, Scale
 from offsite.audit.training import Bench, Effort, random_weights, trained_copy, worth
-from offsite.deltas.method import Method
 from offsite.deltas.specification.full import Full
 from offsite.errors import OffsiteError
 from offsite.exchange.commitment import commits_to
@@ -164,22 +163,20 @@ def audit_margin(
     *,
     device: torch.device,
     effort: Effort | None = None,
-    method: Method | None = None,
 ) -> Margin:
     """The plug-in's lead over attackers that have the same data and steps.
 
-    The attackers are the tuned emulator and every weight tuned. Rates are chosen on ``test``,
-    for the honest tuner and the attackers alike.
+    The honest tuner tunes every parameter of the adapter blocks. The attackers use the tuned
+    emulator, or tune every weight. Learning rates are chosen on ``test`` for all of them.
 
     Args:
         rows, test: a stand-in for the tuner's private data.
-        method: what the honest tuner tunes; every adapter block by default.
     """
     effort = effort or Effort()
     start = rebuilt.build(full, rebuilt.shipped(offer, entry_of(offer, record)))
     honest, attacked = [], []
     for options in effort.runs(effort.tokens[-1], rows):
-        tuned = run_tune(offer, rows, method or Full(), options=options, task=task, device=device)
+        tuned = run_tune(offer, rows, Full(), options=options, task=task, device=device)
         plugged = merge_delta(full, tuned.delta, record)
         honest.append(plugged)
         attacked += [tuned.model, trained_copy(start, rows, task, options, device)]

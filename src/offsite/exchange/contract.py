@@ -103,15 +103,13 @@ def check_norm(tensors: Mapping[str, torch.Tensor], contract: Contract) -> None:
         )
 
 
-def check_entries(
-    given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry], *, subset: bool = False
-) -> None:
-    """Compare what a delta declares with what the contract expects; any float may stand for any.
+def check_entries(given: Mapping[str, TensorEntry], expected: Mapping[str, TensorEntry]) -> None:
+    """Compare the tensors that a delta declares with those that the contract expects.
 
-    F64 may stand only where the offer has it.
+    A floating-point tensor may have another precision, but F64 only if the offer has it.
 
     Raises:
-        OffsiteError: a tensor that is unexpected, missing (unless ``subset``) or of another shape.
+        OffsiteError: a tensor that is unexpected, missing or of another shape.
     """
     for name in sorted(given):
         if name not in expected:
@@ -134,7 +132,7 @@ def check_entries(
                 f"for {' or '.join(sorted(wanted))}; ask its sender to make it again."
             )
     missing = sorted(set(expected) - set(given))
-    if missing and not subset:
+    if missing:
         raise OffsiteError(
             f"The delta lacks {len(missing)} tensors, first '{missing[0]}'; "
             "ask its sender to make it again."

@@ -165,10 +165,9 @@ def load_model(
     auto_class: str = "AutoModelForCausalLM",
     *,
     dtype: torch.dtype | None = None,
-    keep: Sequence[int] | None = None,
 ) -> Any:
     """:meth:`Checkpoint.load` of a folder or hub name."""
-    return Checkpoint.of(name, auto_class).load(keep=keep, dtype=dtype)
+    return Checkpoint.of(name, auto_class).load(dtype=dtype)
 
 
 def load_processor(name: str | Path, task: str) -> Any:
