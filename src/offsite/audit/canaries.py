@@ -17,13 +17,13 @@ from pathlib import Path
 from offsite.files import write_file
 
 SENTENCE = "The access code of {name} is {code}."
-TIMES = (1, 4, 16)  # how often a secret stands in the data
+TIMES = (1, 4, 16)  # how often a secret is in the data
 SYLLABLES = ("ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "su", "ta", "ve")
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A secret: who, six digits, and how often it stands in the data."""
+    """A secret: who, six digits, and how often it is in the data."""
 
     name: str
     code: str

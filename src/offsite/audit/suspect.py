@@ -8,7 +8,7 @@ tuning.
 
 In a trained model a unit is never quite silent. Over tokens of bookling-31m, SmolLM2-135M,
 Gemma-3-270M and Qwen2.5-Coder-0.5B no unit was weaker than 8e-4 of its own peak on all but a few
-tokens, and none peaked below 3e-3 of its layer's median peak. The limits here stand below that.
+tokens, and none peaked below 3e-3 of its layer's median peak. The limits here are below that.
 Units of a model with ReLU, such as OPT, are silent on most tokens by nature (Voita et al., arXiv
 2309.04827), so a trap looks like any of them. They are not judged, and :func:`not_judged` says so.
 """

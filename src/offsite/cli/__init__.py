@@ -34,7 +34,7 @@ from offsite.errors import OffsiteError
 from offsite.training.processes import leave_group, main_process, silent
 
 # Threads that wait sleep. By default they spin, and torch is ten times slower beside other work.
-# The variable is read once, when torch loads, so it stands before any command.
+# The variable is read once, when torch loads, so it is set before any command.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ READING = f"{Path('offsite') / 'tasks'}{'/'}"  # an error from there may quote t
 
 
 def debugging(words: list[str]) -> bool:
-    """Whether ``--debug`` is among the words of a command; it is taken out wherever it stands."""
+    """Whether ``--debug`` is among the words of a command; it is removed at any place."""
     wanted = DEBUG in words
     words[:] = [word for word in words if word != DEBUG]
     return wanted

@@ -92,7 +92,7 @@ def lab(
 def method_names(
     given: Sequence[str], model: str, task: str, adapter: str, side: Mapping[str, str]
 ) -> list[str]:
-    """The methods that are asked for; ``all`` stands for every one that can tune this model."""
+    """The methods to run; ``all`` means every method that can tune this model."""
     if "all" not in given:
         return list(given)
     fitting = all_that_fit(model, task, adapter, side)

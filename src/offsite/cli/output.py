@@ -38,7 +38,7 @@ def emit(result: Mapping[str, Any], as_json: bool, lines: Iterable[Any]) -> None
 
 
 def headed(name: object, rest: str) -> Text:
-    """A line that begins with a name in bold. Brackets are no markup, in any line that is shown."""
+    """A line that begins with a name in bold. Brackets are never markup."""
     from rich.text import Text
 
     return Text.assemble((str(name), "bold"), f"  {rest}")

@@ -196,7 +196,7 @@ class _Pair(Taught):
             return self.loss(batch)
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The loss of the two models as they stand."""
+        """The loss of the two models as they are."""
         teacher, emulator = self.hidden
         real = real_tokens(batch)
         with torch.no_grad(), record_calls(teacher, [t for t, _ in self.outlets]) as targets:

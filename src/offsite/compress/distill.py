@@ -82,7 +82,7 @@ class _Pair(Taught):
         self, context: Context, student: Middle, emulator: nn.Module, lm: float, kd: float
     ) -> None:
         super().__init__(student)
-        self.hidden = (context, student, emulator)  # a tuple is no sub-module
+        self.hidden = (context, student, emulator)  # a tuple is not a sub-module
         self.lm, self.kd = lm, kd
 
     def forward(self, batch: Mapping[str, Any], items: torch.Tensor | None) -> torch.Tensor:
@@ -106,9 +106,9 @@ class _Pair(Taught):
 
 
 def block_after(student: Middle, split: Split) -> int | None:
-    """Where in the emulator the block stands that reads what the middle gives.
+    """The position in the emulator of the block that reads the output of the middle.
 
-    None where that is no block, or where the middle is in several runs: the inputs of the later
+    None if that is not a block, or where the middle is in several runs: the inputs of the later
     ones are not those of the real model.
     """
     if len(split.segments) > 1 or split.middle[-1] > max(split.adapter):

@@ -96,7 +96,7 @@ def weakest_run(context: Context, positions: Sequence[int], length: int) -> tupl
             len([p for p in positions if p in segment]) for segment in context.split.segments
         )
         raise OffsiteError(
-            f"No {length} blocks of the middle stand side by side (the longest run is {longest}); "
+            f"No {length} blocks of the middle are consecutive (the longest run is {longest}); "
             "keep more blocks, or drop by influence."
         )
     angles = [0.0] * len(runs)

@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def block(self) -> nn.Module:
-        """The first block of the middle, which stands for all."""
+        """The first block of the middle, as an example of all."""
         return get_blocks(self.model)[self.split.middle[0]]
 
     @property

@@ -97,7 +97,7 @@ def parse_method(data: Any) -> Method:
     Several together are ``{"kind": "combined", "methods": [...]}``.
 
     Raises:
-        OffsiteError: unknown method or option, or methods that cannot stand together.
+        OffsiteError: unknown method or option, or methods that cannot be combined.
     """
     if isinstance(data, Mapping) and data.get("kind") == Combined.kind:
         parts = data.get("methods")
@@ -124,7 +124,7 @@ def one_method(data: Any) -> Method:
 def method_text(data: Mapping[str, Any]) -> str:
     """A method in JSON form as :func:`method_json` reads it, without what is the default.
 
-    What is no method comes out all the same, to be shown.
+    Something else is shown as it is.
     """
     kind, parts = str(data.get("kind", "")), data.get("methods")
     if parts and isinstance(parts, (list, tuple)) and all(isinstance(p, Mapping) for p in parts):
@@ -141,7 +141,7 @@ def method_json(text: str, options: Sequence[str] = ()) -> dict[str, Any]:
     Several together are joined: ``lora:rank=8+bitfit``.
 
     Raises:
-        OffsiteError: an option that is no pair, or one for several methods.
+        OffsiteError: an option that is not a pair, or one for several methods.
     """
     parts = re.split(r"\+(?=[a-z])", text)  # not that of alpha=1e+3
     if len(parts) > 1:

@@ -32,7 +32,7 @@ class Combined(Method):
             (a head is tuned with any method).
 
     Raises:
-        OffsiteError: methods that cannot stand together; on attaching, methods that tune the same.
+        OffsiteError: methods that cannot be combined; on attaching, methods that tune the same.
     """
 
     methods: tuple[Method, ...]

@@ -59,7 +59,7 @@ def linear_names(model: nn.Module, blocks: Sequence[int], targets: str) -> list[
             separated by commas.
 
     Raises:
-        OffsiteError: nothing in the blocks matches, or a name that stands for nothing there.
+        OffsiteError: nothing in the blocks matches, or a name of no layer there.
     """
     found = {
         name: None  # a dictionary keeps the order

@@ -1,4 +1,4 @@
 """The folders that the parties exchange (offers, deltas), their contract, and the private record.
 
-Everything that arrives from outside is judged here, before anything is trusted.
+Everything from the other party is checked here before it is used.
 """

@@ -27,7 +27,7 @@ PEFT_REFUSED = (
 def check_contents(folder: Path, manifest: DeltaManifest) -> None:
     """Refuse files a delta may not hold, and options that would cost its reader memory or more.
 
-    Plugging never reads ``adapter_config.json``; it is judged for those who open it with peft.
+    Plugging never reads ``adapter_config.json``; it is checked for those who open it with peft.
 
     Raises:
         OffsiteError: other files than the format's own, a hostile peft configuration, or a method

@@ -2,7 +2,7 @@
 
 It is kept in the record's file. A delta is entered as *pending*, the model gets its name, and the
 entry becomes *accepted*, all under one lock. A pending entry in the file is therefore the work of a
-process that died: it counts as accepted if the model stands where it was to be, else not at all.
+process that died: it counts as accepted if the model was written, else not.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def check_parent(entry: OfferRecord, delta: DeltaManifest) -> None:
 
 
 def resolve_pending(record: Record) -> Record:
-    """The record with every pending entry decided by what stands on the disk."""
+    """The record with every pending entry decided by the files on the disk."""
     for entry in record.offers:
         if (left := entry.pending) is None:
             continue

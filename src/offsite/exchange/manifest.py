@@ -125,7 +125,7 @@ class Manifest(_Model):
 class OfferManifest(Manifest, SideEntries):
     """The manifest of an offer.
 
-    ``adapter`` counts blocks of the emulator; where they stand in the full model is not said.
+    ``adapter`` counts blocks of the emulator; their positions in the full model are not given.
     ``layers`` and ``shared`` are empty when plain transformers can load the folder.
     ``fingerprint`` is a salted hash of the full model's (:mod:`offsite.exchange.commitment`); in
     offers from before there was a salt it is that itself.
@@ -179,7 +179,7 @@ def now() -> datetime:
 
 
 def check_clock(made: datetime, expires: datetime | None) -> None:
-    """Refuse to judge an expiry by a clock that stands a day or more before the offer was made.
+    """Refuse to check an expiry with a clock that is a day or more before the offer was made.
 
     Raises:
         OffsiteError: with both times; never for an offer that does not expire.

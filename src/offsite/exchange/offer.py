@@ -183,7 +183,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
 def read_offer(folder: str | Path) -> tuple[OfferManifest, Any, Wording]:
     """The manifest of an offer, its model without weights, and its words.
 
-    All is judged as :meth:`Offer.load` does.
+    All is checked as :meth:`Offer.load` does.
 
     Raises:
         OffsiteError: see :meth:`Offer.load`.

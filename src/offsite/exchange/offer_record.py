@@ -40,7 +40,7 @@ class OfferRecord(SideHashes):
 
     Attributes:
         adapter: positions of the adapter blocks in the full model, ascending.
-        middle: positions at which the emulator's middle blocks stand.
+        middle: positions of the emulator's middle blocks.
         recipe: the compression steps, as JSON.
         verbatim_tensors: middle tensors of the full model, with how many of their values left
             unchanged (called ``disclosed_tensors`` in old records).
@@ -78,7 +78,7 @@ class OfferRecord(SideHashes):
     pending: Pending | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def tuned(self, reach: Reach) -> dict[int, int]:
-        """For each emulator block that a delta may tune, the block of the model it stands for."""
+        """For each emulator block that a delta may tune, the block of the model in its place."""
         if reach == "adapter":
             return dict(zip(self.emulator_adapter, self.adapter, strict=True))
         return dict(enumerate(sorted((*self.adapter, *self.middle))))

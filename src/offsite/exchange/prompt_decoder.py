@@ -43,7 +43,7 @@ def check_decoder(entries: Mapping[str, TensorEntry], model: Any = None) -> None
 
     Args:
         entries: the tensors, as a manifest or a file declares them.
-        model: the model that the decoder is for; None to judge the tensors by themselves.
+        model: the model that the decoder is for; None to check the tensors by themselves.
 
     Raises:
         OffsiteError: a model without an embedding table for tokens, such as an image model; tensors

@@ -1,4 +1,4 @@
-"""Chat templates that would run for ever or take all memory, judged by reading them.
+"""Find chat templates that would run for ever or take all memory, by reading them.
 
 A template runs in the sandbox of jinja2, which keeps it from code and files but not from work: it
 can count far, copy a text, or double one again and again. The limits are far above what published

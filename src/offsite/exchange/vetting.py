@@ -1,4 +1,4 @@
-"""What the files of an offer may be called and may say, judged before any loader sees them.
+"""Check the names and contents of the files of an offer before any loader reads them.
 
 transformers follows many keys of its JSON files: to code, to other folders, to the hub, or to
 models of any size. An offer has no use for these; its author removes them and its reader refuses
@@ -36,7 +36,7 @@ JSON_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-NAMES = ("id2label", "label2id", "added_tokens_decoder")  # text of any kind stands below these
+NAMES = ("id2label", "label2id", "added_tokens_decoder")  # any text may be below these
 SUFFIXES = (".txt", ".model", ".jinja", ".md")
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
 PATH_KEYS = ("name_or_path", "_name_or_path", "init_inputs", "cache_dir")

@@ -51,7 +51,7 @@ def read_json(path: str | Path) -> Any:
     if path.is_dir():
         raise OffsiteError(f"'{path}' is a folder, but a JSON file is needed here; name the file.")
     if not path.is_file():
-        raise OffsiteError(f"There is no file '{path}'.")
+        raise OffsiteError(f"There is no file '{path}'; check the path.")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -132,7 +132,7 @@ def folder_files(folder: str | Path) -> dict[str, int]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise OffsiteError(f"There is no folder '{folder}'.")
+        raise OffsiteError(f"There is no folder '{folder}'; check the path.")
     sizes: dict[str, int] = {}
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -30,7 +30,7 @@ def trainable(model: nn.Module) -> nn.Module:
 
 
 def dense(layer: QuantisedLinear) -> nn.Linear:
-    """The plain linear layer that a quantised one stands for."""
+    """The plain linear layer of a quantised one."""
     new = nn.Linear(layer.in_features, layer.out_features, bias=False)
     new.weight = nn.Parameter(layer.dequantised().clone())
     new.register_parameter("bias", layer.bias)

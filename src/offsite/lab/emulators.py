@@ -51,7 +51,7 @@ def worth_keeping(recipe: Recipe) -> bool:
 
 
 def load(folder: Path) -> Emulator | None:
-    """The emulator that a folder keeps; None where there is none.
+    """The emulator in a folder; None if there is none.
 
     Raises:
         OffsiteError: it was changed, or its record was sealed on another machine.

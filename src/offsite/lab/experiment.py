@@ -107,7 +107,7 @@ def read_experiment(path: str | Path) -> list[Plan]:
     """
     path = Path(path)
     if not path.is_file():
-        raise OffsiteError(f"There is no experiment file '{path}'.")
+        raise OffsiteError(f"There is no experiment file '{path}'; check the path.")
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

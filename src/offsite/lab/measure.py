@@ -30,7 +30,7 @@ def offer_bytes(offer: Offer) -> int:
 
 
 def middle_bytes(offer: Offer) -> int:
-    """Bytes of what stands in the middle of an offer; what is shared counts once."""
+    """Bytes of an offer's middle; shared tensors count once."""
     adapter = offer.manifest.adapter
     seen = {
         tensor.data_ptr(): tensor.numel() * tensor.element_size()

@@ -36,7 +36,7 @@ def run_plans(
     Args:
         cached: compute nothing.
         jobs: how many cells to compute at once, each in a process of its own.
-        say: is told how long a plan takes, and of every row that is done.
+        say: receives messages: how long a plan takes, and every row that is done.
 
     Returns:
         The rows, and the environments that their cells were computed in, as one.

@@ -17,7 +17,7 @@ def flatten(
 ) -> dict[str, Any]:
     """The figures beside the scores, and under ``details`` what is known of each score.
 
-    Under ``diverged`` stand the scores that are not finite numbers, where there are any.
+    ``diverged`` has the scores that are not finite numbers, if there are any.
     """
     keys = ("bytes_offer", "bytes_model", "bytes_middle", "positions", "adapter")
     more = ("bytes_delta", "trainable", "seconds_per_step", "history")

@@ -34,7 +34,7 @@ def grid(
     adapter: AdapterRule,
     learned: str | None = None,
 ) -> dict[str, Recipe]:
-    """Every preset at every budget, by names such as ``"crash@0.45"``; equal recipes stand once.
+    """Every preset at every budget, by names such as ``"crash@0.45"``; equal recipes appear once.
 
     Raises:
         OffsiteError: an unknown preset, or a budget out of range.

@@ -40,7 +40,7 @@ def head_path(model: nn.Module) -> str | None:
 
 
 def head_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the head by name in the model; empty where there is none."""
+    """The parameters of the head by name in the model; empty if there is none."""
     path = head_path(model)
     if path is None:
         return {}
@@ -67,14 +67,14 @@ def repeated(labels: Iterable[str]) -> set[str]:
 
 
 def is_numbered(labels: Sequence[str]) -> bool:
-    """Whether labels are no names but ``0, 1, ...`` or transformers' ``LABEL_0, LABEL_1, ...``."""
+    """Whether labels are not names but ``0, 1, ...`` or transformers' ``LABEL_0, LABEL_1, ...``."""
     return all(label in (str(index), f"LABEL_{index}") for index, label in enumerate(labels))
 
 
 def same_classes(present: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether a head for ``present`` serves ``wanted``: equal names, or as many without names.
 
-    Numbers are no names, but 0 and 1 are not 1 and 2.
+    Numbers are not names, but the order 0, 1 differs from 1, 2.
     """
     if len(present) != len(wanted):
         return False

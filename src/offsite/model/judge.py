@@ -91,7 +91,7 @@ def without_extras(stored: dict[str, StoredTensor], config: Any) -> dict[str, St
     """The stored tensors without those that transformers passes over and that models do not need.
 
     Causal masks, which early versions stored as if they were weights (GPT-2, GPT-Neo, GPT-J), and
-    the blocks for multi-token prediction that stand behind the last one (DeepSeek-V3, GLM-4.5).
+    the blocks for multi-token prediction after the last one (DeepSeek-V3, GLM-4.5).
     """
     more = getattr(config, PREDICTORS, None) or 0
     total = config.num_hidden_layers if more else 0
@@ -104,7 +104,7 @@ def without_extras(stored: dict[str, StoredTensor], config: Any) -> dict[str, St
 
 
 def is_mask(tensor: StoredTensor) -> bool:
-    """Whether a tensor is a causal mask, or the number that stands where it masks."""
+    """Whether a tensor is a causal mask, or the value that it masks with."""
     name, shape = tensor.key.rpartition("attn.")[2].removeprefix("attention."), tensor.shape
     square = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     return (name in ("bias", "causal_mask") and square) or name == "masked_bias"

@@ -164,7 +164,7 @@ class QuantisedLinear(nn.Module):
         self.codes, self.scales = pack(weight, self.bits, self.group)
 
     def dequantised(self) -> torch.Tensor:
-        """The weight it stands for, (outputs, inputs), in the dtype of the scales."""
+        """The weight that it represents, (outputs, inputs), in the dtype of the scales."""
         return unpack(self.codes, self.scales)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -172,7 +172,7 @@ class QuantisedLinear(nn.Module):
 
 
 def effective_weights(module: nn.Module) -> Iterator[torch.Tensor]:
-    """The weights that a delta may change: parameters, and of integers the weight they stand for.
+    """The weights that a delta may change: parameters, and the weights of integer layers.
 
     One unpacked weight exists at a time.
     """

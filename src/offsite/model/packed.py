@@ -35,7 +35,7 @@ def pack(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, tor
 
 
 def unpack(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The weight that codes and scales stand for, (outputs, inputs), in the dtype of the scales."""
+    """The weight that codes and scales represent, (outputs, inputs), in the dtype of the scales."""
     if codes.dtype == torch.uint8:
         pair = torch.stack((codes & 15, codes >> 4), dim=-1)
         codes = pair.flatten(1).to(torch.int8) - 8

@@ -18,7 +18,7 @@ from transformers import masking_utils
 
 from offsite.model.blocks import get_blocks
 
-IGNORE = -100  # the label of what is no target
+IGNORE = -100  # the label of tokens that are not targets
 CACHES = ("past_key_values", "layer_past", "past_key_value")
 PLAIN_ROWS: ContextVar[bool] = ContextVar("PLAIN_ROWS", default=False)  # of this thread's forward
 search = masking_utils.find_packed_sequence_indices

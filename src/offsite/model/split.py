@@ -195,7 +195,7 @@ class Middle:
         blocks: the standing modules, in order, each mapping hidden states to hidden states of the
             same size. They may share parameters with the full model and with each other; whoever
             changes a parameter replaces it by a copy first.
-        positions: for each, the position in the full model at which it stands, ascending.
+        positions: for each, its position in the full model, ascending.
         kept: for each linear layer that was made narrower, what is left of it, under
             ``position.name`` with the layer's name inside its block.
     """
@@ -213,7 +213,7 @@ class Middle:
         return tuple(b for b, p in zip(self.blocks, self.positions, strict=True) if p in segment)
 
     def at(self, positions: Sequence[int]) -> Middle:
-        """Only the blocks that stand at ``positions`` (ascending)."""
+        """Only the blocks at ``positions`` (ascending)."""
         return replace(self, blocks=self.between(positions), positions=tuple(positions))
 
 

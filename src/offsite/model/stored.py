@@ -34,7 +34,7 @@ class StoredModel:
         stored: every tensor of the files by its name there.
         names: for each tensor of the model, the stored ones it is made of.
         converted: those of ``names`` that transformers computes from the stored ones, as for
-            experts; of several tensors computed together, the first stands for all.
+            experts; of several tensors computed together, the first is named.
         empty: tensors of a classifier head that the checkpoint lacks; they are zeros.
     """
 

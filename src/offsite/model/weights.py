@@ -56,7 +56,7 @@ class StoredTensor:
 
 
 def other_format(name: str | Path) -> str | None:
-    """What to do with a model whose weights are in another format; None where there is no such.
+    """What to do with a model whose weights are in another format; None if there is none.
 
     Args:
         name: a folder, or the path of one file.
@@ -77,7 +77,7 @@ def weight_files(name: str | Path, config: Any = None) -> list[Path]:
     """The safetensors files of a folder or hub model, in the order transformers reads them.
 
     Raises:
-        OffsiteError: there are none, another format stands in their place, or a shard is missing.
+        OffsiteError: there are none, they have another format, or a shard is missing.
     """
     own = getattr(config, "transformers_weights", None)
     if own is not None and Path(str(own)).name != own:
@@ -101,7 +101,7 @@ def weight_files(name: str | Path, config: Any = None) -> list[Path]:
 
 
 def other_name(name: str | Path) -> str | None:
-    """What to do with safetensors that transformers does not look for; None where there are none.
+    """What to do with safetensors that transformers does not look for; None if there are none.
 
     Args:
         name: a folder, or a hub name.
@@ -184,7 +184,7 @@ def check_unquantised(name: str | Path, config: Any) -> None:
     """Refuse a model whose configuration says that its weights are quantised.
 
     Raises:
-        OffsiteError: naming the quantisation, or a dtype that stands for one.
+        OffsiteError: naming the quantisation, or a dtype that implies one.
     """
     for part in (config, text_config(config)):
         said = getattr(part, "quantization_config", None)

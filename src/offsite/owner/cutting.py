@@ -35,7 +35,7 @@ class Cut:
     Attributes:
         model: the model, of the blocks that were read.
         split: which blocks of the full model are adapter.
-        middle: the blocks that stand between them now.
+        middle: the blocks between them now.
         rest: steps remain that need the whole model.
         native: the dtype that the weights came in.
         other_dtypes: tensors that came in another floating-point dtype, by name without block

@@ -91,7 +91,7 @@ class Decode:
 
     @property
     def file(self) -> str | None:
-        """The file that rows, or their beginnings, are read from; None where there is none."""
+        """The file that rows, or their beginnings, are read from; None if there is none."""
         return None if self.text == SAMPLE else self.text.removeprefix(f"{SAMPLE}:")
 
     def data(self, task: str) -> TaskData | None:

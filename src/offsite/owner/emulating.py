@@ -47,7 +47,7 @@ class Emulated:
 
     Attributes:
         model: the emulator, in the dtypes of the full model.
-        middle: what stands in the middle, and where.
+        middle: the middle blocks with their positions.
         adapter: positions of the adapter blocks in the emulator.
         verbatim: tensors of the middle with how many of their values leave unchanged.
         family: the model that the configuration alone describes, where it is known.
@@ -65,7 +65,7 @@ def emulate(cut: Cut, request: Request, device: torch.device) -> Emulated:
 
     Raises:
         OffsiteError: a recipe that cannot work with this model or its data, or a reach of ``all``
-            over harmonizers, which stand for no block.
+            over harmonizers, which replace no single block.
     """
     made = compressed(cut, request, device) if cut.rest else kept_blocks(cut)
     to_native(made.model, cut)

@@ -76,8 +76,8 @@ def make_offer(
             keeps the dtype that the weights came in.
         name: what the manifest calls the model; by default its family, such as ``llama``. The
             record, which stays, has the name of the folder.
-        reach: ``all`` lets a low-rank delta tune the middle blocks too, each change going to the
-            block that the emulator's stands for.
+        reach: ``all`` lets a low-rank delta tune the middle blocks too, each change goes to the
+            block that the emulator's block replaces.
         work, resume: folder of what a long step needs to be resumed, and whether to.
         side: groups of side tensors to ship, by name, each as tensors or as a file, such as
             ``{"prompt_decoder": offsite.learn_decoder(...)}``; those beside the model go along.
@@ -88,7 +88,7 @@ def make_offer(
 
     Raises:
         OffsiteError: a split, recipe or data set that cannot work with this model, or ``reach`` of
-            ``all`` over harmonizers, which stand for no block.
+            ``all`` over harmonizers, which replace no single block.
     """
     task = task or CausalText()
     check_name(name)
@@ -121,7 +121,7 @@ def make_offer(
 
 
 def as_checkpoint(model: str | Path | Checkpoint, task: Task) -> Checkpoint:
-    """The model that a folder or hub name stands for."""
+    """The model of a folder or hub name."""
     return model if isinstance(model, Checkpoint) else Checkpoint.of(model, task.auto_class)
 
 

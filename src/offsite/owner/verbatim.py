@@ -9,7 +9,7 @@ from offsite.model.split import Middle
 
 
 def verbatim_tensors(full: nn.ModuleList, middle: Middle, native: torch.dtype) -> dict[str, int]:
-    """Of each tensor of the middle, how many values stand in the emulator unchanged.
+    """Of each tensor of the middle, how many values are in the emulator unchanged.
 
     A tensor that is whole is counted whole, in the dtype it leaves in. Of one that was pruned the
     values left are counted, of one with rows or columns cut out those that stayed.

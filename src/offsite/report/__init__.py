@@ -33,7 +33,7 @@ def write_report(
         The path of the page.
 
     Raises:
-        OffsiteError: no run with scores, something that is no run, or ``out`` exists.
+        OffsiteError: no run with scores, something that is not a run, or ``out`` exists.
     """
     if not runs:
         raise OffsiteError("There is nothing to report; name a run of the lab.")

@@ -11,7 +11,7 @@ LONG, SHOWN = 10, 6
 
 
 def figure(head: str, picture: str, words: str = "", style: str = "card") -> str:
-    """A card with a picture; nothing where there is no picture."""
+    """A card with a picture; nothing without a picture."""
     if not picture:
         return ""
     caption = f"<figcaption>{escape(words)}</figcaption>" if words else ""

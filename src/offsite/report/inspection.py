@@ -46,7 +46,7 @@ def inspect_path(path: Path, base: str | None = None) -> Shown:
             shown in their places there.
 
     Raises:
-        OffsiteError: nothing that offsite knows, or a base for what stands alone.
+        OffsiteError: nothing that offsite knows, or a base for something that has none.
     """
     if path.is_dir() and (path / APART).is_file():
         return inspect_plugged(path, base)
@@ -73,7 +73,7 @@ def skeleton_of(model: str | Path) -> Any:
 
 
 def facts(title: str, rows: Sequence[tuple[str, object]]) -> Table:
-    """Two columns without lines; brackets and colons from somebody else are no markup here."""
+    """Two columns without lines; brackets and colons of somebody else are not markup here."""
     heading = Text(title, style="table.title")
     table = Table(title=heading, title_justify="left", show_header=False, box=None)
     for name, value in rows:

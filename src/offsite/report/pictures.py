@@ -238,7 +238,7 @@ def importance(name: str, values: Sequence[float]) -> str:
 
 
 def blocks(total: int, adapter: Sequence[int], kept: Sequence[int]) -> str:
-    """The model's blocks in a row: adapter, middle blocks the emulator stands on, and the rest."""
+    """The model's blocks in a row: adapter, the emulator's middle blocks, and the rest."""
     step = min(24.0, (WIDTH - 2) / max(total, 1))
     parts = []
     for index in range(total):

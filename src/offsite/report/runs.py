@@ -147,7 +147,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> Any:
     """Strict JSON of one's own, however large: a lab keeps every item's score."""
     if not path.is_file():
-        raise OffsiteError(f"There is no file '{path}'.")
+        raise OffsiteError(f"There is no file '{path}'; check the path.")
     return parse_json(path.read_bytes(), path)
 
 
@@ -182,7 +182,7 @@ def make_run(data: Any, name: str = "run") -> Run:
 
 
 def learned(settings: Iterable[Setting]) -> dict[str, list[float]]:
-    """The importance that recipes learned, the mean over seeds; what several share stands once."""
+    """The importance that recipes learned, as the mean over seeds; equal ones appear once."""
     found: dict[tuple[float, ...], str] = {}
     for setting in settings:
         rows = [row["importance"] for row in setting.rows if row.get("importance")]

@@ -52,7 +52,7 @@ def full_label(setting: Setting, among: Sequence[Setting]) -> str:
 
 
 def strips(settings: Sequence[Setting]) -> str:
-    """Where each emulator's blocks stand in the model, for the runs that say."""
+    """The positions of each emulator's blocks in the model, for the runs that record them."""
     drawn: dict[str, dict[str, None]] = {}
     for setting in settings:
         total, adapter, kept = (setting.rows[0].get(k) for k in ("total", "adapter", "positions"))

@@ -1,10 +1,10 @@
 """Figures of every setting of a run: means, spread over seeds, intervals over items.
 
-Two uncertainties stand side by side and are never mixed. The *deviation* is that of whole runs with
+Two uncertainties are given and never mixed. The *deviation* is that of whole runs with
 other seeds. The *interval* is a paired bootstrap: each item's values are first averaged over the
 seeds, then the items (questions, windows of text) are drawn again with replacement, each with both
 scores. It says how much the mean difference depends on which items the set happens to hold. Seeds
-are not resampled, because two or three of them cannot stand for all.
+are not resampled, because two or three of them are not a sample of all.
 """
 
 from __future__ import annotations

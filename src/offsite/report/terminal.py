@@ -62,7 +62,7 @@ class Fitting:
 def terminal(rows: Sequence[Mapping[str, Any]], title: str = "") -> Group:
     """The scores as tables, one for each task; losses as perplexity, gap and margin in nats.
 
-    A few settings stand side by side where there is room, many below each other with what all
+    A few settings are side by side if there is room, many are below each other with what all
     share in the title.
     """
     shown: list[Fitting] = []

@@ -110,7 +110,7 @@ def _interval(setting: Setting, name: str) -> str:
 
 
 def order(setting: Setting) -> list[str]:
-    """Whether the scores stand as the method hopes, naming the first pair that does not."""
+    """Whether the scores have the order that the method aims at; the first pair that has not."""
     sign = 1 if setting.higher else -1
     hoped = (
         ("emulator_tuned", "full_tuned", "the tuned emulator beats full fine-tuning"),

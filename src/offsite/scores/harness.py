@@ -149,7 +149,7 @@ def _odd_numbers(model: Any) -> Iterator[list[bool]]:
 
 
 def _no_number(found: Evaluation) -> Evaluation:
-    """An evaluation without numbers: the harness counts logits that are none as some answer."""
+    """An evaluation without values, for logits that are not numbers."""
     nothing = dict.fromkeys(found.extra, math.nan)
     return replace(found, value=math.nan, stderr=None, extra=nothing, items=())
 

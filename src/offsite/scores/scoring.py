@@ -65,7 +65,7 @@ class Scoring:
         return facts if self.harness is None else {**facts, "max_length": self.max_length}
 
     def score(self, path: str, role: str | None = None) -> tuple[str, Evaluation]:
-        """The score of what lies at ``path``, under ``role`` or the key that it stands for.
+        """The score of the model or offer at ``path``, under ``role`` or its own key.
 
         Raises:
             OffsiteError: nothing that can be scored, data that does not fit the model, or a model

@@ -94,7 +94,7 @@ def decrypt_folder(source: str | Path, out: str | Path, check: Callable[[Path], 
     if not key.is_file():
         raise OffsiteError("There is no age identity here; make one with: offsite keygen --age.")
     if not source.is_file():
-        raise OffsiteError(f"There is no file '{source}'.")
+        raise OffsiteError(f"There is no file '{source}'; check the path.")
     identity = age.x25519.Identity.from_str(key.read_text("utf-8").strip())
     with new_folder(out) as partial, tempfile.TemporaryFile() as plain:
         try:

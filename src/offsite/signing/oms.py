@@ -2,7 +2,7 @@
 
 A signature is a Sigstore bundle around a DSSE envelope around an in-toto statement. The statement
 lists the SHA-256 of every file of a folder; the ``model-signing`` package verifies it, and the ones
-it makes are read here. What else the two parties agree on stands in the predicate under
+it makes are read here. The rest of what the two parties agree on is in the predicate under
 ``offsite``, which other verifiers pass over, as the layout says they do.
 """
 
@@ -46,7 +46,7 @@ class Signed:
     Attributes:
         sender: fingerprint of the key that made it.
         hashes: SHA-256 of every signed file, by name.
-        about: what stands under ``offsite``; empty in a signature of another tool.
+        about: the entries under ``offsite``; empty in a signature of another tool.
     """
 
     sender: str
@@ -113,7 +113,7 @@ def verify(data: bytes, keys: Mapping[str, EllipticCurvePublicKey], path: Path) 
     Args:
         data: the bytes of the signature.
         keys: the public keys that may have made it, by fingerprint.
-        path: where it stands, for messages.
+        path: its place, for messages.
 
     Raises:
         OffsiteError: not such a signature, of a key that is not known, or one that does not hold.

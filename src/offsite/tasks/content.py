@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
             "(of a saved datasets folder, write the rows as JSON lines with to_json)."
         )
     if not path.exists():
-        raise OffsiteError(f"There is no data file '{path}'.")
+        raise OffsiteError(f"There is no data file '{path}'; check the path.")
     if not path.is_file():
         raise OffsiteError(
             f"'{path}' is a pipe or a device, and data is read more than once; save it as a file."

@@ -23,7 +23,7 @@ MISSING = ("nan", "NaN", "<NA>")  # what tools write for a missing value
 
 @dataclass(frozen=True)
 class Row:
-    """One example: its values by column, and where it stands (``"Line 3 of 'a.jsonl'"``)."""
+    """One example: its values by column, and its place (``"Line 3 of 'a.jsonl'"``)."""
 
     values: Mapping[str, Any]
     where: str

@@ -43,12 +43,12 @@ class Source:
             OffsiteError: neither a file nor a folder.
         """
         if not self.path.exists():
-            raise OffsiteError(f"There is no data file '{self}'.")
+            raise OffsiteError(f"There is no data file '{self}'; check the path.")
 
     def identity(self) -> str:
         """What tells this data from other data wherever it lies: a hash of what it holds.
 
-        A folder counts by the names and contents of its files; hidden ones are no part of it.
+        A folder counts by the names and contents of its files; hidden ones are left out.
         """
         if self.path.is_file():
             found = sha256_file(self.path)

@@ -17,7 +17,7 @@ ACCELERATE = "ACCELERATE_TORCH_DEVICE"  # the variable that names accelerate's d
 
 
 def available_accelerator() -> torch.device | None:
-    """The accelerator of this machine; None where torch was built for one and there is none."""
+    """The accelerator of this machine; None if torch was built for one and there is none."""
     if not torch.accelerator.is_available():
         return None
     return torch.accelerator.current_accelerator()

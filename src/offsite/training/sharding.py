@@ -86,7 +86,7 @@ def sharded(
 
 
 def frozen_blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """The blocks in which nothing trains, each with the module that it stands in and its name."""
+    """The blocks in which nothing trains, each with its parent module and its name."""
     return [
         (parent, name, block)
         for parent in model.modules()

@@ -43,7 +43,7 @@ class Tunable(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """What trains, by name; all of it stands in modules below."""
+        """The trained parameters by name; all of them are in modules below."""
         start = f"{prefix}." if prefix else ""
         yield from ((start + name, p) for name, p in self.trained) if recurse else ()
 

@@ -145,7 +145,7 @@ def check_usable(offer: Offer, task: Task) -> None:
     """Refuse an expired offer, or one for another kind of data.
 
     Raises:
-        OffsiteError: also where this machine's clock stands a day or more before the offer was
+        OffsiteError: also where this machine's clock is a day or more before the offer was
             made, so that nothing can be said of its expiry.
     """
     expires = offer.manifest.expires

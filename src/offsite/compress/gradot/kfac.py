@@ -89,7 +89,7 @@ def measure(
     assert positions
     blocks, found = get_blocks(context.model), {}
     leaf: list[torch.Tensor] = []
-    real: list[torch.Tensor | None] = [None]  # which tokens of the present batch are no padding
+    real: list[torch.Tensor | None] = [None]  # which tokens of this batch are not padding
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(
             blocks[min(positions)]

@@ -33,7 +33,7 @@ class DownUp(nn.Module):
         return output
 
     def hook(self, layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """The forward hook of the layer that it stands behind."""
+        """The forward hook of the layer that it follows."""
         return self(output)  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,7 @@
 
 Hooks on the model's own forward, so ``generate``, caches, left padding and gradient checkpointing
 stay the family's. The vectors take positions 0 .. n-1 and the tokens follow; logits of the vectors
-are cut off again, so losses and metrics see what they gave. The vectors stand before any padding,
+are cut off again, so losses and metrics see what they gave. The vectors come before any padding,
 as in peft, so where attention has a sliding window, padding uses the window up; and packed rows
 longer than the window are attended to as if there were none. Caches are dynamic ones only.
 """
@@ -21,7 +21,7 @@ from offsite.model.blocks import block_config
 
 
 class PromptModule(nn.Module):
-    """Gives the vectors, (n, width) or (batch, n, width), to stand before every row of tokens.
+    """Gives the vectors, (n, width) or (batch, n, width), to put before every row of tokens.
 
     Its two hooks keep, from one forward to its end, how many vectors were added and how many tokens
     there were.
@@ -89,7 +89,7 @@ def check_takes_prompt(model: nn.Module) -> None:
 
 
 def add_prompt(model: nn.Module, prompt: PromptModule) -> Callable[[], None]:
-    """Let a prompt stand before every row of tokens; what is returned takes it out again."""
+    """Put a prompt before every row of tokens; the function that is returned removes it."""
     model.add_module("prompt", prompt)
     handles = (
         model.register_forward_pre_hook(prompt.before, with_kwargs=True),

@@ -1,6 +1,6 @@
 """Methods that recompute weights: ``weight -> f(weight, parameters)`` at every use.
 
-They stand on ``torch.nn.utils.parametrize``: the layer stays what it is (GPT-2's ``Conv1D`` too),
+They use ``torch.nn.utils.parametrize``: the layer keeps its class (GPT-2's ``Conv1D`` too),
 gradient checkpointing and caches do not notice, and folding the result back is one call.
 """
 

@@ -52,7 +52,7 @@ class ThroughPeft(Method):
 
 
 class AttachedPeft(Attached):
-    """A peft adapter; what other methods add to its layers later is no part of it."""
+    """A peft adapter; what other methods add to its layers later does not belong to it."""
 
     def __init__(self, method: Method, model: nn.Module) -> None:
         super().__init__(method, model)

@@ -27,7 +27,7 @@ class VeRA(ThroughPeft):
 
     Attributes:
         rank: rank of the shared projections, at most 4096; larger than LoRA's, as they are not
-            trained. It is bounded because they are drawn again by whoever plugs the delta.
+            trained. It is bounded because the model owner draws them again.
         seed: of the shared projections.
         targets: ``all``, ``attention``, ``mlp``, or leaf names separated by commas.
     """

@@ -34,7 +34,7 @@ def kinds_of(choice: str) -> tuple[str, ...]:
 
 
 def check_kinds(kinds: tuple[str, ...]) -> None:
-    """Refuse what is no augmentation."""
+    """Refuse an unknown augmentation."""
     if odd := set(kinds) - set(ALL):
         raise OffsiteError(
             f"'{sorted(odd)[0]}' is not an augmentation; use flip, crop, colour or none of them."

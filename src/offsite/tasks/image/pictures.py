@@ -173,7 +173,7 @@ def from_folder(path: Path, split: str, train: bool) -> Pictures:
 
 
 def folders(path: Path) -> list[str]:
-    """Names of the folders in a folder, in order; hidden ones are no part of the data."""
+    """Names of the folders in a folder, in order; hidden ones are left out."""
     return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
@@ -181,7 +181,7 @@ def from_arrays(path: Path, split: str, train: bool) -> Pictures:
     """``x`` (pictures) and ``y`` (class numbers), or ``train_x``, ``train_y``, ``test_x`` ...
 
     ``x`` is uint8 of shape (n, height, width) or (n, height, width, channels); ``y`` is (n). Names
-    of the classes may stand in ``labels``; otherwise a class is called by its number.
+    of the classes may be in ``labels``; otherwise a class is called by its number.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -33,7 +33,7 @@ class TaskFile(BaseModel):
             ``labels``, or the text of a choice; for open questions a text or a list of accepted
             texts.
         labels: names of the choices, in their order, as the answer column writes them.
-        separator: what stands between prompt and answer.
+        separator: the text between prompt and answer.
         metric: ``"accuracy"``, ``"accuracy_norm"`` (log-likelihood per character) or
             ``"exact_match"``; None for the first that the kind has.
         columns: column names of TSV or CSV data without a header line.
@@ -111,7 +111,7 @@ def read_task_file(name: str | Path) -> tuple[TaskFile, Path | None]:
             "(.toml or .json)."
         )
     if not path.is_file():
-        raise OffsiteError(f"There is no task file '{path}'.")
+        raise OffsiteError(f"There is no task file '{path}'; check the path.")
     try:
         return parse_task(path.read_text(encoding="utf-8-sig"), path), path.parent
     except UnicodeDecodeError:

@@ -23,11 +23,11 @@ EXAMPLES = (*FORM, *CHATS[:2], "instruction", "question", "answer", "response", 
 
 @dataclass(frozen=True)
 class Document:
-    """One text to learn, and where it stands (``"Line 3 of 'a.jsonl'"``).
+    """One text to learn, and its place (``"Line 3 of 'a.jsonl'"``).
 
     Attributes:
         text: all of it is learnt.
-        prompt: what stands before it and is not learnt; None for plain text.
+        prompt: the text before it, which is not learnt; None for plain text.
     """
 
     text: str

@@ -41,7 +41,7 @@ def windows(documents: Sequence[list[int]], around: Convention, length: int) -> 
     place, step = 0, length - len(begin)
     while step > 0:
         if place in begun:
-            place += len(begin)  # the window's own begin token stands there already
+            place += len(begin)  # the window's own begin token is there already
         part = slice(place, place + step)
         if len(ids[part]) < step:
             break

@@ -139,7 +139,7 @@ def encode_after(
 
 
 def encode_inside(processor: Any, text: str) -> list[int]:
-    """Token ids of a text that stands after another, without the space some tokenizers prepend."""
+    """Token ids of a text that follows another, without the space some tokenizers prepend."""
     for before in BEFORE:
         start, whole = encode(processor, before), encode(processor, before + text)
         if start and whole[: len(start)] == start:
