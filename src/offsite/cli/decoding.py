@@ -37,7 +37,7 @@ class DecodeOptions:
     decode: Text = None
     offer: Given = None
     decode_steps: Steps = 300
-    decode_strength: Strength = 0.25
+    decode_strength: Strength = 0.4
     device: o.Device = None
 
     def load(self) -> Decoding | None:

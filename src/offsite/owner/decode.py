@@ -54,7 +54,8 @@ class Decode:
             row from a random first token (LLM-QAT, arXiv 2305.17888); or ``"sample:FILE"`` for text
             that it draws after the first 16 tokens of rows of a file. For a model of pictures: the
             pictures, whose classes do not count.
-        strength: the weight of what the emulator says, above 0 and at most 1.
+        strength: the weight of what the emulator says, above 0 and at most 1. On SmolLM2-135M 0.4
+            was better than 0.25 in four runs of four.
         steps, batch_size, lr: of AdamW, with a cosine schedule.
         rank: of the change.
         max_length: tokens of a row.
@@ -66,7 +67,7 @@ class Decode:
     """
 
     text: str
-    strength: float = 0.25
+    strength: float = 0.4
     steps: int = 300
     batch_size: int = 8
     lr: float = 1e-3
