@@ -15,6 +15,11 @@ DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_laye
 WIDE = ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embed_dim")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
 FIXED = ("vocab", "token", "position", "_id", "window", "max_", "chunk", "seq", "n_positions")
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+INDEXER = {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}  # fmt: skip
 LACKING: dict[str, dict[str, Any]] = {  # what a default leaves out, or says for its own depth alone
     "gpt_neo": {"attention_types": [[["global", "local"], BLOCKS // 2]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (BLOCKS // 2)},
@@ -28,6 +33,38 @@ LACKING: dict[str, dict[str, Any]] = {  # what a default leaves out, or says for
         "layer_types": ["mamba", "mamba", "mamba", "attention"] * (BLOCKS // 4),
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * (BLOCKS // 2),
+        "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
+    },
+    "dots3_note": {
+        "text_config": {
+            "per_layer_config": {},
+            "head_dim": 48,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 16,
+            "index_head_dim": 16,
+        }
+    },
+    "inkling_text": {
+        "head_dim": 16,
+        "swa_head_dim": 16,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "d_rel": 16,
+    },
+    "qwen4_exp_text": INDEXER,
+    "qwen4_exp": {"text_config": INDEXER},
+    "reformer": {"is_decoder": True},
+    "xlm": {"emb_dim": WIDTH, "n_words": VOCABULARY, "n_layers": BLOCKS, "n_heads": 4},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (BLOCKS // 2)},
 }
 
 
@@ -62,7 +99,17 @@ def attempts(config_class: Any) -> list[dict[str, Any]]:
     heads = {"num_key_value_heads": 4, "head_dim": WIDTH // 4} | own
     few = {k: v for k, v in own.items() if k in (*DEPTH, "vocab_size")}
     lacking = LACKING.get(config_class.model_type, {})
-    return [one | lacking for one in (own, heads, with_experts, plain, few)]
+    return [joined(one, lacking) for one in (own, heads, with_experts, plain, few)]
+
+
+def joined(changes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Both sets of changes; inside a part that both change, the second counts."""
+    parts = {
+        name: joined(changes[name], value)
+        for name, value in more.items()
+        if isinstance(value, dict) and isinstance(changes.get(name), dict)
+    }
+    return changes | more | parts
 
 
 def shrunk(config_class: Any) -> dict[str, Any]:

@@ -160,3 +160,19 @@ def test_a_language_model_without_its_vision_tower_loads_by_its_own_names(tmp_pa
     loaded, batch = Checkpoint.of(tmp_path / "model", TEXT.auto_class).load(), inputs_for(model)
     assert type(loaded) is type(model) is transformers.Gemma4ForConditionalGeneration
     assert torch.equal(output_of(loaded, batch), output_of(model, batch))
+
+
+@pytest.mark.parametrize("source", ["disk", "memory"])
+def test_a_table_of_positions_cannot_move(source: str, tmp_path: Path) -> None:
+    """Zamba 2 shares one block of attention, with small adapters for each place it stands at."""
+    torch.manual_seed(0)
+    config = transformers.Zamba2Config(
+        **{**COMMON, "hidden_size": 16, "num_hidden_layers": 8, "intermediate_size": 32},
+        num_attention_heads=2, num_mem_blocks=1, adapter_rank=2, mamba_d_state=8,
+        mamba_ngroups=1, n_mamba_heads=4, layers_block_type=["mamba", "hybrid"] * 4,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "model")
+    given = tmp_path / "model" if source == "disk" else model
+    with pytest.raises(OffsiteError, match=r"differ by position \(in '.*layer_dic'\)"):
+        make_offer(given, adapter=ends(2, 2), recipe=[Drop(keep=2)])

@@ -59,8 +59,8 @@ def check_movable(
         for name, module in new.named_modules():
             if name not in own or type(own[name]) is not type(module):
                 continue  # another kind of layer has other tensors, which are compared elsewhere
-            old = settings(own[name])
-            for key, value in settings(module).items():
+            old = settings(own[name], position)
+            for key, value in settings(module, index).items():
                 moved = (old.get(key), value) in ((position, index), (len(blocks), len(built)))
                 if key == BY_INDEX and value:
                     raise differs(f"{name}.{key}")
@@ -68,16 +68,26 @@ def check_movable(
                     raise differs(f"{name}.{key}".lstrip("."))
 
 
-def settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers, flags and words that a module holds, but those for training alone."""
+def settings(module: nn.Module, position: int) -> dict[str, Any]:
+    """The numbers, flags and words that a module holds, but those for training alone.
+
+    Of a table by position it is the entry of this one that counts.
+    """
+    held = {key: entry(value, position) for key, value in vars(module).items()}
     return {
         key: value
-        for key, value in vars(module).items()
+        for key, value in held.items()
         if isinstance(value, (int, float, str, type(None)))
         and not key.startswith("_")
         and key not in UNREAD
         and "drop" not in key
     }
+
+
+def entry(value: Any, position: int) -> Any:
+    """What a table says of a position, as that of Zamba 2's adapters; any other value itself."""
+    table = isinstance(value, dict) and value and all(isinstance(key, int) for key in value)
+    return value.get(position) if table else value
 
 
 def same(old: Any, new: Any) -> bool:
