@@ -20,7 +20,7 @@ from offsite.files import shown
 
 
 def to_json(method: Any) -> dict[str, Any]:
-    """The JSON form of a method: its ``kind`` and every field, methods in it likewise."""
+    """The JSON form of a method: its ``kind`` and every field; a field may hold methods."""
 
     def plain(value: Any) -> Any:
         parts = isinstance(value, tuple) and all(hasattr(part, "kind") for part in value)

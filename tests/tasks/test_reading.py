@@ -191,7 +191,7 @@ def talk(**more: Any) -> list[dict[str, Any]]:
 
 
 CHATS: dict[str, tuple[dict[str, Any], str]] = {
-    "tools": ({"messages": talk(), "tools": [{"name": "rain"}]}, "'tools' beside its messages"),
+    "tools": ({"messages": talk(), "tools": [{"name": "rain"}]}, "'tools' besides its messages"),
     "calls": ({"messages": talk(tool_calls=[{}])}, "'tool_calls' in a message; calls of tools"),
     "role": ({"messages": [*talk(), {"role": "tool", "content": "x"}]}, "'tool' as the role"),
     "thinking": ({"messages": talk(reasoning_content="x")}, "'reasoning_content' in a message"),
@@ -200,7 +200,7 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"messages": talk(weight=0)}, "no message of the assistant to learn from"),
     "parts": ({"messages": talk(content=["x"])}, "a list of parts, so join their texts"),
     "names": ({"messages": [{"role": "gpt", "content": "secret"}]}, "write 'assistant' for 'gpt'"),
-    "preference": ({"messages": talk(), "rejected": talk()}, "'rejected' beside its messages"),
+    "preference": ({"messages": talk(), "rejected": talk()}, "'rejected' besides its messages"),
     "option": ({"messages": talk(), "enable_thinking": False}, "'enable_thinking' beside"),
     "choice": ({"messages": talk(), "tool_choice": "auto"}, "calls of tools are not learnt"),
     "sharegpt": ({"conversations": []}, 'has no "messages" (it has "conversations"'),

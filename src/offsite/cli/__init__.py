@@ -33,7 +33,7 @@ from offsite.cli.process import Stopped, interruption, prepare, stoppable
 from offsite.errors import OffsiteError
 from offsite.training.processes import leave_group, main_process, silent
 
-# Threads that wait sleep. By default they spin, and torch is ten times slower beside other work.
+# Threads that wait sleep. By default they spin, and torch is ten times slower when other work runs.
 # The variable is read once, when torch loads, so it is set before any command.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -227,7 +227,7 @@ def check_offer(
     lines: Lines = [headed(offer, f"{len(odd)} of {len(found)} checks found something odd")]
     lines += [f"  {f.count} {f.what} in {f.where} ({f.share:.1%}): {f.meaning}" for f in odd]
     if skipped is not None:
-        lines.append(f"  not judged   {skipped}; --dp-epsilon protects from traps all the same")
+        lines.append(f"  not judged   {skipped}; --dp-epsilon still protects from traps")
     findings = [asdict(finding) for finding in found]
     emit({"odd": bool(odd), "findings": findings, "not_judged": skipped}, json, lines)
     if odd:

@@ -173,7 +173,8 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         lines.append(
             warning(
                 f"The model has no {kind.processor_name}, so the offer has none and its tuner "
-                "cannot read data; put its files beside the model and make the offer again."
+                "cannot read data; put its files into the folder of the model and make the offer "
+                "again."
             )
         )
     lines.append(f"  record       {path} (private: keep it, never send it)")

@@ -114,7 +114,7 @@ def typed(context: typer.Context, name: str) -> bool:
 
 
 def leave_to_file(context: typer.Context, file: str, allowed: Collection[str]) -> None:
-    """Refuse options beside a file that says all but the ``allowed`` ones.
+    """Refuse options that a file sets already: all but the ``allowed`` ones.
 
     Raises:
         OffsiteError: an option that would have been ignored.

@@ -113,7 +113,7 @@ class GateOptions:
 
 @dataclass(frozen=True)
 class GridOptions:
-    """What every cell of a lab has in common, beside its data."""
+    """What every cell of a lab has in common, besides its data."""
 
     calibration: o.Calibration = None
     adapter: o.Adapter = "ends:2,2"

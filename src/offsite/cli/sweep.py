@@ -80,7 +80,7 @@ def sweep(
         note(sentence)
     show_rows(done, out, json, made_on, more, lines)
     frontier.draw(points, picture, metric=done[0]["metric"])
-    if unmet is not None:  # the results are shown all the same
+    if unmet is not None:  # the results are shown nevertheless
         raise unmet
 
 

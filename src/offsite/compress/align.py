@@ -168,7 +168,7 @@ def outlets(split: Split, positions: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class _Pair(Taught):
-    """The student beside the real model, both run from end to end."""
+    """The student and the full model, both run from end to end."""
 
     def __init__(
         self,

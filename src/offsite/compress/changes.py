@@ -31,7 +31,7 @@ Change = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # "position.layer" to 
 
 
 class LowRank(nn.Module):
-    """``SCALE * B A`` beside every linear layer of every block.
+    """``SCALE * B A`` added to every linear layer of every block.
 
     A is (rank, inputs) and B (outputs, rank); B starts at zero.
     """

@@ -61,7 +61,7 @@ def cut_channels(
 
 
 def check_same(original: nn.Module, layers: Mapping[str, nn.Module], step: str) -> None:
-    """Refuse a block whose linear layers are no longer of the model's sizes."""
+    """Refuse a block whose linear layers were changed in size."""
     sizes = {name: matrix(layer).shape for name, layer in linears(original)}
     odd = [name for name, layer in layers.items() if matrix(layer).shape != sizes.get(name)]
     if odd:

@@ -76,7 +76,7 @@ class Distill:
 
 
 class _Pair(Taught):
-    """The student beside the real middle, fed with the same states."""
+    """The student and the full middle, with the same input states."""
 
     def __init__(
         self, context: Context, student: Middle, emulator: nn.Module, lm: float, kd: float

@@ -43,7 +43,7 @@ def importance(
     Args:
         context: model and calibration data.
         signals: which of :data:`SIGNALS`.
-        learned: further per-block scores to put beside them, such as ScaleOT's.
+        learned: further per-block scores to add, such as ScaleOT's.
 
     Returns:
         For each signal one number per position of the model.

@@ -233,7 +233,7 @@ def make_recipe(
         name: one of :data:`PRESETS`.
         shape: of the model that is cut.
         budget: share of the middle's bytes, over 0 to 1; met to the nearest block.
-        learned: folder of a LayerReplace pass, so that ScaleOT need not run it again.
+        learned: folder of a LayerReplace pass, so that ScaleOT does not run it again.
 
     Raises:
         OffsiteError: an unknown preset, or a budget out of range.

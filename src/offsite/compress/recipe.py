@@ -51,7 +51,7 @@ class Recipe:
             adapter: which blocks are adapter, unless a table says otherwise.
             budget: share of the middle's bytes for a preset that is written without one; None for
                 the whole middle.
-            learned: folder of a LayerReplace pass, so that a ScaleOT preset need not run one.
+            learned: folder of a LayerReplace pass, so that a ScaleOT preset does not run one.
 
         Raises:
             OffsiteError: an unknown preset or step, a budget that is not a number from 0 to 1, or

@@ -71,7 +71,7 @@ def check_contract(delta: Delta, entry: OfferRecord) -> None:
 
 
 def check_side(model: nn.Module, name: str, entry: OfferRecord) -> None:
-    """Hold a group of side tensors beside the full model to the one that the offer brought.
+    """Check that a group of side tensors of the full model is the one that the offer had.
 
     Raises:
         OffsiteError: there is none, or another one.

@@ -43,7 +43,7 @@ def check_contents(folder: Path, manifest: DeltaManifest) -> None:
     side = [n for n in manifest.files if not n.endswith(".safetensors")]
     if any(manifest.files[n].size > MAX_SMALL_BYTES for n in side):
         raise OffsiteError(
-            f"'{folder}' has a file beside its tensors of more than {MAX_SMALL_BYTES} bytes; ask "
+            f"'{folder}' has a file of more than {MAX_SMALL_BYTES} bytes besides its tensors; ask "
             "for a fresh copy."
         )
     if manifest.format == "peft":

@@ -59,7 +59,7 @@ def copy_verified(folder: Path, files: Mapping[str, FileEntry], target: Path) ->
     """
     if sum(entry.size for entry in files.values()) > MAX_SIDE_BYTES:
         raise OffsiteError(
-            f"The files of '{folder}' beside the weights have more than {MAX_SIDE_BYTES} bytes; "
+            f"The files of '{folder}' besides the weights have more than {MAX_SIDE_BYTES} bytes; "
             "ask for a copy with smaller ones."
         )
     for name, entry in files.items():

@@ -127,8 +127,8 @@ class OfferManifest(Manifest, SideEntries):
 
     ``adapter`` counts blocks of the emulator; their positions in the full model are not given.
     ``layers`` and ``shared`` are empty when plain transformers can load the folder.
-    ``fingerprint`` is a salted hash of the full model's (:mod:`offsite.exchange.commitment`); in
-    offers from before there was a salt it is that itself.
+    ``fingerprint`` is a salted hash of the full model's fingerprint
+    (:mod:`offsite.exchange.commitment`); old offers hold that fingerprint itself.
     ``side`` names the tensors of its groups of side tensors (:mod:`offsite.exchange.side`).
     """
 

@@ -50,7 +50,7 @@ class Kept(Protocol):
         """Where it was saved; None if it was not."""
 
     def save(self, path: str | Path, *, sent: Mapping[str, str | None]) -> None:
-        """Write it, beside what is there already; ``sent`` maps offers to their digests."""
+        """Write it, and keep what is there already; ``sent`` maps offers to their digests."""
 
 
 @dataclass
@@ -154,7 +154,7 @@ def vet_offer(folder: Path, inner: Path) -> tuple[OfferManifest, Any, Any, list[
 
     Args:
         folder: an offer folder.
-        inner: an empty folder for private copies of the files beside the weights.
+        inner: an empty folder for private copies of the other files.
 
     Returns:
         The manifest; the model on the meta device, layers of the allow-list in place; its

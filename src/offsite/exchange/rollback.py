@@ -28,7 +28,7 @@ State = Mapping[str, frozenset[str]]  # ids of the deltas that each offer of a r
 
 
 def remember(state: State) -> None:
-    """Note what a record holds, beside what was noted of it before.
+    """Note what a record holds, and keep what was noted of it before.
 
     Where the folder of keys cannot be written, nothing is noted, as there is no seal there either.
     """

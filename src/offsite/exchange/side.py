@@ -99,7 +99,7 @@ class SideTensors:
 
 
 class SideModule(nn.Module):
-    """A group beside a model's weights.
+    """A group of side tensors of a model.
 
     Its tensors are buffers that follow the model to a device but keep their dtype, and that no
     checkpoint of the model contains.
@@ -196,7 +196,7 @@ def save_side(group: SideTensors, path: Path) -> None:
 
 
 def attach_side(model: nn.Module, group: SideTensors) -> None:
-    """Put a group beside a model's weights, in the place of an older one of its name.
+    """Attach a group to a model, and replace an older one of its name.
 
     Raises:
         OffsiteError: tensors that this model cannot use.
@@ -209,13 +209,13 @@ def attach_side(model: nn.Module, group: SideTensors) -> None:
 
 
 def side_modules(model: nn.Module) -> dict[str, SideModule]:
-    """The groups beside a model's weights, as modules, by name."""
+    """The groups of a model, as modules, by name."""
     holder = getattr(model, SIDE_MODULES, {})
     return {name: module for name, module in holder.items() if isinstance(module, SideModule)}
 
 
 def sides_of(model: nn.Module) -> dict[str, SideTensors]:
-    """The groups beside a model's weights, by name."""
+    """The groups of a model, by name."""
     return {
         name: SideTensors(name, module.tensors()) for name, module in side_modules(model).items()
     }

@@ -92,7 +92,7 @@ def plan_cells(plan: Plan) -> CellGraph:
 
 
 def method_key(tuning: Tuning, model: nn.Module) -> dict[str, Any]:
-    """What a tuned delta depends on beside its offer: method, reach, the side tensors it uses."""
+    """What a tuned delta depends on besides its offer: method, reach, the side tensors it uses."""
     method = tuning.method
     sides = sides_of(model).items()
     more: dict[str, Any] = {name: group.hash for name, group in sides if name == method.side}
@@ -101,7 +101,7 @@ def method_key(tuning: Tuning, model: nn.Module) -> dict[str, Any]:
 
 
 def decode_key(how: Decode) -> dict[str, Any]:
-    """What decoding depends on beside the delta: the text counts by what it holds."""
+    """What decoding depends on besides the delta: the text counts by what it holds."""
     kind = "sample" if how.text != how.file else "file"
     return {"decode": {**asdict(how), "text": [kind, data_identity(how.file)]}}
 

@@ -52,7 +52,7 @@ from offsite.tasks.data import find_source, need_source
 from offsite.training.options import TrainOptions
 
 UNUSED = {
-    "seed": "write seeds = [0, 1] beside the models",
+    "seed": "write seeds = [0, 1] next to the models",
     "save_every": "its cells are what it goes on from",
     "eval_every": "it scores when a run has ended",
     "patience": "it scores when a run has ended",
@@ -236,8 +236,8 @@ def named_recipes(
     recipes: dict[str, Any] = {name: name for name in presets}
     if recipes and keep is None and distill_steps is not None:
         raise OffsiteError(
-            "--distill-steps distils the uniform recipe, which beside --recipe needs --keep; add "
-            "--keep, or use a preset that distils, such as distil@0.4."
+            "--distill-steps distils the uniform recipe, which needs --keep if there is a "
+            "--recipe; add --keep, or use a preset that distils, such as distil@0.4."
         )
     if keep is None and recipes:
         return recipes

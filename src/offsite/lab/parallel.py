@@ -2,7 +2,7 @@
 
 A process takes one cell after the other, and writes its outcome into the folder that all share. So
 a kill loses only the cells that are running. A cell that fails does not stop those that can do
-without it. One that runs out of memory beside others is computed again when fewer run.
+without it. One that runs out of memory is computed again when fewer run.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell could not be computed; ``memory`` if it might be with fewer beside it."""
+    """Why a cell could not be computed; ``memory`` if it might be with fewer jobs."""
 
     reason: str
     memory: bool = False
@@ -103,7 +103,7 @@ def dispatch(
 
     A free process gets the first job that is ready, if possible one of the plan whose model it
     holds. What a failed job was needed for fails with it. After a job that ran out of memory
-    beside others, one job fewer runs at a time, and it is tried again.
+    while others run, one job fewer runs at a time, and it is tried again.
     """
     waiting, at_once = dict(graph), len(workers)
     over: set[Job] = set()
@@ -246,7 +246,7 @@ def work(
                 failure = Failure(sentence(error, log), is_out_of_memory(error))
             if failure is not None and failure.memory:
                 lab = None
-                trim_memory()  # for those beside it
+                trim_memory()  # for the other jobs
             connection.send(failure)
 
 

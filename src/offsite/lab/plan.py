@@ -114,7 +114,7 @@ class Plan:
         return kind(self.task), kind(self.calibration_task or self.task)
 
     def prepare(self, model: Any) -> Any:
-        """The full model with the plan's side tensors beside it."""
+        """The full model with the plan's side tensors attached."""
         for group in read_sides(self.side):
             attach_side(model, group)
         return model

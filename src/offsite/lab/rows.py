@@ -15,7 +15,7 @@ from offsite.training.identity import Identity
 def flatten(
     parts: Mapping[str, Any], emulator: Mapping[str, Any], tuned: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The figures beside the scores, and under ``details`` what is known of each score.
+    """The figures besides the scores, and under ``details`` what is known of each score.
 
     ``diverged`` has the scores that are not finite numbers, if there are any.
     """
@@ -57,7 +57,7 @@ def make_row(
     Args:
         known_by: the plan's :func:`identity`.
         metric: its name, and whether more is better.
-        parts: the outcomes of the stages beside tuning, by the score they give.
+        parts: the outcomes of the stages besides tuning, by the score they give.
         tuned: the outcome of tuning; empty where there was none.
         extra: what else the row is to say.
     """

@@ -104,7 +104,7 @@ def working_dtype(skeleton: nn.Module, native: torch.dtype) -> torch.dtype:
     say(
         f"In float32 the model takes {size / 1e9:.1f} GB, too much for the {room / 1e9:.1f} GB of "
         f"memory here; its weights stay in {str(native).removeprefix('torch.')} and on disk. Give "
-        "--dtype float32 to compute in float32 all the same."
+        "--dtype float32 to compute in float32 anyway."
     )
     return native
 

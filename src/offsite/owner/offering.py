@@ -80,7 +80,7 @@ def make_offer(
             block that the emulator's block replaces.
         work, resume: folder of what a long step needs to be resumed, and whether to.
         side: groups of side tensors to ship, by name, each as tensors or as a file, such as
-            ``{"prompt_decoder": offsite.learn_decoder(...)}``; those beside the model go along.
+            ``{"prompt_decoder": offsite.learn_decoder(...)}``; those of the model are sent too.
         leave_out: words not to ship: ``added-tokens``, ``chat-template``, ``labels``.
 
     Returns:

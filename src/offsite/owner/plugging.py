@@ -85,7 +85,7 @@ def keep_apart(
     """
     placed, manifest = attach_delta(model, delta, record, side), delta.manifest
     method, tensors, config = placed.attached.served(placed.tensors)
-    check_change(placed.full, placed.tuned())  # what it changes wherever it is served
+    check_change(placed.full, placed.tuned())  # its change, also where it is served
     return Plugged(
         method, placed.blocks, tensors, record.fingerprint, config,
         manifest.head, manifest.labels, manifest.id,

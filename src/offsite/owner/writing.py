@@ -92,7 +92,7 @@ def write_plugged(
 
 
 def write_note(folder: Path, delta: str, before: nn.Module, after: nn.Module) -> None:
-    """Say beside a merged model which delta it holds, and which parameters that changed."""
+    """Note in a merged model's folder which delta it holds and which parameters changed."""
     note = {"kind": "tuned", "delta": delta, "tuned": sorted(tuned_names(before, after))}
     write_file(folder / MERGED, json.dumps(note, indent=1) + "\n")
 

@@ -97,7 +97,7 @@ def inspect_offer(path: Path) -> Shown:
         ("other layers", ", ".join(special) or "none: plain transformers can load it"),
         ("shared blocks", len(manifest.shared) or "none"),
         *side_facts(manifest),
-        *(("words", line) for line in [*words.lines()] or ["none beside the vocabulary"]),
+        *(("words", line) for line in [*words.lines()] or ["none besides the vocabulary"]),
         ("returns at most", f"{manifest.contract.max_bytes:,} bytes"),
         ("a tensor changes by", f"at most {MAX_CHANGE:g} times its norm and 1 in each value"),
     ]

@@ -83,7 +83,7 @@ class Scores:
     def margin(self) -> float | None:
         """Plug-in against healed emulator, signed so that larger is better for the owner.
 
-        A tuner who holds an offer need not confine the tuning to the adapter, so this is the
+        A data owner can tune more of an offer than the adapter, so this is the
         number that protects: what the plugged model is worth to a tuner who keeps everything.
         """
         return self._over(self.healed)
@@ -118,7 +118,7 @@ class Scores:
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """The scores under ``scores``, unknown ones absent, and the derived figures beside them."""
+        """The scores under ``scores``, unknown ones absent, and the derived figures."""
         known = {key: getattr(self, key) for key in KEYS if getattr(self, key) is not None}
         derived = {key: getattr(self, key) for key in DERIVED if getattr(self, key) is not None}
         return {

@@ -60,7 +60,7 @@ class Scoring:
     dtype: torch.dtype | None = torch.float32
 
     def facts(self) -> dict[str, Any]:
-        """What a score depends on beside the model, to be written beside it."""
+        """What a score depends on besides the model, to be written with it."""
         facts = {"task": self.harness} if self.test is None else settings_of(self.task)
         return facts if self.harness is None else {**facts, "max_length": self.max_length}
 

@@ -45,7 +45,7 @@ class Peer:
 
 
 def key_folder() -> Path:
-    """The folder of keys and peers; it need not exist."""
+    """The folder of keys and peers; it may not exist yet."""
     if given := os.environ.get("OFFSITE_HOME"):
         return Path(given)
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"

@@ -61,7 +61,7 @@ class TaskData:
         return self.task.rows(prepared, model, train=self.train)
 
     def identity(self) -> str:
-        """What tells this data from other data, wherever it lies."""
+        """The identity of the data, which does not depend on its path."""
         return self.source.identity()
 
 

@@ -46,7 +46,7 @@ class Source:
             raise OffsiteError(f"There is no data file '{self}'; check the path.")
 
     def identity(self) -> str:
-        """What tells this data from other data wherever it lies: a hash of what it holds.
+        """The identity of the data, which does not depend on its path: a hash of the contents.
 
         A folder counts by the names and contents of its files; hidden ones are left out.
         """

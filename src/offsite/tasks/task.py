@@ -108,7 +108,7 @@ class Task(Protocol):
         """Tokens a row may have; None for what is not text."""
 
     def identity(self) -> dict[str, Any]:
-        """All that the rows, the loss and the metric depend on beside the data, as JSON."""
+        """All that the rows, the loss and the metric depend on besides the data, as JSON."""
 
     def one_by_one(self) -> Task:
         """This task for differential privacy: each example is a row that no other changes."""

@@ -49,7 +49,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def files(checkpoint: Path) -> list[Path]:
-    """What a checkpoint is made of, beside its seal."""
+    """The files of a checkpoint besides its seal."""
     return sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL)
 
 

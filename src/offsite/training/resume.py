@@ -22,7 +22,7 @@ class Interrupted(OffsiteError):
 
 
 def work_folder(out: Path, resume: bool) -> Path:
-    """The folder for resumable state of what will be written to ``out``; it need not exist.
+    """The folder for resumable state of what will be written to ``out``; it may not exist yet.
 
     Raises:
         OffsiteError: it holds the state of an interrupted run and ``resume`` is not asked for.

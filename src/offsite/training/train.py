@@ -88,7 +88,7 @@ def train(
         divisible: whether the loss of a batch is the sum of the losses of its parts, so that a
             batch that does not fit into memory may be computed in parts.
         steady: whether all batches of one shape make the same calls, so that a GPU may replay them.
-        callbacks: told of every step, beside the progress bar.
+        callbacks: called at every step, like the progress bar.
 
     Raises:
         OffsiteError: nothing to train, or nothing to resume.

@@ -78,7 +78,7 @@ class Fastfood(nn.Module):
 
 
 class Projected(nn.Module):
-    """``weight + scale * Fastfood(theta)``; one ``theta`` in all, one ``scale`` a block."""
+    """``weight + scale * Fastfood(theta)``; one ``theta`` for all, one ``scale`` a block."""
 
     def __init__(self, theta: nn.Parameter, scale: nn.Parameter | None, project: Fastfood) -> None:
         super().__init__()

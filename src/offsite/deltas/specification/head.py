@@ -19,7 +19,7 @@ from offsite.model.heads import head_path
 class Head(Method):
     """Tune no block. The delta holds the head, as every delta of an image task does.
 
-    It learns at the rate of heads, ``TrainOptions.head_lr``, as it does beside any other method.
+    Its learning rate is ``TrainOptions.head_lr``, as with any other method.
 
     Raises:
         OffsiteError: on attaching to a model without a classifier head.

@@ -54,7 +54,7 @@ def check_line(row: Row) -> None:
         )
     for key in (*TOOLS, *OTHER):
         if row.values.get(key) not in (None, [], {}, ""):
-            raise unused(row.where, key, "beside its messages")
+            raise unused(row.where, key, "besides its messages")
 
 
 def read_message(message: Any, where: str) -> dict[str, Any]:

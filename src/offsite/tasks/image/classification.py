@@ -183,7 +183,7 @@ class ImageClassification:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 64) -> Evaluation:
-        """Share of pictures whose highest score is their class, with the mean loss beside it.
+        """Share of pictures whose highest score is their class, and the mean loss.
 
         Raises:
             OffsiteError: no picture, or a model made for other classes.

@@ -185,7 +185,7 @@ class CausalText:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Dataset[Any], *, batch_size: int = 16) -> Evaluation:
-        """Mean loss in nats per token, with perplexity beside it; items are means per row.
+        """Mean loss in nats per token, and perplexity; items are means per row.
 
         Rows of different numbers of tokens have these as weights.
         """
