@@ -121,3 +121,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         return status, *capfd.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    """An image processor of tiny pictures."""
+    from tests.support.pictures import image_processor
+
+    return image_processor()

@@ -30,16 +30,11 @@ from offsite.training.resume import Interrupted
 from offsite.tuner.tuning import run_tune, tune
 from tests.support.models import VISION as FAMILIES
 from tests.support.models import backbone, classifier
-from tests.support.pictures import NAMES, image_processor, logits, write_arrays
+from tests.support.pictures import NAMES, logits, write_arrays
 from tests.support.signals import Interrupt
 
 TASK = ImageClassification()
 SHORT = TrainOptions(steps=3, batch_size=4, lr=1e-2)
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return image_processor()
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,9 @@ from offsite.errors import OffsiteError
 from offsite.tasks import load_task
 from offsite.tasks.image.augment import augment
 from offsite.tasks.image.classification import ImageClassification
-from tests.support.pictures import image_processor, write_arrays
+from tests.support.pictures import write_arrays
 
 TASK = ImageClassification()
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return image_processor()
 
 
 def test_augmentation_depends_on_the_batch_alone(tmp_path: Path, processor: Any) -> None:

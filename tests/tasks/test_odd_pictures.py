@@ -17,11 +17,6 @@ from tests.support.pictures import image_processor, write_folder
 TASK = ImageClassification()
 
 
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return image_processor()
-
-
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
 def test_other_modes_are_converted(mode: str, tmp_path: Path, processor: Any) -> None:
     folder = write_folder(tmp_path)

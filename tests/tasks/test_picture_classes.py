@@ -15,7 +15,6 @@ from offsite.tasks.image.classification import ImageClassification
 from tests.support.models import classifier
 from tests.support.pictures import (
     NAMES,
-    image_processor,
     paint,
     picture_folders,
     write_arrays,
@@ -23,11 +22,6 @@ from tests.support.pictures import (
 )
 
 TASK = ImageClassification()
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return image_processor()
 
 
 def named(*labels: str) -> Any:

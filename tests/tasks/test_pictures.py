@@ -16,7 +16,6 @@ from offsite.tasks.image.classification import ImageClassification
 from offsite.tasks.image.pictures import read_pictures
 from tests.support.pictures import (
     NAMES,
-    image_processor,
     paint,
     picture_folders,
     write_arrays,
@@ -24,11 +23,6 @@ from tests.support.pictures import (
 )
 
 TASK = ImageClassification()
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return image_processor()
 
 
 def test_arrays_choose_the_split_and_the_classes(tmp_path: Path, processor: Any) -> None:
