@@ -30,6 +30,7 @@ from offsite.model.split import Split
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks import load_task
+from offsite.tasks.data import rows_of
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 
@@ -54,7 +55,7 @@ def main(kind: str) -> None:
     model = loaded.requires_grad_(False)
 
     def load(name: str, train: bool) -> Any:
-        return task.load(INPUT / name, processor, model, train=train)
+        return rows_of(task, INPUT / name, processor, model, train=train)
 
     public, private = load("books.txt", True), load("wikitext/train.txt", True)
     whole = load("wikitext/test.txt", False)

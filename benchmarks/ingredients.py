@@ -72,6 +72,7 @@ class Bench:
 
         from offsite.model.checkpoint import load_model, load_processor
         from offsite.tasks import load_task
+        from offsite.tasks.data import rows_of
 
         self.device, self.task = device, load_task("text", max_length=256)
         self.processor = load_processor(str(INPUT / "bookling-31m"), "text")
@@ -79,7 +80,7 @@ class Bench:
         self.model = model.to(device)
 
         def load(name: str, train: bool) -> Any:
-            return self.task.load(INPUT / name, self.processor, model, train=train)
+            return rows_of(self.task, INPUT / name, self.processor, model, train=train)
 
         self.public, self.private = load("books.txt", True), load("wikitext/train.txt", True)
         self.test = load("wikitext/test.txt", False)

@@ -28,6 +28,7 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks import load_task
+from offsite.tasks.data import rows_of
 from offsite.tasks.task import Task
 from offsite.training.devices import pick_device
 from offsite.training.options import TrainOptions
@@ -112,7 +113,7 @@ def run(tensors: dict[str, Any] | None, recipe: str, name: str, seed: int) -> di
     options = TrainOptions(steps=120, batch_size=batch_size, seed=seed)
     data, test_data = INPUT / train, INPUT / test
     tuned = run_tune(offer, data, method, options=options, task=task(kind), device=pick_device())
-    rows = task(kind).load(test_data, processor, model, train=False)
+    rows = rows_of(task(kind), test_data, processor, model, train=False)
     plugged = plug(model, tuned.delta, record, side={"prompt_decoder": tensors})
     pair = {"emulator_tuned": tuned.model, "plug_in": plugged.to(pick_device())}
     return {score: task(kind).evaluate(place, rows).value for score, place in pair.items()}

@@ -27,6 +27,7 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import keep_apart, merge_delta, plug
 from offsite.owner.serving import load_plugged
+from offsite.tasks.data import rows_of
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
 from offsite.training.train import train
@@ -62,7 +63,7 @@ def test_with_nothing_dropped_it_is_tuning_the_full_model(
     _, delta, record = trip(model, [], tokenizer, text_file, tmp_path)
     plugged = merge_delta(model, delta, record)
     own, method = copy.deepcopy(model), LoRA(rank=2)
-    rows = TASK.load(text_file, tokenizer, own, train=True)
+    rows = rows_of(TASK, text_file, tokenizer, own, train=True)
     torch.manual_seed(SHORT.seed)
     attached = method.attach(own, range(6))
     train(

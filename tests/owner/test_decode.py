@@ -24,6 +24,7 @@ from offsite.owner.mixture import Mixture, with_delta
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import merge_delta
 from offsite.owner.sampling import sampled_rows
+from offsite.tasks.data import rows_of
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
@@ -147,7 +148,7 @@ def test_rows_are_drawn_from_the_model_as_it_predicts(family: str, tokenizer: An
 
 def test_rows_begin_with_those_of_a_file(tokenizer: Any, text_file: Path) -> None:
     model = language_model("llama")
-    given: Any = TASK.load(text_file, tokenizer, model)
+    given: Any = rows_of(TASK, text_file, tokenizer, model)
     drawn = sampled_rows(model, tokenizer, given, count=200, length=24, seed=0)
     assert len(drawn) == 200
     for index, row in enumerate(drawn):

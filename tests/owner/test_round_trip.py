@@ -22,6 +22,7 @@ from offsite.model.blocks import get_blocks
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
+from offsite.tasks.data import rows_of
 from offsite.tasks.text.causal import CausalText
 from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
@@ -151,12 +152,12 @@ def test_tuning_beats_not_tuning_and_leaves_the_offer_alone(
 ) -> None:
     model = language_model("llama")
     offer, record = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer)
-    before = TASK.evaluate(offer.model, TASK.load(text_file, tokenizer, offer.model)).value
+    before = TASK.evaluate(offer.model, rows_of(TASK, text_file, tokenizer, offer.model)).value
     delta = tune(offer, text_file, Full(), options=TrainOptions(steps=30, lr=1e-2), task=TASK)
-    after = TASK.evaluate(offer.model, TASK.load(text_file, tokenizer, offer.model)).value
+    after = TASK.evaluate(offer.model, rows_of(TASK, text_file, tokenizer, offer.model)).value
     assert before == after
     plugged = plug(model, delta, record)
-    rows = TASK.load(text_file, tokenizer, model)
+    rows = rows_of(TASK, text_file, tokenizer, model)
     assert TASK.evaluate(plugged, rows).value < TASK.evaluate(model, rows).value - 0.5
 
 
@@ -173,7 +174,7 @@ def test_distillation_brings_the_emulator_closer(
     healed, record = make_offer(model, recipe=recipe, **options)
     for name, tensor in before.items():
         assert torch.equal(state(model)[name], tensor)
-    batch = {"input_ids": TASK.load(text_file, tokenizer, model)[0]["input_ids"][None]}
+    batch = {"input_ids": rows_of(TASK, text_file, tokenizer, model)[0]["input_ids"][None]}
     target = output_of(model, batch)
     distances = [(output_of(o.model, batch) - target).norm() for o in (healed, plain)]
     assert distances[0] < 0.8 * distances[1]

@@ -24,6 +24,7 @@ from offsite.model.heads import labels_of
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
+from offsite.tasks.data import rows_of
 from offsite.tasks.image.classification import ImageClassification
 from offsite.training.options import TrainOptions
 from offsite.training.resume import Interrupted
@@ -177,7 +178,7 @@ def test_tuning_beats_not_tuning(arrays: Path, processor: Any) -> None:
     tuned = run_tune(offer, str(arrays), Full(), options=options, task=TASK, eval_data=str(arrays))
     assert tuned.evaluation is not None and tuned.evaluation.value > 0.8
     plugged = plug(model, tuned.delta, record)
-    rows = TASK.load(arrays, processor, plugged)
+    rows = rows_of(TASK, arrays, processor, plugged)
     assert TASK.evaluate(plugged, rows).value > 0.6
     with pytest.raises(OffsiteError, match="knows LABEL_0"):
         TASK.evaluate(classifier("vit", labels=2), rows)
@@ -207,7 +208,7 @@ def test_bfloat16_offers_work(arrays: Path, processor: Any) -> None:
     assert {entry.dtype for entry in delta.manifest.tensors.values()} == {"BF16"}
     plugged = plug(model, delta, record)
     assert {p.dtype for p in plugged.parameters()} == {torch.bfloat16}
-    TASK.evaluate(plugged, TASK.load(arrays, processor, plugged))
+    TASK.evaluate(plugged, rows_of(TASK, arrays, processor, plugged))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
-from offsite.tasks.data import TaskData
+from offsite.tasks.data import TaskData, rows_of
 from offsite.tasks.source import Source
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
@@ -50,7 +50,7 @@ def test_every_question_is_scored_as_lm_eval_scores_it(tokenizer: Any, tmp_path:
     found = harness_scores(model, tokenizer, {n: data(n, source) for n in names})
     for name in names:
         task = load_task(name)
-        ours = task.evaluate(model, task.load(source, tokenizer, model, train=False))
+        ours = task.evaluate(model, rows_of(task, source, tokenizer, model, train=False))
         theirs = found[name]
         assert ours.items == theirs.items and len(ours.items) == 40
         assert (ours.metric, ours.value, ours.count) == (theirs.metric, theirs.value, theirs.count)
@@ -88,7 +88,7 @@ def test_emulator_tuned_and_plugged_models_go_in_as_they_are(
         tuned = run_tune(offer, source, method, options=options, task=task)
         plugged = plug(model, tuned.delta, record)
         for given in (offer.model, tuned.model, plugged):
-            ours = task.evaluate(given, task.load(source, tokenizer, given, train=False))
+            ours = task.evaluate(given, rows_of(task, source, tokenizer, given, train=False))
             theirs = harness_scores(
                 given, tokenizer, {"t": TaskData(task, Source.of(source))}, batch_size=8
             )["t"]

@@ -16,6 +16,7 @@ import pytest
 
 from offsite.scores.harness import METRICS
 from offsite.tasks import load_task
+from offsite.tasks.data import rows_of
 from offsite.tasks.questions.choice import MultipleChoice
 from offsite.tasks.questions.file import builtin_names
 from tests.support.models import language_model
@@ -85,7 +86,7 @@ def test_questions_score_as_in_the_harness_itself(
         rows = [json.loads(line) for line in chosen]
     task = load_task(name)
     model = language_model("llama", max_position_embeddings=2048)
-    ours = task.evaluate(model, task.load(path, tokenizer, model, train=False))
+    ours = task.evaluate(model, rows_of(task, path, tokenizer, model, train=False))
 
     folder = Path(lm_eval.__file__).parent / "tasks"
     config = yaml.safe_load((folder / definition).read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ import torch
 from offsite.errors import OffsiteError
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
-from offsite.tasks.data import TaskData
+from offsite.tasks.data import TaskData, rows_of
 from offsite.tasks.questions.open_question import is_right, normal, stop_tokens
 from offsite.tasks.source import Source
 from tests.support.models import classifier, language_model
@@ -46,7 +46,7 @@ def test_text(text: str, harness: bool, tokenizer: Any, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
         found = harness_scores(model, tokenizer, {"t": TaskData(task, Source.of(data))})["t"]
     else:
-        found = task.evaluate(model, task.load(data, tokenizer, model))
+        found = task.evaluate(model, rows_of(task, data, tokenizer, model))
     assert math.isnan(found.value)
 
 
@@ -65,7 +65,7 @@ def test_infinite_logits(text: str, harness: bool, tokenizer: Any, tmp_path: Pat
         given = {"t": TaskData(task, Source.of(tmp_path / "a.jsonl"))}
         found = harness_scores(model, tokenizer, given)["t"]
     else:
-        found = task.evaluate(model, task.load(tmp_path / "a.jsonl", tokenizer, model))
+        found = task.evaluate(model, rows_of(task, tmp_path / "a.jsonl", tokenizer, model))
     assert math.isnan(found.value)
 
 
@@ -82,7 +82,7 @@ def test_choices_that_all_tie(harness: bool, tokenizer: Any, tmp_path: Path) -> 
             pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra 'eval')")
             given = {"t": TaskData(task, Source.of(tmp_path / "a.jsonl"))}
             harness_scores(model, tokenizer, given)
-        task.evaluate(model, task.load(tmp_path / "a.jsonl", tokenizer, model))
+        task.evaluate(model, rows_of(task, tmp_path / "a.jsonl", tokenizer, model))
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_pictures(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=pixels, y=np.arange(4) % 3)
     task, model = load_task("image-classification"), broken(classifier("vit"))
     model.config.id2label = {0: "0", 1: "1", 2: "2"}
-    rows = task.load(tmp_path / "a.npz", image_processor(), model)
+    rows = rows_of(task, tmp_path / "a.npz", image_processor(), model)
     assert math.isnan(task.evaluate(model, rows).value)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.tasks import load_task
+from offsite.tasks.data import rows_of
 from offsite.tasks.image.augment import augment
 from offsite.tasks.image.classification import ImageClassification
 from tests.support.pictures import write_arrays
@@ -19,7 +20,7 @@ TASK = ImageClassification()
 
 def test_augmentation_depends_on_the_batch_alone(tmp_path: Path, processor: Any) -> None:
     path = write_arrays(tmp_path)
-    rows = TASK.load(path, processor, None, train=True)
+    rows = rows_of(TASK, path, processor, None, train=True)
     batch = [rows[i] for i in (3, 1, 4)]
     torch.manual_seed(1)
     first = TASK.collate(batch)["pixel_values"]
@@ -28,7 +29,7 @@ def test_augmentation_depends_on_the_batch_alone(tmp_path: Path, processor: Any)
     assert not torch.equal(first, TASK.collate(batch[::-1])["pixel_values"].flip(0))
     plain = ImageClassification(augment=()).collate(batch)["pixel_values"]
     assert torch.equal(plain, torch.stack([row["pixel_values"] for row in batch]))
-    scored = TASK.load(path, processor, None)
+    scored = rows_of(TASK, path, processor, None)
     kept = TASK.collate([scored[0]])["pixel_values"][0]
     assert torch.equal(kept, scored[0]["pixel_values"])
     with pytest.raises(OffsiteError, match="not an augmentation"):

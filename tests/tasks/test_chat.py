@@ -15,7 +15,7 @@ from offsite.model.replay import IGNORE
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
 from offsite.tasks.chat.conversations import encode_chat
-from offsite.tasks.data import read_data
+from offsite.tasks.data import read_data, rows_of
 from offsite.training.options import TrainOptions
 from offsite.tuner.tuning import run_tune
 from tests.support.models import language_model
@@ -54,7 +54,7 @@ def test_chats_tune_through_the_whole_path(chatty: Any, tmp_path: Path) -> None:
     path.write_text((json.dumps({"messages": TALK}) + "\n") * 3)
     model, task = language_model("llama"), load_task("chat", max_length=128)
     offer, _ = make_offer(model, recipe=[Drop(keep=1)], processor=chatty, task=task)
-    rows = task.load(path, chatty, offer.model, train=False)
+    rows = rows_of(task, path, chatty, offer.model, train=False)
     before = task.evaluate(offer.model, rows)
     tuned = run_tune(
         offer, path, options=TrainOptions(steps=20, lr=1e-2), task=task, eval_data=path

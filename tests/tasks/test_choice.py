@@ -19,7 +19,7 @@ from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.owner.plugging import plug
 from offsite.tasks import load_task, task_names
-from offsite.tasks.data import TaskData, read_data
+from offsite.tasks.data import TaskData, read_data, rows_of
 from offsite.tasks.questions.likelihood import (
     Question,
     by_tokens,
@@ -70,8 +70,8 @@ def test_accuracy_equals_a_slow_obvious_reference(
     family: str, tokenizer: Any, questions: Path
 ) -> None:
     model, task = language_model(family), load_task("arc_easy")
-    data = task.load(questions, tokenizer, model, train=False)
-    asked = data.questions  # type: ignore[attr-defined]
+    data = rows_of(task, questions, tokenizer, model, train=False)
+    asked = data.questions
     expected: list[list[float]] = [
         [
             slow_score(model, tokenizer, f"Question: {r['question']}\nAnswer:", c)
@@ -106,13 +106,13 @@ def test_accuracy_equals_a_slow_obvious_reference(
 
 def test_training_rows_carry_the_right_answer_alone(tokenizer: Any, questions: Path) -> None:
     model, task = language_model("llama"), load_task("arc_easy", max_length=64)
-    rows = task.load(questions, tokenizer, model, train=True)
+    rows = rows_of(task, questions, tokenizer, model, train=True)
     texts = []
-    for index in range(len(rows)):  # type: ignore[arg-type]
+    for index in range(len(rows)):
         labels = rows[index]["labels"]
         texts += tokenizer.decode(labels[labels != IGNORE]).split("<|end|>")[:-1]
     assert sorted(texts) == sorted(" " + row["choices"][row["answer"]] for row in ROWS)
-    assert max(len(rows[i]["input_ids"]) for i in range(len(rows))) <= 64  # type: ignore[arg-type]
+    assert max(len(rows[i]["input_ids"]) for i in range(len(rows))) <= 64
 
 
 def test_the_whole_exchange_learns_the_answers(tokenizer: Any, questions: Path) -> None:
@@ -128,14 +128,14 @@ def test_the_whole_exchange_learns_the_answers(tokenizer: Any, questions: Path) 
     losses = [point["eval_loss"] for point in tuned.history.points if "eval_loss" in point]
     assert losses[-1] < losses[0] - 0.1
     plugged = plug(model, tuned.delta, record)
-    rows = task.load(questions, tokenizer, plugged, train=False)
+    rows = rows_of(task, questions, tokenizer, plugged, train=False)
     assert task.evaluate(plugged, rows).items == tuned.evaluation.items  # nothing was dropped
 
 
 def scored(family: str, tokenizer: Any, questions: Path) -> tuple[Any, Any, Any, Any]:
     """A model of a family, a task, its data, and the scores of their questions."""
     model, task = language_model(family), load_task("arc_easy")
-    data = task.load(questions, tokenizer, model, train=False)
+    data = rows_of(task, questions, tokenizer, model, train=False)
     return model, task, data, task.evaluate(model, data).items
 
 
@@ -183,14 +183,14 @@ def test_open_questions_are_generated_greedily(tokenizer: Any, tmp_path: Path) -
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     model, task = language_model("llama"), load_task("webquestions")
     offer, _ = make_offer(model, recipe=[Drop(keep=1)], processor=tokenizer, task=task)
-    before = task.evaluate(model, task.load(path, tokenizer, model, train=False))
+    before = task.evaluate(model, rows_of(task, path, tokenizer, model, train=False))
     assert (before.metric, before.value, before.count) == ("exact_match", 0.0, 3)
     options = TrainOptions(steps=40, batch_size=3, lr=1e-2)
     tuned = run_tune(offer, path, options=options, task=task, eval_data=path)
     assert tuned.evaluation is not None and tuned.evaluation.items == (1.0, 1.0, 1.0)
     get = tuned.model.model.layers  # type: ignore[union-attr]
     get[1].self_attn.layer_idx = 0  # type: ignore[index, union-attr]
-    again = task.evaluate(tuned.model, task.load(path, tokenizer, tuned.model, train=False))
+    again = task.evaluate(tuned.model, rows_of(task, path, tokenizer, tuned.model, train=False))
     assert again.value == 1.0
     assert normal("  The, dog!\n") == "the dog"
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from offsite.errors import OffsiteError
+from offsite.tasks.data import rows_of
 from offsite.tasks.image.classification import ImageClassification
 from tests.support.models import classifier
 from tests.support.pictures import image_processor, write_folder
@@ -22,7 +23,7 @@ def test_other_modes_are_converted(mode: str, tmp_path: Path, processor: Any) ->
     folder = write_folder(tmp_path)
     suffix = "tiff" if mode == "CMYK" else "png"
     Image.new(mode, (20, 30)).save(folder / "red" / f"odd.{suffix}")
-    rows: Any = TASK.load(folder, processor, None)
+    rows: Any = rows_of(TASK, folder, processor, None)
     for row in rows:
         assert row["pixel_values"].shape == (3, 16, 16)
 
@@ -35,10 +36,10 @@ def test_a_model_of_one_channel_takes_grey_pictures(tmp_path: Path) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**SHAPE, num_channels=1))
     folder = write_folder(tmp_path)
     grey = image_processor(image_mean=[0.5], image_std=[0.5])
-    rows = TASK.load(folder, grey, model)
+    rows = rows_of(TASK, folder, grey, model)
     assert rows[0]["pixel_values"].shape == (1, 16, 16)
     with pytest.raises(OffsiteError, match=r"cannot take '.*png' of 24 x 20 pixels and mode L"):
-        TASK.load(folder, image_processor(), model)
+        rows_of(TASK, folder, image_processor(), model)
 
 
 def test_unreadable_pictures_are_named_and_skipped_only_on_request(
@@ -50,16 +51,16 @@ def test_unreadable_pictures_are_named_and_skipped_only_on_request(
     (folder / "red" / "notes.txt").write_text("no picture")
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "red" / "deep.png")
     with pytest.raises(OffsiteError, match=r"Cannot read '.*cut\.png'.*--skip-bad"):
-        TASK.load(folder, processor, None)
-    assert len(ImageClassification(skip_bad=True).load(folder, processor, None)) == 12
+        rows_of(TASK, folder, processor, None)
+    assert len(rows_of(ImageClassification(skip_bad=True), folder, processor, None)) == 12
     assert "Skipped 3 unreadable pictures" in caplog.text
     (folder / "red" / "cut.png").unlink()
     with pytest.raises(OffsiteError, match=r"'.*deep\.png' has more than 8 bits per channel"):
-        TASK.load(folder, processor, None)
+        rows_of(TASK, folder, processor, None)
     for file in (folder / "green").iterdir():
         file.write_bytes(b"")
     with pytest.raises(OffsiteError, match="No picture of the class 'green' is readable"):
-        ImageClassification(skip_bad=True).load(folder, processor, None)
+        rows_of(ImageClassification(skip_bad=True), folder, processor, None)
 
 
 def test_a_file_of_several_pictures_is_refused_but_for_a_cameras_preview(
@@ -72,12 +73,12 @@ def test_a_file_of_several_pictures_is_refused_but_for_a_cameras_preview(
         one.save(folder / "red" / name, kind, save_all=True, append_images=[two])
 
     save("camera.jpg", "MPO")
-    assert len(TASK.load(folder, processor, None)) == 13
+    assert len(rows_of(TASK, folder, processor, None)) == 13
     for name, kind in (("many.gif", "GIF"), ("many.tif", "TIFF")):
         save(name, kind)
         with pytest.raises(OffsiteError, match=rf"{name}' holds 2 pictures; save the one"):
-            TASK.load(folder, processor, None)
-        assert len(ImageClassification(skip_bad=True).load(folder, processor, None)) == 13
+            rows_of(TASK, folder, processor, None)
+        assert len(rows_of(ImageClassification(skip_bad=True), folder, processor, None)) == 13
         (folder / "red" / name).unlink()
 
 
@@ -86,11 +87,11 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     large = image_processor(size={"height": 20, "width": 20})
     for family in ("vit", "clip", "siglip"):
         with pytest.raises(OffsiteError, match=r"shape \[3, 20, 20\], which the model cannot"):
-            TASK.load(folder, large, classifier(family))
+            rows_of(TASK, folder, large, classifier(family))
     for family in ("beit", "dinov2"):  # these stretch their positions
-        TASK.load(folder, large, classifier(family))
+        rows_of(TASK, folder, large, classifier(family))
     with pytest.raises(OffsiteError, match="no image processor"):
-        TASK.load(folder, None, classifier("vit"))
+        rows_of(TASK, folder, None, classifier("vit"))
 
 
 @pytest.mark.parametrize(
@@ -125,14 +126,14 @@ def test_odd_arrays_are_refused(
 ) -> None:
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(OffsiteError, match=message):
-        TASK.load(tmp_path / "odd.npz", processor, None)
+        rows_of(TASK, tmp_path / "odd.npz", processor, None)
 
 
 def test_a_single_array_is_no_npz(tmp_path: Path, processor: Any) -> None:
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(OffsiteError, match=r"not a readable \.npz file.*numpy\.savez"):
-        TASK.load(tmp_path / "one.npz", processor, None)
+        rows_of(TASK, tmp_path / "one.npz", processor, None)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, NotImplementedError])
@@ -152,20 +153,20 @@ def test_whatever_a_reader_raises_is_an_unreadable_picture(
     Image.new("RGB", (3, 5)).save(folder / "red" / "odd.png")
     monkeypatch.setattr(PngImageFile, "load_prepare", fail)
     with pytest.raises(OffsiteError, match=r"Cannot read '.*odd\.png'") as caught:
-        TASK.load(folder, processor, None)
+        rows_of(TASK, folder, processor, None)
     assert "secret" not in str(caught.value)
-    assert len(ImageClassification(skip_bad=True).load(folder, processor, None)) == 12
+    assert len(rows_of(ImageClassification(skip_bad=True), folder, processor, None)) == 12
 
 
 def test_pictures_of_several_shapes_are_found_when_they_are_loaded(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     plain = image_processor(do_resize=False)
-    assert len(TASK.load(folder, plain, None)) == 12  # all of one size
+    assert len(rows_of(TASK, folder, plain, None)) == 12  # all of one size
     Image.new("RGB", (24, 21)).save(folder / "red" / "odd.png")
     message = r"the shape \[3, 20, 24\].*odd\.png' the shape \[3, 21, 24\]; turn on do_resize"
     with pytest.raises(OffsiteError, match=message):
-        TASK.load(folder, plain, None)
-    TASK.load(folder, image_processor(), None)
+        rows_of(TASK, folder, plain, None)
+    rows_of(TASK, folder, image_processor(), None)
 
 
 def test_channels_other_than_grey_and_colour_are_named(tmp_path: Path, processor: Any) -> None:

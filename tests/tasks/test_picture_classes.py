@@ -11,6 +11,7 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.model.heads import attach_head, labels_of
+from offsite.tasks.data import rows_of
 from offsite.tasks.image.classification import ImageClassification
 from tests.support.models import classifier
 from tests.support.pictures import (
@@ -33,15 +34,15 @@ def named(*labels: str) -> Any:
 
 def test_classes_take_the_order_of_the_model(tmp_path: Path, processor: Any) -> None:
     path = write_arrays(tmp_path)
-    rows = TASK.load(path, processor, named("yellow", "red", "green"), train=True)
+    rows = rows_of(TASK, path, processor, named("yellow", "red", "green"), train=True)
     assert rows.labels == ("yellow", "red", "green") and rows.targets[:3] == (1, 2, 0)
     few = f"{path}:test:red,green"
-    rows = TASK.load(few, processor, named("yellow", "red", "green"))
+    rows = rows_of(TASK, few, processor, named("yellow", "red", "green"))
     assert rows.labels == ("yellow", "red", "green") and set(rows.targets) == {1, 2}
-    rows = TASK.load(few, processor, named("yellow", "red", "green"), train=True)
+    rows = rows_of(TASK, few, processor, named("yellow", "red", "green"), train=True)
     assert rows.labels == ("red", "green")
     other = named("a", "b", "c")
-    rows = TASK.load(path, processor, other)
+    rows = rows_of(TASK, path, processor, other)
     with pytest.raises(OffsiteError, match="red, green, yellow, but the model knows a, b, c"):
         TASK.evaluate(other, rows)
 
@@ -64,7 +65,7 @@ def test_classes_of_other_numbers_are_not_taken_for_one_another(
     x, y = paint(2, 2, 0)
     np.savez(tmp_path / "later.npz", x=x, y=y + 1)
     tuned = named("0", "1")
-    rows = TASK.load(tmp_path / "later.npz", processor, tuned)
+    rows = rows_of(TASK, tmp_path / "later.npz", processor, tuned)
     with pytest.raises(OffsiteError, match="classes 1, 2, but the model knows LABEL_0, LABEL_1"):
         TASK.evaluate(tuned, rows)
     with pytest.raises(OffsiteError, match="classes 1, 2, but the model knows 2, 3"):
@@ -72,7 +73,7 @@ def test_classes_of_other_numbers_are_not_taken_for_one_another(
     np.savez(tmp_path / "plain.npz", x=x, y=y)
     for labels in (("0", "1"), ("LABEL_0", "LABEL_1"), ("cat", "dog")):
         model = named(*labels)
-        TASK.evaluate(model, TASK.load(tmp_path / "plain.npz", processor, model))
+        TASK.evaluate(model, rows_of(TASK, tmp_path / "plain.npz", processor, model))
 
 
 def test_a_name_that_two_classes_of_the_model_have_is_refused(
@@ -81,9 +82,9 @@ def test_a_name_that_two_classes_of_the_model_have_is_refused(
     """As in ImageNet, which has two classes called crane."""
     path, model = write_arrays(tmp_path), named("red", "green", "yellow", "red")
     with pytest.raises(OffsiteError, match="two classes called 'red'"):
-        TASK.load(path, processor, model)
-    assert TASK.load(f"{path}:test:green,yellow", processor, model).labels[1] == "green"
-    rows = TASK.load(path, processor, named("red", "red", "green", "yellow"), train=True)
+        rows_of(TASK, path, processor, model)
+    assert rows_of(TASK, f"{path}:test:green,yellow", processor, model).labels[1] == "green"
+    rows = rows_of(TASK, path, processor, named("red", "red", "green", "yellow"), train=True)
     assert rows.labels == NAMES  # a head of one's own
 
 
@@ -91,25 +92,25 @@ def test_empty_and_single_classes_are_refused(tmp_path: Path, processor: Any) ->
     folder = write_folder(tmp_path)
     (folder / "blue").mkdir()
     with pytest.raises(OffsiteError, match=r"class 'blue' of .* has no picture"):
-        TASK.load(folder, processor, None)
+        rows_of(TASK, folder, processor, None)
     with pytest.raises(OffsiteError, match="one class 'red'; at least two"):
-        TASK.load(f"{write_arrays(tmp_path)}:train:red", processor, None, train=True)
+        rows_of(TASK, f"{write_arrays(tmp_path)}:train:red", processor, None, train=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(OffsiteError, match="has no folders"):
-        TASK.load(tmp_path / "none", processor, None)
-    with pytest.raises(OffsiteError, match="does not hold pictures"):
-        TASK.load(tmp_path / "missing", processor, None)
+        rows_of(TASK, tmp_path / "none", processor, None)
+    with pytest.raises(OffsiteError, match="There is no data file"):
+        rows_of(TASK, tmp_path / "missing", processor, None)
 
 
 def test_hidden_folders_are_no_classes(tmp_path: Path, processor: Any) -> None:
     (tmp_path / "both" / ".ipynb_checkpoints").mkdir(parents=True)
     write_folder(tmp_path).rename(tmp_path / "both" / "train")
     write_folder(tmp_path / "again").rename(tmp_path / "both" / "test")
-    assert TASK.load(tmp_path / "both", processor, None).labels == tuple(sorted(NAMES))
+    assert rows_of(TASK, tmp_path / "both", processor, None).labels == tuple(sorted(NAMES))
 
 
 def test_foreign_classes_never_reach_the_loss(tmp_path: Path, processor: Any) -> None:
-    rows = TASK.load(write_arrays(tmp_path), processor, None)
+    rows = rows_of(TASK, write_arrays(tmp_path), processor, None)
     with pytest.raises(OffsiteError, match="head has only 2 classes"):
         TASK.loss(classifier("vit", labels=2), TASK.collate([rows[2]]))
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from offsite.errors import MissingExtraError, OffsiteError
+from offsite.tasks.data import rows_of
 from offsite.tasks.image.classification import ImageClassification
 from offsite.tasks.image.pictures import read_pictures
 from tests.support.pictures import (
@@ -27,26 +28,26 @@ TASK = ImageClassification()
 
 def test_arrays_choose_the_split_and_the_classes(tmp_path: Path, processor: Any) -> None:
     path = write_arrays(tmp_path)
-    assert len(TASK.load(path, processor, None, train=True)) == 24
-    assert len(TASK.load(path, processor, None)) == 12
-    assert len(TASK.load(f"{path}:train", processor, None)) == 24
-    some = TASK.load(f"{path}:test:yellow,red", processor, None)
+    assert len(rows_of(TASK, path, processor, None, train=True)) == 24
+    assert len(rows_of(TASK, path, processor, None)) == 12
+    assert len(rows_of(TASK, f"{path}:train", processor, None)) == 24
+    some = rows_of(TASK, f"{path}:test:yellow,red", processor, None)
     assert some.labels == ("red", "yellow") and len(some) == 8 and set(some.targets) == {0, 1}
     assert some[0]["pixel_values"].shape == (3, 16, 16)
     assert torch.equal(some[0]["pixel_values"], some[0]["pixel_values"])
     x, y = paint(3, 2, 0)
     np.savez(tmp_path / "plain.npz", x=x[..., :1], y=y + 5)
-    rows = TASK.load(tmp_path / "plain.npz", processor, None, train=True)
+    rows = rows_of(TASK, tmp_path / "plain.npz", processor, None, train=True)
     assert rows.labels == ("5", "6", "7") and rows.targets == (0, 1, 2, 0, 1, 2)
     with pytest.raises(OffsiteError, match="no class 'blue'; it has red, green, yellow"):
-        TASK.load(f"{path}:test:blue", processor, None)
+        rows_of(TASK, f"{path}:test:blue", processor, None)
     with pytest.raises(OffsiteError, match=r"no split 'dev'.*one of: test, train"):
-        TASK.load(f"{path}:dev", processor, None)
+        rows_of(TASK, f"{path}:dev", processor, None)
 
 
 def test_folders_give_the_same_pictures(tmp_path: Path, processor: Any) -> None:
     folder = write_folder(tmp_path)
-    rows = TASK.load(folder, processor, None)
+    rows = rows_of(TASK, folder, processor, None)
     assert rows.labels == tuple(sorted(NAMES)) and len(rows) == 12
     x, _ = paint(3, 4, 0)
     for index in range(len(rows)):
@@ -57,8 +58,8 @@ def test_folders_give_the_same_pictures(tmp_path: Path, processor: Any) -> None:
     folder.rename(tmp_path / "both" / "train")
     write_folder(tmp_path / "again").rename(tmp_path / "both" / "test")
     (tmp_path / "both" / "test" / "red" / "0.png").unlink()
-    assert len(TASK.load(tmp_path / "both", processor, None, train=True)) == 12
-    assert len(TASK.load(tmp_path / "both", processor, None)) == 11
+    assert len(rows_of(TASK, tmp_path / "both", processor, None, train=True)) == 12
+    assert len(rows_of(TASK, tmp_path / "both", processor, None)) == 11
 
 
 def test_saved_datasets_are_read(
@@ -74,18 +75,18 @@ def test_saved_datasets_are_read(
     datasets.DatasetDict({"train": data, "validation": data.select([0, 1])}).save_to_disk(
         tmp_path / "saved"
     )
-    rows = TASK.load(tmp_path / "saved", processor, None, train=True)
+    rows = rows_of(TASK, tmp_path / "saved", processor, None, train=True)
     assert rows.labels == NAMES and rows.targets == tuple(y)
     first = processor(images=Image.fromarray(x[0]), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(rows[0]["pixel_values"], first)
     with pytest.raises(OffsiteError, match=r"class 'yellow' of .* has no picture"):
-        TASK.load(tmp_path / "saved", processor, None)
+        rows_of(TASK, tmp_path / "saved", processor, None)
     data.remove_columns("label").save_to_disk(tmp_path / "bare")
     with pytest.raises(OffsiteError, match="its columns are img"):
-        TASK.load(tmp_path / "bare", processor, None)
+        rows_of(TASK, tmp_path / "bare", processor, None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"offsite\[vision\]"):
-        TASK.load(tmp_path / "saved", processor, None)
+        rows_of(TASK, tmp_path / "saved", processor, None)
 
 
 def test_pictures_without_a_class_or_content_are_not_taken(tmp_path: Path, processor: Any) -> None:
@@ -102,12 +103,12 @@ def test_pictures_without_a_class_or_content_are_not_taken(tmp_path: Path, proce
         with pytest.raises(
             OffsiteError, match=f"^picture 4 in '.*{name}' has none of the 3 classes"
         ):
-            TASK.load(tmp_path / name, processor, None)
+            rows_of(TASK, tmp_path / name, processor, None)
     parts = {"img": [*x[:5], None], "label": [0, 1, 2] * 2}
     datasets.Dataset.from_dict(parts, features=features).save_to_disk(tmp_path / "gap")
     with pytest.raises(OffsiteError, match="Cannot read picture 5 in"):
-        TASK.load(tmp_path / "gap", processor, None)
-    assert len(ImageClassification(skip_bad=True).load(tmp_path / "gap", processor, None)) == 5
+        rows_of(TASK, tmp_path / "gap", processor, None)
+    assert len(rows_of(ImageClassification(skip_bad=True), tmp_path / "gap", processor, None)) == 5
 
 
 @pytest.mark.parametrize("splits", [("Train", "Test"), ("train", "dev"), ("TRAINING", "Valid")])

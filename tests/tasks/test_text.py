@@ -11,6 +11,7 @@ import torch
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
+from offsite.tasks.data import rows_of
 from offsite.tasks.text.causal import CausalText
 from offsite.tasks.text.cross_entropy import token_losses
 from offsite.tasks.text.documents import read_documents
@@ -32,8 +33,8 @@ def test_examples_that_share_a_row_do_not_see_each_other(
     rows = [{"prompt": prompt, "completion": answer} for prompt, answer in PAIRS]
     data = write(tmp_path / "a.jsonl", rows)
     model.train()
-    packed = CausalText(64).load(data, tokenizer, model)
-    assert model.training and len(packed) == (3 if family in ("opt", "bloom") else 1)  # type: ignore[arg-type]
+    packed = rows_of(CausalText(64), data, tokenizer, model)
+    assert model.training and len(packed) == (3 if family in ("opt", "bloom") else 1)
     model.eval()
     losses = []
     with torch.no_grad():
@@ -45,7 +46,7 @@ def test_examples_that_share_a_row_do_not_see_each_other(
     found = CausalText(64).evaluate(model, packed)
     assert found.count == len(losses)
     assert found.value == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-    alone = CausalText(16).evaluate(model, CausalText(16).load(data, tokenizer, model))
+    alone = CausalText(16).evaluate(model, rows_of(CausalText(16), data, tokenizer, model))
     assert sum(alone.weights) == alone.count and len(alone.weights) == len(alone.items) > 1
     parts = zip(alone.items, alone.weights, strict=True)
     assert alone.value == pytest.approx(sum(item * tokens for item, tokens in parts) / alone.count)
@@ -67,7 +68,7 @@ def test_what_a_file_holds_is_told_by_its_name(tmp_path: Path) -> None:
 
 def test_windows_of_plain_text_count_alike(tokenizer: Any, text_file: Path) -> None:
     model = language_model("gpt2")
-    found = CausalText(64).evaluate(model, CausalText(64).load(text_file, tokenizer, model))
+    found = CausalText(64).evaluate(model, rows_of(CausalText(64), text_file, tokenizer, model))
     assert found.weights == () and len(found.items) > 1
     assert found.value == pytest.approx(sum(found.items) / len(found.items))
 

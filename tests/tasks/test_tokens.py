@@ -18,7 +18,7 @@ from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
 from offsite.scores.harness import harness_scores
 from offsite.tasks import load_task
-from offsite.tasks.data import TaskData
+from offsite.tasks.data import TaskData, rows_of
 from offsite.tasks.source import Source
 from offsite.tasks.text.causal import CausalText
 from offsite.tasks.text.tokens import Convention, encode, encode_after, without_end
@@ -70,12 +70,12 @@ def test_completions_begin_and_end_as_the_tokenizer_does(words: Any, tmp_path: P
     begin, end = around(words)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "a cat sat ", "completion": "on a log"}))
-    row = CausalText(64).load(path, words, language_model("llama"))[0]
+    row = rows_of(CausalText(64), path, words, language_model("llama"))[0]
     ids = row["input_ids"].tolist()
     assert ids == begin + plain(words, "a cat sat on a log") + end
     learnt = [label for label in row["labels"].tolist() if label != IGNORE]
     assert words.decode(learnt[: -len(end)]) == " on a log" and learnt[-len(end) :] == end
-    short = CausalText(6).load(path, words, language_model("llama"))[0]
+    short = rows_of(CausalText(6), path, words, language_model("llama"))[0]
     assert len(short["input_ids"]) == 6 and short["input_ids"].tolist()[: len(begin)] == begin
 
 
@@ -84,9 +84,9 @@ def test_windows_begin_as_the_tokenizer_does(words: Any, tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     texts = ["a cat sat on a log", "a bird sang in a tree", "a mat"]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    rows = CausalText(7).load(path, words, language_model("llama"))
+    rows = rows_of(CausalText(7), path, words, language_model("llama"))
     learnt: list[int] = []
-    for index in range(len(rows)):  # type: ignore[arg-type]
+    for index in range(len(rows)):
         ids, labels = rows[index]["input_ids"].tolist(), rows[index]["labels"].tolist()
         assert len(ids) == 7 and ids[: len(begin)] == begin
         assert labels[: len(begin)] == [IGNORE] * len(begin)
@@ -100,11 +100,11 @@ def test_what_stands_there_already_is_not_added_again(words: Any, tmp_path: Path
     before, after = words.decode(begin), words.decode(end)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": f"{before} a cat", "completion": f" sat{after}"}))
-    row = CausalText(64).load(path, words, language_model("llama"))[0]
+    row = rows_of(CausalText(64), path, words, language_model("llama"))[0]
     ids = row["input_ids"].tolist()
     assert ids == begin + plain(words, " a cat sat") + end
     path.write_text((json.dumps({"text": f"{before} a cat sat{after}"}) + "\n") * 2)
-    row = CausalText(len(ids)).load(path, words, language_model("llama"))[0]
+    row = rows_of(CausalText(len(ids)), path, words, language_model("llama"))[0]
     assert row["input_ids"].tolist() == ids
     assert (row["labels"] == IGNORE).tolist() == [i < len(begin) for i in range(len(ids))]
 
@@ -123,7 +123,7 @@ def test_choices_score_as_by_the_harness(words: Any, tmp_path: Path) -> None:
     _, prompt, answer = task.encode(task.read(path)[0], words, 99)  # type: ignore[attr-defined]
     assert prompt == around(words)[0] + plain(words, "Question: where is a cat\nAnswer:")
     assert words.decode(answer) == " on a mat"
-    ours = task.evaluate(model, task.load(path, words, model))
+    ours = task.evaluate(model, rows_of(task, path, words, model))
     theirs = harness_scores(model, words, {"t": TaskData(task, Source.of(path))})["t"]
     assert ours.items == theirs.items
     assert ours.extra["accuracy_norm"] == theirs.extra["accuracy_norm"]

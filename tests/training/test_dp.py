@@ -20,6 +20,7 @@ from offsite.exchange.offer import Offer
 from offsite.model.split import ends
 from offsite.owner.offering import make_offer
 from offsite.tasks import load_task
+from offsite.tasks.data import rows_of
 from offsite.training import dp, secure_noise
 from offsite.training.dp import PrivacyBudget, Schedule, epsilon, schedule
 from offsite.training.options import TrainOptions
@@ -128,9 +129,9 @@ def test_every_line_is_one_example(tmp_path: Path) -> None:
     trap = make_trap()
     private_lines(path := tmp_path / "private.jsonl", count=30)
     task: Any = load_task("text", 32)
-    rows = replace(task, packed=False).load(path, trap.tokenizer, trap.offer.model, train=True)
+    rows = rows_of(replace(task, packed=False), path, trap.tokenizer, trap.offer.model, train=True)
     assert len(rows) == 30 and all(len(row["input_ids"]) == 12 for row in rows)
-    assert len(task.load(path, trap.tokenizer, trap.offer.model, train=True)) < 30
+    assert len(rows_of(task, path, trap.tokenizer, trap.offer.model, train=True)) < 30
 
 
 def test_the_trap_reads_words_without_and_guesses_with_differential_privacy(

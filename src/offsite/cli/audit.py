@@ -79,6 +79,7 @@ def audit_offer(
     from offsite.exchange.record import Record
     from offsite.model.checkpoint import load_model
     from offsite.tasks import load_task
+    from offsite.tasks.data import rows_of
     from offsite.training.devices import pick_device
 
     if (private_data is None) != (private_eval is None):
@@ -93,7 +94,7 @@ def audit_offer(
     base = load_model(public_base, private.auto_class) if public_base else None
 
     def rows(source: str, train: bool = True) -> Any:
-        return kind.load(source, made.processor, made.model, train=train)
+        return rows_of(kind, source, made.processor, made.model, train=train)
 
     found = audit(
         full, made, private, rows(data), kind, device=where, effort=effort, earlier=others,

@@ -65,8 +65,8 @@ class TaskData:
         return self.source.identity()
 
 
-def rows_of(task: Task, data: Any, processor: Any, model: Any, *, train: bool) -> Any:
-    """Rows for a model from data as the public functions take it.
+def rows_of(task: Task, data: Any, processor: Any, model: Any, *, train: bool = False) -> Any:
+    """Rows for a model, from data in any form that the public functions accept.
 
     Args:
         data: a path, a :class:`TaskData`, rows the task made, or None.
