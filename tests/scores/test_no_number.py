@@ -17,6 +17,7 @@ from offsite.tasks import load_task
 from offsite.tasks.data import TaskData, rows_of
 from offsite.tasks.questions.open_question import is_right, normal, stop_tokens
 from offsite.tasks.source import Source
+from offsite.tasks.task import perplexity
 from tests.support.models import classifier, language_model
 from tests.support.pictures import image_processor
 
@@ -48,6 +49,15 @@ def test_text(text: str, harness: bool, tokenizer: Any, tmp_path: Path) -> None:
     else:
         found = task.evaluate(model, rows_of(task, data, tokenizer, model))
     assert math.isnan(found.value)
+
+
+def test_a_perplexity_beyond_every_float_is_infinite(tokenizer: Any, text_file: Path) -> None:
+    model, task = language_model("llama"), load_task("text", max_length=32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    found = task.evaluate(model, TaskData(task, Source.of(text_file)).rows(tokenizer, model))
+    assert found.value > 1000 and found.extra["perplexity"] == math.inf
+    assert perplexity(2.0) == math.exp(2.0)
 
 
 @pytest.mark.parametrize("text", [OPEN, CHOICE])

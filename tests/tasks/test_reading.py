@@ -115,6 +115,8 @@ TABLES = {
     "secret,yes\nother,no\n": "Line 2 .* has no column 'y'; add it",
     "r,y\nnan,yes\n": "Line 2 .* has 'nan' in its column 'r'",
     "r,y\nsecret,NaN\n": "Line 2 .* has 'NaN' in its column 'y'",
+    "r,y\n#N/A,yes\n": "Line 2 .* has '#N/A' in its column 'r'",
+    "r,y\nsecret,\\N\n": r"Line 2 .* has '\\N' in its column 'y'",
     "r,y\nsecret,A\n": "or the text of a choice; the task file may name others with 'labels'",
     "r,y\n": "is empty: it holds no example",
 }

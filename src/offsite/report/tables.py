@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from offsite.report.runs import Setting, group, show_bytes
 from offsite.report.summary import difference_text, differences
 from offsite.scores.scores import DERIVED, KEYS, TITLES
 from offsite.scores.statistics import COMPARISONS
+from offsite.tasks.task import perplexity
 
 
 def shown(setting: Setting, value: float | None) -> str:
@@ -19,7 +19,7 @@ def shown(setting: Setting, value: float | None) -> str:
     if value is None:
         return "-"
     if setting.metric == "loss":
-        return f"{math.exp(min(value, 700)):.1f}"
+        return f"{perplexity(value):.1f}"
     return f"{100 * value:.1f}"
 
 
@@ -33,7 +33,7 @@ def score(key: str) -> Callable[[Setting], str]:
         text = shown(setting, found.mean)
         if not found.std:  # one seed, or a score that no seed changes
             return text
-        scale = math.exp(min(found.mean, 700)) if setting.metric == "loss" else 100
+        scale = perplexity(found.mean) if setting.metric == "loss" else 100
         return f"{text} ± {scale * found.std:.1f}"
 
     return cell

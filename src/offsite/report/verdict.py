@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
 
 from offsite.report.runs import Setting, best, sends_all, show
 from offsite.report.summary import diverged
+from offsite.tasks.task import perplexity
 
 CAUTION = (
     "Gap and margin say what this tuned or healed emulator lacked on this data. They are not "
@@ -53,7 +53,7 @@ def gain(setting: Setting) -> list[str]:
         f"Plugging improves {metric} from {show(zero, metric)} to {show(plug, metric)}, by {change}"
     )
     if metric == "loss":
-        words += f" (perplexity {exp(min(zero, 700)):.4g} to {exp(min(plug, 700)):.4g})"
+        words += f" (perplexity {perplexity(zero):.4g} to {perplexity(plug):.4g})"
     if full is None or sign * (full - zero) <= 0:
         return [words + "."]
     share = (plug - zero) / (full - zero)

@@ -18,7 +18,10 @@ from offsite.tasks.content import read_text
 JSON_LINES = (".jsonl", ".jsonlines", ".ndjson", ".jl")
 TABLES = (".tsv", ".csv")
 SPACE = " \t\r\n"
-MISSING = ("nan", "NaN", "<NA>")  # what tools write for a missing value
+MISSING = (  # what tools write for a missing value: pandas, MySQL, and tables of Excel and its kin
+    *("nan", "NaN", "<NA>", "\\N"),
+    *("#N/A", "#VALUE!", "#REF!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!"),
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ knows nothing of offers and deltas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,14 @@ def mean_of(metric: str, values: Sequence[float], **extra: float) -> Evaluation:
     squares = sum((value - mean) ** 2 for value in values)
     stderr = (squares / (count - 1) / count) ** 0.5 if count > 1 else None
     return Evaluation(metric, mean, True, count, stderr, extra, tuple(values))
+
+
+def perplexity(loss: float) -> float:
+    """``exp(loss)`` of a loss in nats per token; infinite where no float is that large."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 class Task(Protocol):

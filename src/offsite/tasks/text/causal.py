@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
-from offsite.tasks.task import Evaluation, HarnessForm
+from offsite.tasks.task import Evaluation, HarnessForm, perplexity
 from offsite.tasks.text.cross_entropy import summed_loss, token_losses
 from offsite.tasks.text.documents import read_documents
 from offsite.tasks.text.packing import (
@@ -197,7 +196,7 @@ class CausalText:
         if not count:
             raise OffsiteError("The evaluation data has no token to predict; give more text.")
         mean = total / count
-        extra = {"perplexity": math.exp(min(mean, 700.0))}
+        extra = {"perplexity": perplexity(mean)}
         uneven = tuple(weights) if len(set(weights)) > 1 else ()
         return Evaluation(self.metric, mean, False, count, None, extra, tuple(items), uneven)
 
