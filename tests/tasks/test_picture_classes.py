@@ -100,6 +100,9 @@ def test_empty_and_single_classes_are_refused(tmp_path: Path, processor: Any) ->
         rows_of(TASK, tmp_path / "none", processor, None)
     with pytest.raises(OffsiteError, match="There is no data file"):
         rows_of(TASK, tmp_path / "missing", processor, None)
+    (tmp_path / "a.txt").write_text("red")
+    with pytest.raises(OffsiteError, match="does not hold pictures"):
+        rows_of(TASK, tmp_path / "a.txt", processor, None)
 
 
 def test_hidden_folders_are_no_classes(tmp_path: Path, processor: Any) -> None:
