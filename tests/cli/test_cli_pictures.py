@@ -186,7 +186,7 @@ def test_a_processor_of_another_size_is_refused(run: Run, made: Path, tmp_path: 
 
 
 def test_models_that_no_picture_can_be_given_to_are_not_offered(run: Run, tmp_path: Path) -> None:
-    """ImageGPT reads colours as tokens, SigLIP 2 reads patches that its processor cuts."""
+    """ImageGPT reads colours as tokens, SigLIP 2 patches; a distilled DeiT has two heads."""
     shape = {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64, "vocab_size": 9}
     eyes = {**PICTURE_SHAPE, "num_patches": 16}
     odd = {
@@ -199,9 +199,14 @@ def test_models_that_no_picture_can_be_given_to_are_not_offered(run: Run, tmp_pa
             transformers.ImageGPTImageProcessor(clusters=[[0.0, 0.0, 0.0]] * 8),
         ),
     }
+    two_heads = transformers.DeiTConfig(**PICTURE_SHAPE)
+    two_heads.architectures = ["DeiTForImageClassificationWithTeacher"]
+    odd["has no single linear classifier head"] = two_heads, image_processor()
     for index, (message, (config, processor)) in enumerate(odd.items()):
         model = tmp_path / f"model-{index}"
-        build = transformers.AutoModelForImageClassification.from_config(config)
+        name = (config.architectures or ["AutoModelForImageClassification"])[0]
+        family = getattr(transformers, name)
+        build = family(config) if config.architectures else family.from_config(config)
         build.save_pretrained(model)
         processor.save_pretrained(model)
         words = ("--keep", 1, "--adapter", "ends:1,1", "--out", tmp_path / "out")

@@ -100,6 +100,14 @@ def check_scored(tuned: Sequence[str], scored: Sequence[str]) -> None:
         )
 
 
+def no_head(model: nn.Module) -> OffsiteError:
+    """The refusal of a model without a head that follows the number of classes."""
+    return OffsiteError(
+        f"{type(model).__name__} has no single linear classifier head, so it cannot be tuned to "
+        "other classes; use an image model that transformers classifies with."
+    )
+
+
 def attach_head(model: nn.Module, labels: Sequence[str] = ()) -> None:
     """Give a model a head of its own, in place, and tell its configuration the classes.
 
@@ -112,11 +120,7 @@ def attach_head(model: nn.Module, labels: Sequence[str] = ()) -> None:
     path = head_path(model)
     if path is None:
         if labels:
-            raise OffsiteError(
-                f"{type(model).__name__} has no single linear classifier head, so it cannot be "
-                f"tuned to {len(labels)} classes; use an image model that transformers classifies "
-                "with."
-            )
+            raise no_head(model)
         return
     present, old = labels_of(model), model.get_submodule(path)
     assert isinstance(old, nn.Linear)

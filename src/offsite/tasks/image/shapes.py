@@ -10,6 +10,7 @@ from torch import nn
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import get_blocks
+from offsite.model.heads import head_path, no_head
 from offsite.tasks.image.pictures import Pictures, pillow
 from offsite.tasks.image.rows import MODES, ImageRows
 
@@ -60,12 +61,14 @@ def check_model(model: nn.Module, processor: Any) -> None:
     """Send a grey square through an image processor and up to the first block of its model.
 
     Raises:
-        OffsiteError: no picture can be given to this model.
+        OffsiteError: no picture can be given to this model, or it has no head to tune.
     """
     square = pillow().new("RGB", (64, 64), (128, 128, 128))
     one = Pictures(("grey",), (0,), lambda index: square, lambda index: "a test picture")
     channels = channels_of(getattr(model, "config", None))
     check_size(model, ImageRows(one, (0,), ("grey",), processor, channels).prepare(0))
+    if head_path(model) is None:
+        raise no_head(model)
 
 
 class _Fits(Exception):
