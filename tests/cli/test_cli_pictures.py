@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from tests.support import Run
-from tests.support.models import PICTURE_SHAPE, classifier
+from tests.support.models import PICTURE_SHAPE, backbone, classifier
 from tests.support.pictures import NAMES, image_processor, write_arrays, write_folder
 
 IMAGES = ("--task", "image-classification", "--device", "cpu")
@@ -40,6 +40,19 @@ def offer(run: Run, made: Path, tmp_path: Path) -> Path:
     status, _, err = run("offer", made / "model", "--out", tmp_path / "offer", *words)
     assert status == 0, err
     return tmp_path / "offer"
+
+
+@pytest.mark.parametrize("option", ["--data", "--eval-data"])
+def test_an_offer_of_a_model_without_these_classes_is_not_scored(
+    option: str, run: Run, made: Path, tmp_path: Path
+) -> None:
+    backbone("dinov2").save_pretrained(tmp_path / "model")
+    image_processor().save_pretrained(tmp_path / "model")
+    words = ("--adapter", "ends:1,1", "--recipe", "narrow-align@0.6", *IMAGES)
+    data = ("--data", made / "colours.npz", option, made / "colours.npz")
+    status, out, err = run("offer", tmp_path / "model", "--out", tmp_path / "offer", *words, *data)
+    assert status == 0, err
+    assert "made for other classes" in err and "zero-shot" not in out
 
 
 @pytest.mark.parametrize("source", ["colours.npz", "folders"])

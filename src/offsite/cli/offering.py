@@ -25,6 +25,7 @@ from offsite.exchange.record import Record
 from offsite.exchange.wording import Wording, few, unsent_templates
 from offsite.lab.measure import folder_bytes, offer_bytes
 from offsite.model.checkpoint import Checkpoint
+from offsite.model.heads import labels_of, same_classes
 from offsite.model.kind import kind_of_task
 from offsite.model.split import Adapter, parse_adapter
 from offsite.owner.judgement import judge_emulator
@@ -56,14 +57,20 @@ class DataSets:
     def to_score(self, made: Offer) -> Any:
         """Rows to score an offer on: those for it, or else at most 64 rows of the owner's own data.
 
-        A folder of one's own data may have a part for scoring.
+        A folder of one's own data may have a part for scoring. None without data, and for pictures
+        of other classes than the model's head has, as where it has no head of its own.
         """
-        if self.test is not None:
-            return self.test.rows(made.processor, made.model)
-        if self.own is None:
+        given = self.test
+        if given is None and self.own is not None:
+            given = TaskData(self.own.task, self.own.source)
+        if given is None:
             return None
-        rows = TaskData(self.own.task, self.own.source).rows(made.processor, made.model)
-        return Subset(rows, evenly_spaced(range(len(rows))))
+        rows = given.rows(made.processor, made.model)
+        labels = given.task.labels(rows)
+        if labels and not same_classes(labels_of(made.model), labels):
+            note("The model was made for other classes than the data shows, so it is not scored.")
+            return None
+        return rows if self.test else Subset(rows, evenly_spaced(range(len(rows))))
 
 
 def open_model(name: str, task: Task, data: DataSets, gate: Gate | None) -> Checkpoint:
