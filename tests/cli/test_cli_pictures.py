@@ -191,14 +191,18 @@ def test_a_processor_of_another_size_is_refused(run: Run, made: Path, tmp_path: 
     model = tmp_path / "model"
     classifier("vit").save_pretrained(model)
     image_processor(size={"height": 20, "width": 20}).save_pretrained(model)
-    offer = ("offer", model, "--keep", 2, "--adapter", "ends:1,1", "--out", tmp_path / "out")
-    for words in (("score", model, "--data", made / "folders"), offer):
-        status, _, err = run(*words, *IMAGES)
-        assert status == 2 and "shape [3, 20, 20], which the model cannot embed" in err
-    assert not (tmp_path / "out").exists()
+    words = "shape [3, 20, 20], which the model cannot embed"
+    status, _, err = run("score", model, "--data", made / "folders", *IMAGES)
+    assert status == 2 and words in err
+    keep = ("--keep", 2, "--adapter", "ends:1,1")
+    status, out, _ = run("offer", model, *keep, "--out", tmp_path / "out", *IMAGES)
+    assert status == 0 and "This offer cannot be tuned." in out and words in out
+    tune = ("tune", tmp_path / "out", "--data", made / "folders", "--out", tmp_path / "delta")
+    status, _, err = run(*tune)
+    assert status == 2 and words in err
 
 
-def test_models_that_no_picture_can_be_given_to_are_not_offered(run: Run, tmp_path: Path) -> None:
+def test_the_owner_hears_that_no_picture_can_be_given_to_a_model(run: Run, tmp_path: Path) -> None:
     """ImageGPT reads colours as tokens, SigLIP 2 patches; a distilled DeiT has two heads."""
     shape = {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64, "vocab_size": 9}
     eyes = {**PICTURE_SHAPE, "num_patches": 16}
@@ -222,9 +226,9 @@ def test_models_that_no_picture_can_be_given_to_are_not_offered(run: Run, tmp_pa
         build = family(config) if config.architectures else family.from_config(config)
         build.save_pretrained(model)
         processor.save_pretrained(model)
-        words = ("--keep", 1, "--adapter", "ends:1,1", "--out", tmp_path / "out")
-        status, _, err = run("offer", model, *words, *IMAGES)
-        assert status == 2 and message in err and "Trace" not in err, err
+        words = ("--keep", 1, "--adapter", "ends:1,1", "--out", tmp_path / f"offer-{index}")
+        status, out, err = run("offer", model, *words, *IMAGES)
+        assert status == 0 and "This offer cannot be tuned." in out and message in out, err
 
 
 def test_a_processor_of_an_unknown_class_is_read_alike_by_both_sides(

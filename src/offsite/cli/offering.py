@@ -19,6 +19,7 @@ from offsite.compress.forecast import seconds_of, span
 from offsite.compress.recipe import Recipe
 from offsite.compress.scaleot.step import resolve_adapter
 from offsite.compress.step import check_data
+from offsite.errors import OffsiteError
 from offsite.exchange.manifest import now
 from offsite.exchange.offer import Offer
 from offsite.exchange.record import Record
@@ -26,12 +27,13 @@ from offsite.exchange.wording import Wording, few, unsent_templates
 from offsite.lab.measure import folder_bytes, offer_bytes
 from offsite.model.checkpoint import Checkpoint
 from offsite.model.heads import labels_of, same_classes
-from offsite.model.kind import kind_of_task
+from offsite.model.kind import IMAGE, kind_of_task
 from offsite.model.split import Adapter, parse_adapter
 from offsite.owner.judgement import judge_emulator
 from offsite.owner.offering import check_record
 from offsite.report.structure import ranges
 from offsite.tasks.data import TaskData, find_source, prepare_all, read_data
+from offsite.tasks.image.shapes import check_model
 from offsite.tasks.task import Task
 
 Said = tuple[dict[str, Any], Lines]  # for --json, and in lines for people
@@ -175,8 +177,8 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
         lines.append(
             warning(f"Only the default chat template is sent; these are not sent: {few(unsent)}.")
         )
+    kind = kind_of_task(made.manifest.task)
     if made.processor is None:
-        kind = kind_of_task(made.manifest.task)
         lines.append(
             warning(
                 f"The model has no {kind.processor_name}, so the offer has none and its tuner "
@@ -184,5 +186,11 @@ def summary(out: Path, path: Path, made: Offer, private: Record) -> Said:
                 "again."
             )
         )
+    elif kind is IMAGE:
+        try:
+            check_model(made.model, made.processor)
+        except OffsiteError as error:
+            result["warning"] = str(error)
+            lines.append(warning(f"This offer cannot be tuned. {error}"))
     lines.append(f"  record       {path} (private: keep it, never send it)")
     return result, lines

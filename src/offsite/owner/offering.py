@@ -31,11 +31,9 @@ from offsite.exchange.side import GivenSides, attach_side, read_sides, sides_of
 from offsite.exchange.wording import parse_parts, without_words
 from offsite.model.blocks import block_path
 from offsite.model.checkpoint import Checkpoint
-from offsite.model.kind import IMAGE
 from offsite.model.split import Adapter, ends
 from offsite.owner.cutting import Cut, cut_checkpoint, cut_module
 from offsite.owner.emulating import Emulated, Request, emulate
-from offsite.tasks.image.shapes import check_model
 from offsite.tasks.task import Task
 from offsite.tasks.text.causal import CausalText
 from offsite.training.devices import pick_device
@@ -100,8 +98,6 @@ def make_offer(
     request = Request(adapter, recipe, task, data, processor, seed, dtype, reach, work, resume)
     target = device_for(source, device)
     cut = cut_source(source, request)
-    if isinstance(source, Checkpoint) and source.kind is IMAGE and processor is not None:
-        check_model(cut.model, processor)
     made = emulate(cut, request, target)
     for group in groups:
         attach_side(made.model, group)
