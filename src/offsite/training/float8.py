@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from offsite.errors import OffsiteError
 from offsite.model.layers import linear_shape
-from offsite.training.sharding import frozen_blocks
+from offsite.training.tunable import frozen_blocks
 
 FLOAT8 = torch.float8_e4m3fn
 SMALLEST = 1e-30  # of a row's largest value, so that a row of zeros can be divided by it

@@ -15,13 +15,13 @@ from accelerate import PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offsite.errors import OffsiteError
 from offsite.model.blocks import alias
 from offsite.model.layers import QuantisedLinear
 from offsite.training.options import TrainOptions
 from offsite.training.processes import process_count
+from offsite.training.tunable import frozen_blocks
 
 ROOM = 0.5  # share of a device's memory that frozen weights may take before they are spread
 
@@ -67,6 +67,8 @@ def sharded(
     whole: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for parent, name, block in frozen_blocks(model):
+            if not any(p.is_floating_point() for p in block.parameters()):
+                continue
             spread = alias(block)
             for module in spread.modules():
                 for key, parameter in module.named_parameters(recurse=False):
@@ -83,18 +85,6 @@ def sharded(
     finally:
         for parent, name, block in whole:
             setattr(parent, name, block)
-
-
-def frozen_blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """The blocks in which nothing trains, each with its parent module and its name."""
-    return [
-        (parent, name, block)
-        for parent in model.modules()
-        for name, block in parent.named_children()
-        if isinstance(block, GradientCheckpointingLayer)
-        and any(p.is_floating_point() for p in block.parameters())
-        and not any(p.requires_grad for p in block.parameters())
-    ]
 
 
 def shard_root(root: nn.Module) -> None:

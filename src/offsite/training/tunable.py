@@ -31,7 +31,7 @@ class Tunable(nn.Module):
         self.loss = loss
         self.config = getattr(model, "config", None)
         self.trained = [(n, p) for n, p in super().named_parameters() if p.requires_grad]
-        self.frozen = frozen_blocks(model)
+        self.frozen = [block for _, _, block in frozen_blocks(model)]
         self.recomputing = False
         self._set_mode(True)
 
@@ -83,11 +83,12 @@ class Tunable(nn.Module):
         self._set_mode(self.training)
 
 
-def frozen_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The blocks in which nothing trains."""
-    return tuple(
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer)
-        and not any(p.requires_grad for p in module.parameters())
-    )
+def frozen_blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """The blocks in which nothing trains, each with its parent module and its name."""
+    return [
+        (parent, name, block)
+        for parent in model.modules()
+        for name, block in parent.named_children()
+        if isinstance(block, GradientCheckpointingLayer)
+        and not any(p.requires_grad for p in block.parameters())
+    ]
