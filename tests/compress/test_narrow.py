@@ -87,5 +87,5 @@ def test_what_cannot_be_narrowed_is_refused() -> None:
         compress([Narrow(groups=0.5)], world("gpt2"))
     with pytest.raises(OffsiteError, match="put 'narrow' before it"):
         compress([GradOT(attention=1.0, batches=1), Narrow()], world("llama"))
-    with pytest.raises(OffsiteError, match="over 0 to 1"):
+    with pytest.raises(OffsiteError, match="more than 0 and at most 1"):
         Narrow(feed_forward=0.0)

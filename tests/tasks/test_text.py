@@ -80,3 +80,13 @@ def test_odd_json_is_named_by_its_line(line: str, tmp_path: Path) -> None:
     with pytest.raises(OffsiteError, match=r"^Line 2 of ") as caught:
         read_documents(path)
     assert "secret" not in str(caught.value)
+
+
+def test_a_task_loads_a_file_in_one_call(tokenizer: Any, text_file: Path) -> None:
+    task, model = CausalText(32), language_model("llama")
+    loaded: Any = task.load(text_file, tokenizer, model)
+    rows = rows_of(task, text_file, tokenizer, model)
+    assert len(loaded) == len(rows) > 1
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(loaded, rows, strict=True)
+    )

@@ -148,6 +148,11 @@ class Task(Protocol):
     def rows(self, prepared: Any, model: nn.Module, *, train: bool = False) -> Dataset[Any]:
         """Third stage: rows for one model; ``train`` turns augmentation on where there is any."""
 
+    def load(
+        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
+    ) -> Dataset[Any]:
+        """All three stages at once."""
+
     def labels(self, rows: Any) -> tuple[str, ...]:
         """Names of the classes of some rows, in the order of a model's outputs; none for text."""
 

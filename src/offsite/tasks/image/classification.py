@@ -118,6 +118,14 @@ class ImageClassification:
             check_size(model, rows[0]["pixel_values"])
         return rows
 
+    def load(
+        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
+    ) -> ImageRows:
+        """All three stages at once; see :class:`~offsite.tasks.task.Task`."""
+        config = getattr(model, "config", None)
+        prepared = self.prepare(self.read(source, train=train), processor, config)
+        return self.rows(prepared, model, train=train)
+
     def labels(self, rows: Any) -> tuple[str, ...]:
         """Names of the classes of rows; see :class:`~offsite.tasks.task.Task`."""
         return rows.labels if isinstance(rows, ImageRows) else ()

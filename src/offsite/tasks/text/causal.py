@@ -135,6 +135,14 @@ class CausalText:
             return plain_rows(prepared.examples)  # type: ignore[return-value]
         return pack(prepared.examples, prepared.length, together=self.packed and restarts(model))  # type: ignore[return-value]
 
+    def load(
+        self, source: str | Path, processor: Any, model: Any, *, train: bool = False
+    ) -> Dataset[Any]:
+        """All three stages at once; see :class:`~offsite.tasks.task.Task`."""
+        config = getattr(model, "config", None)
+        prepared = self.prepare(self.read(source, train=train), processor, config)
+        return self.rows(prepared, model, train=train)
+
     def labels(self, rows: Any) -> tuple[str, ...]:
         """No classes; see :class:`~offsite.tasks.task.Task`."""
         return ()
