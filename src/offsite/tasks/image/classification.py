@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from offsite.errors import OffsiteError
 from offsite.model.heads import labels_of, same_classes
 from offsite.model.replay import forward
+from offsite.tasks.data import rows_of
 from offsite.tasks.image.augment import ALL, augment, check_kinds
 from offsite.tasks.image.pictures import Pictures, read_pictures, shown_names
 from offsite.tasks.image.rows import ImageRows, Readable, match_classes, read_picture
@@ -122,9 +123,8 @@ class ImageClassification:
         self, source: str | Path, processor: Any, model: Any, *, train: bool = False
     ) -> ImageRows:
         """All three stages at once; see :class:`~offsite.tasks.task.Task`."""
-        config = getattr(model, "config", None)
-        prepared = self.prepare(self.read(source, train=train), processor, config)
-        return self.rows(prepared, model, train=train)
+        loaded: ImageRows = rows_of(self, source, processor, model, train=train)
+        return loaded
 
     def labels(self, rows: Any) -> tuple[str, ...]:
         """Names of the classes of rows; see :class:`~offsite.tasks.task.Task`."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from offsite.errors import OffsiteError
 from offsite.model.replay import IGNORE
+from offsite.tasks.data import rows_of
 from offsite.tasks.task import Evaluation, HarnessForm, perplexity
 from offsite.tasks.text.cross_entropy import summed_loss, token_losses
 from offsite.tasks.text.documents import read_documents
@@ -139,9 +140,8 @@ class CausalText:
         self, source: str | Path, processor: Any, model: Any, *, train: bool = False
     ) -> Dataset[Any]:
         """All three stages at once; see :class:`~offsite.tasks.task.Task`."""
-        config = getattr(model, "config", None)
-        prepared = self.prepare(self.read(source, train=train), processor, config)
-        return self.rows(prepared, model, train=train)
+        loaded: Dataset[Any] = rows_of(self, source, processor, model, train=train)
+        return loaded
 
     def labels(self, rows: Any) -> tuple[str, ...]:
         """No classes; see :class:`~offsite.tasks.task.Task`."""
