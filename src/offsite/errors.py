@@ -38,6 +38,11 @@ def check_seed(seed: int) -> None:
     require(0 <= seed < 2**32, f"{seed} is not a seed; use a whole number from 0 to 2**32 - 1.")
 
 
+def check_share(share: float) -> None:
+    """Refuse a share of parameters that a recipe cannot keep."""
+    require(0 < share <= 1, f"A share of {share} cannot be kept; use more than 0 and at most 1.")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory of the machine or of a GPU ran out; torch says so in words of its own."""
     if isinstance(error, (MemoryError, DoesNotFitError)):

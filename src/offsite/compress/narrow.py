@@ -19,7 +19,7 @@ from offsite.compress.channels import (
 )
 from offsite.compress.linears import linears, map_linears, matrix
 from offsite.compress.step import Context, Needs
-from offsite.errors import OffsiteError, require
+from offsite.errors import OffsiteError, check_share
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import is_attention
 from offsite.model.replay import forward
@@ -58,9 +58,7 @@ class Narrow:
 
     def __post_init__(self) -> None:
         for share in (self.feed_forward, self.groups):
-            require(
-                0 < share <= 1, f"A share of {share} cannot be kept; use more than 0 and at most 1."
-            )
+            check_share(share)
 
     @property
     def needs(self) -> Needs:

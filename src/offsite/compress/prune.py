@@ -10,7 +10,7 @@ from torch import nn
 
 from offsite.compress.linears import map_linears, matrix, with_matrix
 from offsite.compress.step import Context, Needs
-from offsite.errors import require
+from offsite.errors import check_share
 from offsite.model.split import Middle
 
 
@@ -28,10 +28,7 @@ class Prune:
     kind: ClassVar[str] = "prune"
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.keep <= 1,
-            f"A share of {self.keep} cannot be kept; use more than 0 and at most 1.",
-        )
+        check_share(self.keep)
 
     @property
     def needs(self) -> Needs:

@@ -29,7 +29,7 @@ from offsite.compress.gradot.kfac import Statistics, collect
 from offsite.compress.linears import linears, map_linears, matrix
 from offsite.compress.rank import factorised
 from offsite.compress.step import Context, Needs
-from offsite.errors import require
+from offsite.errors import check_share, require
 from offsite.model.blocks import get_blocks
 from offsite.model.layers import is_attention
 from offsite.model.split import Kept, Middle
@@ -63,9 +63,7 @@ class GradOT:
 
     def __post_init__(self) -> None:
         for share in (self.attention, self.feed_forward):
-            require(
-                0 < share <= 1, f"A share of {share} cannot be kept; use more than 0 and at most 1."
-            )
+            check_share(share)
         require(self.batches >= 1, f"GradOT cannot measure {self.batches} batches; use 1 or more.")
 
     @property
